@@ -1,0 +1,37 @@
+# Needs Python 3.11 or newer with venv, make and a C++ compiler; everything else is installed here.
+PYTHON ?= python3
+VENV ?= .venv
+# For example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a CPU build of torch.
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: install test check format bench base clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python ray_jobs/bench.py
+
+base: install
+	$(BIN)/python -m cmoe.assets.build_mini_base --out cmoe/assets/mini_base
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

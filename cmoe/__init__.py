@@ -1,0 +1,1 @@
+"""cmoe: continual learning of vision-language models by a growing mixture of LoRA experts."""

@@ -1,0 +1,1 @@
+"""CoIN's data: its schema, its files, and the generated mini CoIN."""

@@ -1,0 +1,1 @@
+"""The network: a frozen vision-language model that grows experts, routers and a locator."""

@@ -1,0 +1,199 @@
+"""The frozen base: load it by name, find its decoder layers, their FFNs, and its features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LAYERS_NAMES = ("layers", "h", "blocks")
+FFN_NAMES = ("mlp", "feed_forward", "ffn")
+PLACEHOLDER_NAMES = ("image_token_id", "video_token_id")
+
+Pooling = Literal["last", "mean", "mean_text"]
+
+# Elements of one tensor that go into the fingerprint. Whole tensors of a small model; of a
+# 7B model about 90 MB in all, read in a fraction of a second.
+FINGERPRINT_ELEMENTS = 65_536
+
+
+class UnsupportedModelError(ValueError):
+    """A model in which no decoder layers with linear FFNs were found."""
+
+
+@dataclass(frozen=True)
+class FFNSite:
+    """Where one decoder layer keeps its FFN.
+
+    Attributes:
+        layer: The decoder layer.
+        name: Attribute of the layer that holds the FFN.
+        maps: Dotted names, inside the FFN, of its linear maps in order of definition.
+        hidden_size: Width `d` of the FFN's input.
+    """
+
+    layer: nn.Module
+    name: str
+    maps: tuple[str, ...]
+    hidden_size: int
+
+    @property
+    def ffn(self) -> nn.Module:
+        return self.layer.get_submodule(self.name)
+
+
+def load_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+) -> tuple[PreTrainedModel, Any]:
+    """Load a vision-language model and its processor by hub name or local path.
+
+    Code from the hub is never run.
+
+    Raises:
+        OSError: Nothing usable lies at `name`; says what transformers looked for.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(
+        name, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
+    processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return model.eval(), processor
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The language decoder of a vision-language model: the module that owns the layers."""
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if callable(get_decoder) else model
+    if not any(isinstance(getattr(decoder, n, None), nn.ModuleList) for n in LAYERS_NAMES):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: its decoder {type(decoder).__name__} has no list of layers; "
+            f"looked for {', '.join(LAYERS_NAMES)}"
+        )
+    return decoder
+
+
+def find_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, in order."""
+    decoder = find_decoder(model)
+    lists = (getattr(decoder, n, None) for n in LAYERS_NAMES)
+    return next(x for x in lists if isinstance(x, nn.ModuleList))
+
+
+def find_ffns(model: nn.Module) -> list[FFNSite]:
+    """The FFN of every decoder layer.
+
+    An FFN fits if linear maps hold all of its parameters: a router or fused expert tensors
+    inside would mean that tokens leave the order in which experts are gated.
+
+    Raises:
+        UnsupportedModelError: A layer has none; names what was looked for and what was found.
+    """
+    return [_find_ffn(model, i, layer) for i, layer in enumerate(find_layers(model))]
+
+
+def _find_ffn(model: nn.Module, index: int, layer: nn.Module) -> FFNSite:
+    for name in FFN_NAMES:
+        ffn = getattr(layer, name, None)
+        if not isinstance(ffn, nn.Module):
+            continue
+        linears = {n: m for n, m in ffn.named_modules() if isinstance(m, nn.Linear)}
+        strangers = {id(p) for p in ffn.parameters()} - {
+            id(p) for m in linears.values() for p in m.parameters()
+        }
+        if linears and not strangers:
+            width = next(iter(linears.values())).in_features
+            return FFNSite(layer, name, tuple(linears), width)
+    children = ", ".join(f"{n} ({type(m).__name__})" for n, m in layer.named_children())
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: decoder layer {index} ({type(layer).__name__}) has no FFN made "
+        f"of linear maps alone; looked for {', '.join(FFN_NAMES)}, found {children}"
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest that tells bases apart, the same in every load dtype and on every device.
+
+    SHA-256 over each parameter's name, shape and up to 65,536 evenly spaced elements, rounded
+    to bfloat16. A single altered weight of a larger tensor can go unnoticed; another checkpoint
+    can't.
+    """
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        flat = p.detach().flatten()
+        stride = -(-flat.numel() // FINGERPRINT_ELEMENTS) or 1
+        sample = flat[::stride].to("cpu", torch.bfloat16).contiguous()
+        digest.update(f"{name} {tuple(p.shape)}\n".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def pooling_weights(inputs: Mapping[str, Tensor], pooling: Pooling, config: Any) -> Tensor:
+    """How much each prompt token counts in the feature.
+
+    Args:
+        inputs: A batch of prompts (no answers), with `input_ids` [B, S] and, where samples are
+            padded on either side, `attention_mask` [B, S].
+        pooling: `last` prompt token (the paper's), `mean` over the prompt, or `mean_text` over
+            its text tokens alone.
+        config: The base's configuration; names the tokens that stand for pictures.
+
+    Returns:
+        Weights [B, S], fp32; every row sums to 1.
+    """
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    attended = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    if pooling == "last":
+        from_end = attended.flip(-1).long().argmax(-1)
+        last = ids.shape[-1] - 1 - from_end
+        return nn.functional.one_hot(last, ids.shape[-1]).float()
+    if pooling == "mean_text":
+        for name in PLACEHOLDER_NAMES:
+            token = getattr(config, name, None)
+            if token is not None:
+                attended = attended & (ids != token)
+    weights = attended.float()
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
+
+
+class FeatureReachedError(Exception):
+    """Ends a forward pass at the feature's layer. Never leaves this package."""
+
+
+@contextmanager
+def watch_hidden_state(model: nn.Module, layer: int, seen: Any) -> Iterator[None]:
+    """Call `seen(hidden_bsd)` with the state that enters decoder layer `layer`.
+
+    `layer == L` means the decoder's output, behind its final norm: the paper's `F_end`.
+    """
+    layers = find_layers(model)
+    if layer < len(layers):
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen(args[0] if args else kwargs["hidden_states"])
+
+        handle = layers[layer].register_forward_pre_hook(before, with_kwargs=True)
+    else:
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen(output[0])
+
+        handle = find_decoder(model).register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,245 @@
+"""LoRA experts of one FFN, stacked: any number of experts costs a few matrix products.
+
+An expert is one LoRA pair per linear map of the FFN, and the maps share the token's gates
+(method, "Experts and routers"):
+
+    y = P u + sum_e s_e g_e B_e A_e u
+
+The pairs of all experts lie in one tensor `A [R, in]` and one `B [R, out]`, where `R` is the sum
+of the experts' ranks: the experts that existed at any earlier time are the first rows, so that an
+earlier task computes with the same numbers, in the same shapes, whatever was learned later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Measured with `ray_jobs/bench.py experts` (2 CPU cores, fp32): below these sizes sorting tokens
+# by expert costs more than computing every expert for every token.
+GROUPED_MIN_SHARE = 4  # experts per used expert
+GROUPED_MIN_ROWS = 4  # tokens per expert
+GROUPED_ALIGNMENT = 16  # bytes; grouped_mm's demand on strides
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Which experts each token uses, and how much.
+
+    Attributes:
+        weights: [n, k], 0 for a token without experts.
+        experts: [n, k] indices among the layer's experts, distinct in a row.
+        count: How many of the layer's experts the batch may use: the first `count`.
+    """
+
+    weights: Tensor
+    experts: Tensor
+    count: int
+
+
+class Bank(nn.Module):
+    """The shape of a stack of experts: which rows belong to which, and at what scale.
+
+    Args:
+        ranks: Rank of each expert.
+        scales: `lora_alpha / rank` of each.
+        start: The layer's index of this stack's first expert.
+        widths: Inputs and outputs of the linear maps that the stack serves.
+    """
+
+    scale_e: Tensor
+    row_expert: Tensor
+
+    def __init__(
+        self,
+        ranks: Sequence[int],
+        scales: Sequence[float],
+        start: int,
+        widths: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.ranks = tuple(ranks)
+        self.widths = tuple(widths)
+        self.scales = tuple(scales)
+        self.start = start
+        self._ends = (0, *accumulate(self.ranks))
+        experts = torch.arange(len(self.ranks))
+        row_expert = experts.repeat_interleave(torch.tensor(self.ranks, dtype=torch.long))
+        scale_e = torch.tensor(self.scales, dtype=torch.float32)
+        self.register_buffer("row_expert", row_expert.to(device), persistent=False)
+        self.register_buffer("scale_e", scale_e.to(device), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def rows(self, expert: int) -> slice:
+        """One expert's rows."""
+        return slice(self._ends[expert], self._ends[expert + 1])
+
+    def dispatch(self, gates: Gates, dtype: torch.dtype) -> Dispatch | None:
+        """How a batch with these gates runs through this stack; None if it uses none of it."""
+        count = min(gates.count - self.start, len(self))
+        if count <= 0:
+            return None
+        experts = gates.experts - self.start
+        mine = (experts >= 0) & (experts < count)
+        whole = self.start == 0 and gates.count <= len(self)
+        if not whole:  # slots that belong to another stack compute expert 0 with gate 0
+            experts = experts.where(mine, 0)
+        weights = gates.weights if whole else gates.weights * mine
+        weights = (weights * self.scale_e[experts]).to(dtype)
+        if self._prefers_grouped(experts, count, dtype):
+            return _Grouped(experts, weights, count, self.ranks[0])
+        gates_ne = weights.new_zeros(len(weights), count).scatter_add(1, experts, weights)
+        return _Concatenated(gates_ne.index_select(1, self.row_expert[: self._ends[count]]))
+
+    def _prefers_grouped(self, experts_nk: Tensor, count: int, dtype: torch.dtype) -> bool:
+        """Whether sorting tokens by expert beats computing all experts for all tokens.
+
+        A function of shapes alone, and of no later expert's: an earlier task is always computed
+        in the same way.
+        """
+        tokens, k = experts_nk.shape
+        ranks = set(self.ranks[:count])
+        return (
+            count >= GROUPED_MIN_SHARE * k
+            and tokens * k >= GROUPED_MIN_ROWS * count
+            and len(ranks) == 1
+            and all(n * dtype.itemsize % GROUPED_ALIGNMENT == 0 for n in (*ranks, *self.widths))
+        )
+
+
+class Dispatch:
+    """A batch's way through one stack, shared by the linear maps of an FFN."""
+
+    def add_to(self, out_no: Tensor, u_ni: Tensor, A_ri: Tensor, B_ro: Tensor) -> None:
+        """Add the experts' share for inputs `u_ni` to `out_no`, in place."""
+        raise NotImplementedError
+
+
+class _Concatenated(Dispatch):
+    """All experts for all tokens in two matrix products, masked by the gates in between."""
+
+    def __init__(self, gates_nr: Tensor) -> None:
+        self.gates_nr = gates_nr
+
+    def add_to(self, out_no: Tensor, u_ni: Tensor, A_ri: Tensor, B_ro: Tensor) -> None:
+        rows = self.gates_nr.shape[1]
+        out_no.addmm_(F.linear(u_ni, A_ri[:rows]) * self.gates_nr, B_ro[:rows])
+
+
+class _Grouped(Dispatch):
+    """Each expert for its own tokens: tokens sorted by expert, one grouped product a side."""
+
+    def __init__(self, experts: Tensor, weights: Tensor, count: int, rank: int) -> None:
+        flat = experts.flatten()
+        self.order = flat.argsort(stable=True)
+        self.tokens = self.order // experts.shape[1]
+        sizes = torch.zeros(count, dtype=torch.int32, device=flat.device)
+        sizes = sizes.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
+        self.ends = sizes.cumsum(0, dtype=torch.int32)
+        self.gates_m = weights.flatten()[self.order].unsqueeze(1)
+        self.count, self.rank, self.slots = count, rank, experts.shape[1]
+
+    def add_to(self, out_no: Tensor, u_ni: Tensor, A_ri: Tensor, B_ro: Tensor) -> None:
+        rows = self.count * self.rank
+        A_eir = A_ri[:rows].view(self.count, self.rank, -1).transpose(1, 2)
+        B_ero = B_ro[:rows].view(self.count, self.rank, -1)
+        h_mr = F.grouped_mm(u_ni.index_select(0, self.tokens), A_eir, offs=self.ends)
+        y_mo = F.grouped_mm(h_mr * self.gates_m, B_ero, offs=self.ends)
+        if y_mo.is_cuda:  # index_add_ adds in no fixed order there: sum each token's slots instead
+            unsorted = torch.empty_like(y_mo).index_copy(0, self.order, y_mo)
+            out_no += unsorted.view(-1, self.slots, y_mo.shape[1]).sum(1)
+        else:
+            out_no.index_add_(0, self.tokens, y_mo)
+
+
+class ExpertLinear(nn.Module):
+    """A frozen linear map with stacks of LoRA experts: frozen ones, and those being learned.
+
+    Frozen experts are buffers (no gradient, no optimizer state, not sharded); those of the task
+    being learned are parameters of this module, so that sharding hooks gather them in time.
+    """
+
+    frozen_A: Tensor
+    frozen_B: Tensor
+
+    def __init__(self, linear: nn.Linear, call: FFNCall) -> None:
+        super().__init__()
+        self.linear = linear
+        self.A: nn.Parameter | None = None
+        self.B: nn.Parameter | None = None
+        empty = linear.weight.new_empty
+        self.register_buffer("frozen_A", empty(0, linear.in_features), persistent=False)
+        self.register_buffer("frozen_B", empty(0, linear.out_features), persistent=False)
+        self._call = call
+
+    def forward(self, u: Tensor) -> Tensor:
+        out: Tensor = self.linear(u)
+        if not self._call.active:
+            return out
+        u_ni, out_no = u.reshape(-1, u.shape[-1]), out.view(-1, out.shape[-1])
+        if self._call.frozen is not None:
+            self._call.frozen.add_to(out_no, u_ni, self.frozen_A, self.frozen_B)
+        if self._call.learning is not None:
+            assert self.A is not None
+            assert self.B is not None
+            self._call.learning.add_to(out_no, u_ni, self.A, self.B)
+        return out
+
+    def learn(self, A_nri: Tensor, B_nor: Tensor) -> None:
+        """Take new experts as parameters: `A [n, r, in]`, `B [n, out, r]`."""
+        A, B = self._stacked([A_nri], [B_nor])
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+
+    def freeze(self, A_nri: Sequence[Tensor], B_nor: Sequence[Tensor]) -> None:
+        """Append finished experts to the frozen stack, once for all of them."""
+        A, B = self._stacked(A_nri, B_nor)
+        self.frozen_A = torch.cat([self.frozen_A, A])
+        self.frozen_B = torch.cat([self.frozen_B, B])
+
+    def learned(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The experts being learned, unstacked: `A [n, r, in]`, `B [n, out, r]`."""
+        assert self.A is not None
+        assert self.B is not None
+        return _unstacked(self.A.detach(), self.B.detach(), rank)
+
+    def expert(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """One frozen expert: `A [1, r, in]`, `B [1, out, r]`."""
+        return _unstacked(self.frozen_A[rows], self.frozen_B[rows], rows.stop - rows.start)
+
+    def _stacked(self, As: Sequence[Tensor], Bs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        to = self.frozen_A
+        A = torch.cat([A.flatten(0, 1) for A in As]).to(to)
+        B = torch.cat([B.transpose(1, 2).flatten(0, 1) for B in Bs]).to(to)
+        return A.contiguous(), B.contiguous()
+
+
+def _unstacked(A_ri: Tensor, B_ro: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    return A_ri.unflatten(0, (-1, rank)), B_ro.unflatten(0, (-1, rank)).transpose(1, 2)
+
+
+class FFNCall:
+    """What the linear maps of an FFN share during one call of it."""
+
+    frozen: Dispatch | None = None
+    learning: Dispatch | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.frozen is not None or self.learning is not None
+
+
+def fresh_pair(
+    count: int, rank: int, linear: nn.Linear, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Experts that change nothing yet: `A [n, r, in]` uniform as in LoRA, `B [n, out, r]` zero."""
+    bound = linear.in_features**-0.5
+    A = torch.rand(count, rank, linear.in_features, generator=generator)
+    return A.mul_(2 * bound).sub_(bound), torch.zeros(count, linear.out_features, rank)

@@ -1,0 +1,188 @@
+"""The FFN of one decoder layer with its experts and routers: where the base is grown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cmoe.modeling.base import FFNSite
+from cmoe.modeling.experts import Bank, ExpertLinear, FFNCall, fresh_pair
+from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.routers import Routing, TaskRouters
+
+ROUTER_STD = 0.02
+
+
+class Context:
+    """What all layers see of the current forward pass; without routing the base is untouched."""
+
+    routing: Routing | None = None
+
+    @contextmanager
+    def using(self, routing: Routing | None) -> Iterator[None]:
+        before, self.routing = self.routing, routing
+        try:
+            yield
+        finally:
+            self.routing = before
+
+
+class GrowingFFN(nn.Module):
+    """One decoder layer's FFN, wrapped in place; its linear maps gain stacked experts.
+
+    Args:
+        site: Where the layer keeps its FFN.
+        layer: The layer's index; names its tensors in a primitive.
+        top_k: Experts per token.
+        context: The current pass, shared by all layers.
+    """
+
+    def __init__(self, site: FFNSite, layer: int, top_k: int, context: Context) -> None:
+        super().__init__()
+        self.layer = layer
+        self.ffn = site.ffn
+        self._context = context
+        self._call = FFNCall()
+        self.maps: dict[str, ExpertLinear] = {}
+        for name in site.maps:
+            parent, _, leaf = name.rpartition(".")
+            linear = self.ffn.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            self.maps[name] = ExpertLinear(linear, self._call)
+            setattr(self.ffn.get_submodule(parent), leaf, self.maps[name])
+        weight = self.maps[site.maps[0]].linear.weight
+        self.routers = TaskRouters(layer, site.hidden_size, top_k, weight)
+        linears = [m.linear for m in self.maps.values()]
+        self.widths = tuple(n for m in linears for n in (m.in_features, m.out_features))
+        self.frozen = Bank((), (), 0, self.widths, weight.device)
+        self.learning: Bank | None = None
+        setattr(site.layer, site.name, self)
+
+    def forward(self, hidden_bsd: Tensor) -> Tensor:
+        routing = self._context.routing
+        gates = None if routing is None else self.routers(hidden_bsd, routing)
+        if gates is None:
+            return self.ffn(hidden_bsd)  # type: ignore[no-any-return]
+        call, dtype = self._call, hidden_bsd.dtype
+        call.frozen = self.frozen.dispatch(gates, dtype)
+        call.learning = None if self.learning is None else self.learning.dispatch(gates, dtype)
+        try:
+            return self.ffn(hidden_bsd)  # type: ignore[no-any-return]
+        finally:
+            call.frozen = call.learning = None
+
+    def learn(
+        self,
+        count: int,
+        rank: int,
+        scale: float,
+        init: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> None:
+        """Gain `count` experts and a router to be trained.
+
+        Every tensor that `init` names as a primitive would is taken from there.
+        """
+        total = len(self.frozen) + count
+        if total == 0:
+            return
+        for name, linear in self.maps.items() if count else ():
+            A, B = fresh_pair(count, rank, linear.linear, generator)
+            key = self.expert_key(name)
+            linear.learn(init.get(f"{key}.A", A), init.get(f"{key}.B", B))
+        if count:
+            start, device = len(self.frozen), self.frozen.scale_e.device
+            ranks, scales = (rank,) * count, (scale,) * count
+            self.learning = Bank(ranks, scales, start, self.widths, device)
+        width = self.routers.rows.shape[1]
+        router = torch.randn(total, width, generator=generator) * ROUTER_STD
+        self.routers.learn(init.get(self.router_key, router))
+
+    def learned(self, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The experts and the router being learned, on the CPU, named as in a primitive."""
+        experts: dict[str, Tensor] = {}
+        for name, linear in self.maps.items() if self.learning is not None else ():
+            A, B = linear.learned(rank)
+            key = self.expert_key(name)
+            experts |= {f"{key}.A": _exported(A), f"{key}.B": _exported(B)}
+        router = self.routers.weight
+        return experts, {} if router is None else {self.router_key: _exported(router)}
+
+    def expert(self, index: int) -> dict[str, Tensor]:
+        """One frozen expert, named as in a primitive: `A [1, r, in]`, `B [1, out, r]`."""
+        rows = self.frozen.rows(index)
+        tensors: dict[str, Tensor] = {}
+        for name, linear in self.maps.items():
+            A, B = linear.expert(rows)
+            tensors |= {f"{self.expert_key(name)}.A": A, f"{self.expert_key(name)}.B": B}
+        return tensors
+
+    def freeze(self, primitives: Sequence[Primitive]) -> None:
+        """Append the primitives' experts and routers of this layer to the frozen ones."""
+        first = f"{self.expert_key(next(iter(self.maps)))}.A"
+        adding = [p for p in primitives if first in p.experts]
+        if adding:
+            for name, linear in self.maps.items():
+                key = self.expert_key(name)
+                linear.freeze(
+                    [p.experts[f"{key}.A"] for p in adding], [p.experts[f"{key}.B"] for p in adding]
+                )
+            new = [(p.rank, p.lora_alpha / p.rank) for p in adding for _ in p.experts[first]]
+            ranks, scales = zip(*new, strict=True)
+            ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
+            self.frozen = Bank(ranks, scales, 0, self.widths, self.frozen.scale_e.device)
+        self.routers.freeze([p.routers.get(self.router_key) for p in primitives])
+
+    def check(self, primitive: Primitive, before: int) -> int:
+        """How many experts this layer has once `primitive` is added to `before` ones.
+
+        Raises:
+            ValueError: A tensor is missing or has another shape; names it.
+        """
+        count = 0
+        for name, linear in self.maps.items():
+            key, r = self.expert_key(name), primitive.rank
+            A, B = primitive.experts.get(f"{key}.A"), primitive.experts.get(f"{key}.B")
+            n = 0 if A is None else len(A)
+            if name != next(iter(self.maps)) and n != count:
+                raise ValueError(f"task {primitive.task!r}: {key}.A has {n} experts, not {count}")
+            count = n
+            shapes = (n, r, linear.linear.in_features), (n, linear.linear.out_features, r)
+            for suffix, tensor, shape in zip("AB", (A, B), shapes, strict=True):
+                _require_shape(primitive, f"{key}.{suffix}", tensor, shape if n else None)
+        total = before + count
+        router = primitive.routers.get(self.router_key)
+        width = self.routers.rows.shape[1]
+        _require_shape(primitive, self.router_key, router, (total, width) if total else None)
+        return total
+
+    def expert_key(self, name: str) -> str:
+        return f"layers.{self.layer}.{name}"
+
+    @property
+    def router_key(self) -> str:
+        return f"layers.{self.layer}"
+
+    def discard(self) -> None:
+        """Forget what is being learned."""
+        self.learning = self.routers.weight = None
+        for linear in self.maps.values():
+            linear.A = linear.B = None
+
+
+def _exported(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _require_shape(
+    primitive: Primitive, name: str, tensor: Tensor | None, shape: tuple[int, ...] | None
+) -> None:
+    found = None if tensor is None else tuple(tensor.shape)
+    if found != shape:
+        raise ValueError(
+            f"task {primitive.task!r}: {name} has shape {found or 'none'}, "
+            f"this model needs {shape or 'none'}"
+        )

@@ -1,0 +1,408 @@
+"""GrowingVLM: a frozen vision-language model that gains experts, routers and a locator per task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cmoe.modeling.base import (
+    FeatureReachedError,
+    find_ffns,
+    fingerprint,
+    pooling_weights,
+    watch_hidden_state,
+)
+from cmoe.modeling.ffn import Context, GrowingFFN
+from cmoe.modeling.locator import Location, LocatorConfig, locate, make_bank
+from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.routers import BASE, Routing, Usage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Inputs = Mapping[str, Tensor]
+Tasks = str | int | Sequence[str | int]
+
+
+@dataclass(frozen=True)
+class GrowingOutput:
+    """What a forward pass gives.
+
+    Attributes:
+        logits: [B, S, vocabulary].
+        loss: Cross-entropy on the answer tokens, where `labels` were given.
+        balance_loss: Sum of the layers' balance losses, where they were recorded.
+        usage: Per layer with experts what its router did, where it was recorded.
+        past_key_values: The cache, where one was asked for.
+        location: Where the pass located its samples, if it had to.
+    """
+
+    logits: Tensor
+    loss: Tensor | None
+    balance_loss: Tensor | None
+    usage: tuple[Usage, ...]
+    past_key_values: Any
+    location: Location | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Token ids [B, S] as the base's `generate` gives them, and the task of each sample."""
+
+    sequences: Tensor
+    tasks: tuple[int, ...]
+    location: Location | None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The task being learned, between `grow` and `commit`."""
+
+    task: str
+    rank: int
+    lora_alpha: float
+
+
+@dataclass
+class _Pass:
+    """A pass in the making; an inline one finds its location on the way."""
+
+    routing: Routing
+    location: Location | None = None
+
+
+class GrowingVLM(nn.Module):
+    """A frozen base plus a prefix of the log of primitives.
+
+    A task is named by its index in the order of learning or by its name; `BASE` (-1) is the base
+    alone. The task being learned comes behind the learned ones.
+
+    Args:
+        base: Any vision-language model whose decoder's FFNs are made of linear maps. It is
+            frozen, and its FFNs are wrapped in place.
+        top_k: Experts per token, for all tasks.
+        locator: How samples are matched to tasks.
+
+    Attributes:
+        tasks: Names of the learned tasks.
+        reject_unknown: Whether the base alone answers a sample that no task claims.
+
+    Raises:
+        UnsupportedModelError: The base has no such FFNs.
+        ValueError: `top_k` or the locator's layer is out of range.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, *, top_k: int = 2, locator: LocatorConfig | None = None
+    ) -> None:
+        super().__init__()
+        sites = find_ffns(base)
+        locator = locator or LocatorConfig()
+        if not -1 <= locator.layer <= len(sites):
+            raise ValueError(
+                f"locator.layer is {locator.layer}; this base has 0 to {len(sites) - 1} for the "
+                f"input of a layer, -1 or {len(sites)} for the decoder's output"
+            )
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; a token needs at least one expert")
+        self.base_digest = fingerprint(base)
+        self.base_parameters = sum(p.numel() for p in base.parameters())
+        self.base: PreTrainedModel = base
+        self.base.requires_grad_(False)
+        self.top_k = top_k
+        self.locator = replace(locator, layer=len(sites) if locator.layer < 0 else locator.layer)
+        self.bank = make_bank(locator)
+        self.reject_unknown = False
+        self.tasks: tuple[str, ...] = ()
+        self._learning: Learning | None = None
+        self._context = Context()
+        self.ffns = tuple(GrowingFFN(s, i, top_k, self._context) for i, s in enumerate(sites))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.base.parameters()).device
+
+    # Running
+
+    def forward(
+        self, inputs: Inputs, tasks: Tasks | None = None, *, record: bool = False, **kwargs: Any
+    ) -> GrowingOutput:
+        """One pass of the base with the samples' experts.
+
+        Args:
+            inputs: What the base takes: `input_ids` [B, S], `attention_mask`, `pixel_values`,
+                `labels`, ...
+            tasks: One task for all samples, one for each, or None to locate them.
+            record: Whether to gather the balance loss and the experts' usage.
+            kwargs: More of the base's arguments, such as `use_cache`.
+
+        Raises:
+            ValueError: An unknown task, another number of tasks than samples, or a location
+                that can't be done as configured.
+        """
+        with self._passing(inputs, tasks, record=record) as run:
+            out = self.base(**inputs, **kwargs)
+        usage = tuple(run.routing.record or ())
+        balance = torch.stack([u.balance for u in usage]).sum() if usage else None
+        return GrowingOutput(
+            out.logits, out.loss, balance, usage, out.past_key_values, run.location
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Inputs, tasks: Tasks | None = None, **kwargs: Any) -> Generation:
+        """Answer a batch of prompts with the base's own `generate` and its cache.
+
+        Arguments and errors as in `forward`; `kwargs` are `generate`'s.
+        """
+        settings = self.base.generation_config
+        copies = max(  # generate repeats a sample for its beams and its returned sequences
+            kwargs.get(n) or getattr(settings, n, None) or 1
+            for n in ("num_beams", "num_return_sequences")
+        )
+        with self._passing(inputs, tasks, copies=copies) as run:
+            sequences = self.base.generate(**inputs, **kwargs)  # type: ignore[operator]
+        return Generation(sequences, run.routing.tasks[::copies], run.location)
+
+    @torch.no_grad()
+    def features(self, inputs: Inputs) -> Tensor:
+        """The prompts' features [B, d], fp32, from the frozen base alone.
+
+        The pass ends at the feature's layer: what comes behind it isn't computed.
+        """
+        weights_bs = pooling_weights(inputs, self.locator.pooling, self.base.config)
+        states: list[Tensor] = []
+
+        def stop(hidden_bsd: Tensor) -> None:
+            states.append(hidden_bsd)
+            raise FeatureReachedError
+
+        with (
+            watch_hidden_state(self.base, self.locator.layer, stop),
+            self._context.using(None),
+        ):
+            try:
+                self.base(**inputs, use_cache=False)
+            except FeatureReachedError:
+                return _pooled(states[0], weights_bs)
+        raise RuntimeError(f"the base never reached its layer {self.locator.layer}")
+
+    def locate(self, inputs: Inputs) -> Location:
+        """Find the prompts' tasks with the base in front, whatever `placement` says.
+
+        Raises:
+            ValueError: A task has no entry in the locator's bank.
+        """
+        self._require_bank()
+        return locate(self.bank, self.features(inputs))
+
+    @contextmanager
+    def _passing(
+        self, inputs: Inputs, tasks: Tasks | None, *, record: bool = False, copies: int = 1
+    ) -> Iterator[_Pass]:
+        """Give the base's layers their routing, located first or on the way if need be."""
+        batch = len(inputs["input_ids"])
+        location, inline = None, False
+        if tasks is not None:
+            chosen = self._indices(tasks, batch)
+        elif self.locator.placement == "front":
+            location = self.locate(inputs)
+            chosen = self._claimed(location)
+        else:
+            self._require_bank()
+            self._require_inline()
+            inline, chosen = True, (BASE,) * batch
+        repeated = tuple(t for t in chosen for _ in range(copies))
+        run = _Pass(Routing(repeated, torch.tensor(repeated, device=self.device)), location)
+        if record:
+            run.routing.tokens, run.routing.record = inputs.get("attention_mask"), []
+        with ExitStack() as stack:
+            stack.enter_context(self._context.using(run.routing))
+            if inline:
+                stack.enter_context(self._locating(inputs, run, copies))
+            yield run
+
+    @contextmanager
+    def _locating(self, inputs: Inputs, run: _Pass, copies: int) -> Iterator[None]:
+        """Set the pass's tasks when it first comes to the feature's layer."""
+        weights_bs = pooling_weights(inputs, self.locator.pooling, self.base.config)
+
+        @torch.no_grad()
+        def arrive(hidden_bsd: Tensor) -> None:
+            if run.location is None:
+                features = _pooled(hidden_bsd[::copies], weights_bs)
+                run.location = locate(self.bank, features)
+                tasks = tuple(t for t in self._claimed(run.location) for _ in range(copies))
+                run.routing.tasks = tasks
+                run.routing.ids = torch.tensor(tasks, device=self.device)
+
+        with watch_hidden_state(self.base, self.locator.layer, arrive):
+            yield
+
+    def _require_bank(self) -> None:
+        if not self.tasks or len(self.bank) != len(self.tasks):
+            raise ValueError(
+                f"{len(self.tasks)} tasks are learned and {len(self.bank)} have a locator entry: "
+                "samples can't be located, name their tasks"
+            )
+
+    def _require_inline(self) -> None:
+        grown = (f.layer for f in self.ffns if len(f.frozen))
+        first = min(grown, default=len(self.ffns))
+        if self.locator.layer > first:
+            raise ValueError(
+                f"locator.placement is inline, but the feature is taken at layer "
+                f"{self.locator.layer} and layer {first} has experts: take it at layer {first} or "
+                "below, or use placement front"
+            )
+
+    def _claimed(self, location: Location) -> tuple[int, ...]:
+        tasks = location.tasks
+        if self.reject_unknown:
+            tasks = tasks.masked_fill(location.unknown, BASE)
+        # The one synchronisation of a pass: the shapes of what follows depend on the tasks.
+        return tuple(tasks.tolist())
+
+    def _indices(self, tasks: Tasks, batch: int) -> tuple[int, ...]:
+        given = (tasks,) * batch if isinstance(tasks, str | int) else tuple(tasks)
+        if len(given) != batch:
+            raise ValueError(f"{len(given)} tasks for a batch of {batch} samples")
+        names = self.tasks + ((self._learning.task,) if self._learning else ())
+        index = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
+        index[BASE] = BASE
+        for task in given:
+            if task not in index:
+                have = ", ".join(f"{i} {n}" for i, n in enumerate(names)) or "none yet"
+                raise ValueError(f"unknown task {task!r}; tasks: {have}; {BASE} is the base")
+        return tuple(index[t] for t in given)
+
+    # Growing
+
+    def grow(
+        self,
+        task: str,
+        experts: Mapping[int, int],
+        *,
+        rank: int,
+        lora_alpha: float,
+        seed: int,
+        init: Mapping[str, Tensor] | None = None,
+    ) -> list[nn.Parameter]:
+        """Begin a task: add trainable experts, and a router to every layer that has experts.
+
+        Args:
+            task: Its name.
+            experts: Layer -> number of new experts.
+            rank: Their rank.
+            lora_alpha: Their scale is `lora_alpha / rank`.
+            seed: Of the fresh weights; no global random state is used.
+            init: Weights to start from instead, named as in a `Primitive`.
+
+        Returns:
+            The parameters to train: all that require a gradient.
+
+        Raises:
+            ValueError: A task of that name is known or being learned, a layer doesn't exist, or
+                a weight of `init` doesn't fit.
+        """
+        if self._learning is not None:
+            raise ValueError(f"task {self._learning.task!r} is still being learned")
+        if task in self.tasks:
+            raise ValueError(f"task {task!r} is already learned")
+        if unknown := sorted(set(experts) - set(range(len(self.ffns)))):
+            raise ValueError(f"no decoder layer {unknown}; there are 0 to {len(self.ffns) - 1}")
+        generator = torch.Generator().manual_seed(seed)
+        self._learning = Learning(task, rank, lora_alpha)
+        for ffn in self.ffns:
+            ffn.learn(experts.get(ffn.layer, 0), rank, lora_alpha / rank, init or {}, generator)
+        try:
+            self._check([self._draft({}, {})])
+        except ValueError:
+            self.discard()
+            raise
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def discard(self) -> None:
+        """Forget the task being learned."""
+        self._learning = None
+        for ffn in self.ffns:
+            ffn.discard()
+
+    def commit(
+        self, locator: Mapping[str, Tensor], decision: Mapping[str, Any] | None = None
+    ) -> Primitive:
+        """End a task: its weights become part of the frozen stacks and a primitive of the log.
+
+        Args:
+            locator: Its entry, from `bank.fit`; empty for a model that never locates.
+            decision: What was decided and why, as JSON.
+        """
+        primitive = self._draft(locator, decision or {})
+        self._check([primitive])
+        self.discard()
+        self._append([primitive])
+        return primitive
+
+    def append(self, *primitives: Primitive) -> None:
+        """Add learned tasks, in order: the model after `t` primitives of a log is its prefix.
+
+        Raises:
+            ValueError: A primitive doesn't fit behind what is there; names the tensor.
+        """
+        if self._learning is not None:
+            raise ValueError(f"task {self._learning.task!r} is still being learned")
+        self._check(primitives)
+        self._append(primitives)
+
+    def _draft(self, locator: Mapping[str, Tensor], decision: Mapping[str, Any]) -> Primitive:
+        if self._learning is None:
+            raise ValueError("no task is being learned; call grow first")
+        experts: dict[str, Tensor] = {}
+        routers: dict[str, Tensor] = {}
+        for ffn in self.ffns:
+            new_experts, new_router = ffn.learned(self._learning.rank)
+            experts |= new_experts
+            routers |= new_router
+        now = self._learning
+        return Primitive(now.task, now.rank, now.lora_alpha, experts, routers, locator, decision)
+
+    def _check(self, primitives: Sequence[Primitive]) -> None:
+        counts = [len(f.frozen) for f in self.ffns]
+        names = set(self.tasks)
+        for primitive in primitives:
+            if primitive.task in names:
+                raise ValueError(f"task {primitive.task!r} is already learned")
+            names.add(primitive.task)
+            counts = [f.check(primitive, n) for f, n in zip(self.ffns, counts, strict=True)]
+
+    def _append(self, primitives: Sequence[Primitive]) -> None:
+        # First what can still be refused, so that nothing is half added.
+        self.bank.append(*(p.locator for p in primitives if p.locator))
+        for ffn in self.ffns:
+            ffn.freeze(primitives)
+        self.tasks += tuple(p.task for p in primitives)
+
+    # Training
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass, with the routing of its forward pass."""
+        self.base.activation_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
+        )
+
+    def _checkpoint_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        routing = self._context.routing
+        if routing is not None and routing.record is not None:
+            # The second computation must do what the first did, but leave its record alone.
+            routing = replace(routing, record=[])
+        return nullcontext(), self._context.using(routing)
+
+
+def _pooled(hidden_bsd: Tensor, weights_bs: Tensor) -> Tensor:
+    return torch.bmm(weights_bs.unsqueeze(1), hidden_bsd.float()).squeeze(1)

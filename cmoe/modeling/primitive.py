@@ -1,0 +1,46 @@
+"""The unit of the log: what learning one task adds to the model, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+PARTS = ("experts", "routers", "locator")
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One task's immutable addition to a frozen base (method, "What must hold", rule 2).
+
+    Tensors are on the CPU and keep the dtype they were trained in.
+
+    Attributes:
+        task: The task's name.
+        rank: Rank `r` of this task's experts.
+        lora_alpha: Their scale is `lora_alpha / rank`.
+        experts: Per layer with new experts and per linear map `m` of its FFN
+            `layers.<l>.<m>.A` [n, r, in] and `layers.<l>.<m>.B` [n, out, r].
+        routers: Per layer with experts `layers.<l>` [E_l, d], over all experts that exist there
+            once this task is learned.
+        locator: The task's entry in the locator's bank; empty where none was trained.
+        decision: What was decided and why (scores, threshold, layers), as JSON.
+    """
+
+    task: str
+    rank: int
+    lora_alpha: float
+    experts: Mapping[str, Tensor]
+    routers: Mapping[str, Tensor]
+    locator: Mapping[str, Tensor]
+    decision: Mapping[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors by part, in the order of `PARTS`."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Scalars that this primitive adds, by part (method, "What must hold", rule 4)."""
+        return {part: sum(t.numel() for t in ts.values()) for part, ts in self.parts().items()}

@@ -1,0 +1,101 @@
+"""Gates and the balance loss, held against the method and transformers' own balance loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from cmoe.modeling.routers import BASE, Routing, TaskRouters, balance_loss, choose_experts
+
+
+@settings(max_examples=100, deadline=None)
+@given(experts=st.integers(1, 7), top_k=st.integers(1, 4), seed=st.integers(0, 999))
+def test_gates_are_the_renormalised_top_k(experts: int, top_k: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    probs = torch.randn(5, experts).softmax(-1)
+    gates = choose_experts(probs, top_k)
+    k = min(top_k, experts)
+    assert gates.weights.shape == gates.experts.shape == (5, k)
+    for p, weights, chosen in zip(probs, gates.weights, gates.experts, strict=True):
+        best = sorted(range(experts), key=lambda e: -p[e])[:k]
+        assert set(chosen.tolist()) == set(best)
+        total = 1.0 if k == 1 else p[best].sum()
+        torch.testing.assert_close(weights, p[chosen] / total)
+
+
+def test_a_single_expert_per_token_keeps_its_probability_so_that_the_router_learns() -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    choose_experts(logits.softmax(-1), top_k=1).weights.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(experts=st.integers(2, 6), top_k=st.integers(1, 3), seed=st.integers(0, 999))
+def test_balance_loss_is_the_published_one(experts: int, top_k: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    k = min(top_k, experts)
+    logits, mask = torch.randn(2, 6, experts), torch.ones(2, 6)
+    mask[0, :2] = 0
+    probs = logits.softmax(-1).flatten(0, 1)
+    chosen = probs.topk(k).indices
+    mine = balance_loss(probs, chosen, mask.flatten())
+    # transformers sums over the k slots instead of averaging them
+    theirs = load_balancing_loss_func((logits.flatten(0, 1),), experts, k, mask)
+    torch.testing.assert_close(mine * k, theirs)
+
+
+def test_balance_loss_is_one_where_experts_are_used_evenly() -> None:
+    probs = torch.full((4, 4), 0.25)
+    chosen = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]])
+    assert balance_loss(probs, chosen, torch.ones(4)).item() == pytest.approx(1.0)
+    crowded = torch.tensor([[0, 1]] * 4)
+    one_sided = torch.tensor([[0.5, 0.5, 0.0, 0.0]] * 4)
+    assert balance_loss(one_sided, crowded, torch.ones(4)).item() == pytest.approx(2.0)
+
+
+@pytest.fixture
+def routers() -> TaskRouters:
+    """Tasks 0 and 1 with 2 and 4 experts, task 2 without a router here, task 3 being learned."""
+    torch.manual_seed(0)
+    routers = TaskRouters(0, 8, 2, torch.empty(0))
+    routers.freeze([torch.randn(2, 8)])
+    routers.freeze([torch.randn(4, 8), None])
+    routers.learn(torch.randn(5, 8))
+    return routers
+
+
+def test_a_mixed_batch_gates_every_sample_by_its_own_router(routers: TaskRouters) -> None:
+    hidden = torch.randn(5, 3, 8)
+    tasks = (1, BASE, 3, 0, 2)
+    mixed = routers(hidden, Routing(tasks, torch.tensor(tasks)))
+    assert mixed is not None
+    dense = torch.zeros(15, 5).scatter(1, mixed.experts, mixed.weights).view(5, 3, 5)
+    for i, task in enumerate(tasks):
+        alone = routers(hidden[i : i + 1], Routing((task,), torch.tensor([task])))
+        wanted = torch.zeros(3, 5)
+        if alone is not None:
+            wanted[:, : alone.count] = torch.zeros(3, alone.count).scatter(
+                1, alone.experts, alone.weights
+            )
+        assert (alone is None) == (task in (BASE, 2))
+        torch.testing.assert_close(dense[i], wanted)
+
+
+def test_the_record_counts_tokens_of_routed_samples_without_padding(routers: TaskRouters) -> None:
+    hidden = torch.randn(3, 4, 8)
+    tokens = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
+    tasks = (3, BASE, 3)
+    routing = Routing(tasks, torch.tensor(tasks), tokens=tokens, record=[])
+    gates = routers(hidden, routing)
+    assert gates is not None
+    (usage,) = routing.record or ()
+    assert usage.largest.sum().item() == 7
+    assert usage.gates.sum().item() == pytest.approx(7.0, abs=1e-5)
+    probs = torch.nn.functional.linear(hidden, routers.router(3)).softmax(-1)
+    counted = [probs[0, 1], probs[0, 2], probs[0, 3], *probs[2]]
+    wanted = torch.stack([torch.bincount(p.argmax()[None], minlength=5) for p in counted]).sum(0)
+    assert usage.largest.tolist() == wanted.tolist()
