@@ -315,8 +315,8 @@ class _Folder:
         try:
             self.fs.pipe_file(path, data, mode="create", Metadata={"writer": writer})
         except OSError:
-            # What lies there decides: servers refuse in several forms (412, or 409 for a lost race),
-            # and s3fs repeats a request whose answer got lost, to be refused by its own first try.
+            # What lies there decides: servers refuse in several forms (412, 409 for a lost race),
+            # and s3fs repeats a request whose answer got lost, to be refused by its first try.
             if not self.fs.exists(path):
                 raise
             return bool(self.fs.metadata(path).get("writer") == writer)
