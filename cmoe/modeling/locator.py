@@ -145,6 +145,7 @@ class VAEBank:
     def __len__(self) -> int:
         return len(self._stack["mean"]) if self._stack else 0
 
+    @torch.enable_grad()
     def fit(self, features_nd: Tensor, seed: int) -> dict[str, Tensor]:
         """Train a VAE on a task's features [n, d]; its error is measured on held-out ones.
 
@@ -181,7 +182,9 @@ class VAEBank:
             error = _errors(alone, held, raw=kind == "raw").squeeze(1)
             entry[f"{kind}_limit"] = torch.quantile(error, cfg.reject)
             if kind == "z":
-                entry["error_mean"], entry["error_std"] = error.mean(), error.std()
+                # Few or equal samples can have equal errors: a deviation of 0 would claim nothing.
+                floor = 0.01 * error.mean().item() + 1e-6
+                entry["error_mean"], entry["error_std"] = error.mean(), error.std().clamp_min(floor)
         return {name: t.cpu() for name, t in entry.items()}
 
     def append(self, *entries: Mapping[str, Tensor]) -> None:

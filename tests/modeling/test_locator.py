@@ -92,6 +92,14 @@ def test_a_dimension_without_deviation_does_no_harm() -> None:
     assert torch.isfinite(bank.score(constant + 1e-4)).all()
 
 
+@pytest.mark.parametrize("score", ["z", "raw", "mahalanobis"])
+def test_equal_samples_have_finite_scores(score: str) -> None:
+    bank = make_bank(replace(SMALL, score=score))
+    bank.append(bank.fit(features(0, n=1).repeat(8, 1), seed=0))
+    assert torch.isfinite(bank.score(features(0))).all()
+    assert torch.isfinite(bank.limits).all()
+
+
 def test_an_entry_depends_on_its_seed_alone() -> None:
     torch.manual_seed(1)
     first = VAEBank(SMALL).fit(features(0), seed=3)

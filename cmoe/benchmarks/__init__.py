@@ -1,0 +1,1 @@
+"""Figures of cost, as ratios within one run."""

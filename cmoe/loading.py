@@ -1,0 +1,59 @@
+"""A growing model and its log: start a store for a model, load a model from a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.locator import LocatorConfig
+from cmoe.store import BaseId, Store, StoreError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def create_store(
+    url: str | os.PathLike[str],
+    model: GrowingVLM,
+    *,
+    name: str,
+    revision: str,
+    config: Mapping[str, Any],
+    **storage_options: Any,
+) -> Store:
+    """Start the log of a model that has learned nothing yet.
+
+    Args:
+        url: A path or `s3://bucket/prefix`.
+        name: Hub name or path of the model's base.
+        revision: The base's revision, as it was loaded.
+        config: The run that will write the store, to look up.
+
+    Raises:
+        StoreError: There is a store already.
+    """
+    settings = {"top_k": model.top_k, "locator": asdict(model.locator)}
+    base = BaseId(name, revision, model.base_digest)
+    return Store.create(url, base=base, settings=settings, config=config, **storage_options)
+
+
+def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -> GrowingVLM:
+    """The model after the first `prefix` tasks of a store, or after all of them.
+
+    The base is frozen and wrapped in place.
+
+    Raises:
+        StoreError: It is another base, there are fewer tasks, or a file is damaged.
+    """
+    count = len(store) if prefix is None else prefix
+    if not 0 <= count <= len(store):
+        raise StoreError(f"{store.url}: has {len(store)} primitives; can't load {count}")
+    settings = store.header.settings
+    locator = LocatorConfig(**settings["locator"])
+    model = GrowingVLM(base, top_k=settings["top_k"], locator=locator)
+    store.require_base(model.base_digest)
+    model.append(*(store.read(index) for index in range(count)))
+    return model

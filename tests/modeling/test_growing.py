@@ -1,0 +1,442 @@
+"""GrowingVLM: nothing learned later changes what was learned before, on any model family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import CONFIGS, LAYERS, WIDTH, make_base, make_inputs
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, MixtralConfig
+
+from cmoe.modeling import experts
+from cmoe.modeling.base import UnsupportedModelError, fingerprint
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.locator import LocatorConfig
+from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.routers import BASE
+
+SMALL = LocatorConfig(hidden=16, latent=4, steps=40, batch_size=16)
+# Layers that each task of the stream adds experts to, and how many: some layers start late, one
+# task adds nothing at all.
+STREAM: dict[str, Mapping[int, int]] = {
+    "first": {0: 1, 2: 2},
+    "second": {2: 1, 3: 3},
+    "third": {},
+    "fourth": {0: 4, 1: 1, 2: 2, 3: 1},
+}
+RANKS = {"first": 8, "second": 4, "third": 8, "fourth": 8}
+
+
+def randomise(model: GrowingVLM, seed: int) -> None:
+    """Stand in for training: weights at which every expert and router matters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape, generator=generator).to(p))
+
+
+def learn(model: GrowingVLM, task: str, locator: bool = False) -> Primitive:
+    model.grow(task, STREAM[task], rank=RANKS[task], lora_alpha=8, seed=len(model.tasks))
+    randomise(model, seed=len(model.tasks))
+    entry: Mapping[str, Tensor] = {}
+    if locator:
+        seed = 10 + len(model.tasks)
+        features = torch.cat([model.features(make_inputs(batch=8, seed=seed)) for _ in range(2)])
+        entry = model.bank.fit(features, seed=seed)
+    return model.commit(entry)
+
+
+def grown(family: str = "llava", locator: LocatorConfig | None = None) -> GrowingVLM:
+    model = GrowingVLM(make_base(family), locator=locator)
+    for task in STREAM:
+        learn(model, task, locator=locator is not None)
+    return model
+
+
+@pytest.fixture(params=["concatenated", "grouped"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    least = 0 if request.param == "grouped" else 10**9
+    monkeypatch.setattr(experts, "GROUPED_MIN_SHARE", least)
+    monkeypatch.setattr(experts, "GROUPED_MIN_ROWS", 0)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@torch.no_grad()
+def test_later_tasks_leave_every_bit_of_earlier_ones(family: str) -> None:
+    inputs = make_inputs(family)
+    untouched = make_base(family)(**inputs).logits
+    model = GrowingVLM(make_base(family))
+    assert torch.equal(model(inputs, BASE).logits, untouched)
+    seen: dict[str, Tensor] = {}
+    answers: dict[str, Tensor] = {}
+    for task in STREAM:
+        learn(model, task)
+        seen[task] = model(inputs, task).logits
+        answers[task] = model.generate(inputs, task, max_new_tokens=4).sequences
+        for earlier, logits in seen.items():
+            assert torch.equal(model(inputs, earlier).logits, logits), (earlier, task)
+            again = model.generate(inputs, earlier, max_new_tokens=4).sequences
+            assert torch.equal(again, answers[earlier])
+        assert torch.equal(model(inputs, BASE).logits, untouched)
+    distinct = [untouched, *seen.values()]
+    for i, a in enumerate(distinct):
+        for b in distinct[i + 1 :]:
+            assert (a - b).abs().max() > 0.01, "each task answers in its own way"
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@torch.no_grad()
+def test_a_mixed_batch_gives_each_sample_its_own_tasks_answer(family: str) -> None:
+    model = grown(family)
+    inputs = make_inputs(family, batch=6)
+    tasks = ["fourth", BASE, "first", "third", "second", "fourth"]
+    mixed = model(inputs, tasks).logits
+    for i, task in enumerate(tasks):
+        alone = model(inputs, task).logits[i]
+        torch.testing.assert_close(mixed[i], alone, rtol=1e-5, atol=1e-5)
+    assert torch.equal(mixed[1], make_base(family)(**inputs).logits[1])
+    generated = model.generate(inputs, tasks, max_new_tokens=4, do_sample=False)
+    assert generated.tasks == (3, BASE, 0, 2, 1, 3)
+    for i, task in enumerate(tasks):
+        alone = model.generate(inputs, task, max_new_tokens=4, do_sample=False).sequences[i]
+        width = min(len(alone), generated.sequences.shape[1])
+        assert torch.equal(generated.sequences[i, :width], alone[:width])
+
+
+@torch.no_grad()
+def test_generation_with_a_cache_equals_generation_without() -> None:
+    model, inputs = grown(), make_inputs(batch=4)
+    tasks = ["second", "fourth", BASE, "first"]
+    asked = {"max_new_tokens": 6, "do_sample": False}
+    cached = model.generate(inputs, tasks, use_cache=True, **asked).sequences
+    plain = model.generate(inputs, tasks, use_cache=False, **asked).sequences
+    assert torch.equal(cached, plain)
+    beams = model.generate(inputs, tasks, num_beams=3, **asked)
+    assert beams.tasks == (1, 3, BASE, 0)
+    alone = model.generate(inputs, "fourth", num_beams=3, **asked).sequences[1]
+    assert torch.equal(beams.sequences[1, : len(alone)], alone[: beams.sequences.shape[1]])
+
+
+def test_an_optimizer_step_moves_the_new_experts_and_routers_alone() -> None:
+    model = grown()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    buffers = {n: t.clone() for n, t in model.named_buffers()}
+    parameters = model.grow("fifth", {1: 2, 3: 1}, rank=8, lora_alpha=16, seed=9)
+    randomise(model, seed=3)
+    start = [p.detach().clone() for p in parameters]
+    inputs = make_inputs()
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+    out = model(inputs | {"labels": inputs["input_ids"]}, "fifth", record=True)
+    assert out.loss is not None
+    assert out.balance_loss is not None
+    (out.loss + 0.01 * out.balance_loss).backward()
+    optimizer.step()
+    assert {id(p) for p in model.parameters() if p.grad is not None} == {id(p) for p in parameters}
+    assert all((p != old).any() for p, old in zip(parameters, start, strict=True))
+    frozen = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, old in (before | buffers).items():
+        assert torch.equal(frozen[name], old), name
+    assert not any(p.requires_grad for n, p in model.named_parameters() if n in before)
+    # layers 1 and 3 have new experts; layers 0 and 2 a new router over old ones
+    assert len(parameters) == 2 * 6 + 4
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_gradient_checkpointing_recomputes_with_the_same_routing(family: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = grown(family)
+        parameters = model.grow("fifth", {1: 2, 3: 1}, rank=8, lora_alpha=16, seed=9)
+        randomise(model, seed=3)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()
+        inputs = make_inputs(family)
+        inputs["labels"] = inputs["input_ids"]
+        first = model(inputs, "fifth", record=True, use_cache=False)
+        # Another forward pass before the backward pass of the first: its routing must not leak.
+        second = model(inputs, ["fifth", "first", BASE], use_cache=False)
+        assert len(first.usage) == LAYERS
+        (first.loss + 0.1 * first.balance_loss + second.loss).backward()
+        assert len(first.usage) == LAYERS
+        gradients.append([p.grad for p in parameters])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mixed_training_batch_trains_the_task_being_learned() -> None:
+    model, inputs = grown(), make_inputs()
+    parameters = model.grow("fifth", {0: 1}, rank=8, lora_alpha=16, seed=9)
+    randomise(model, seed=3)
+    logits = model(inputs, ["first", "fifth", BASE]).logits
+    logits[0].sum().backward(retain_graph=True)
+    assert all(p.grad is None or not p.grad.any() for p in parameters)
+    logits[1].sum().backward()
+    assert all(p.grad is not None for p in parameters)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            logits[1], model(inputs, "fifth").logits[1], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_bf16_runs_the_same_code_and_leaves_the_locator_exact() -> None:
+    model, inputs = grown(locator=SMALL), make_inputs()
+    tasks = ["first", "second", "fourth"]
+    with torch.no_grad():
+        exact = model(inputs, tasks).logits
+    model.to(torch.bfloat16)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    with torch.no_grad():
+        rounded = model(inputs, tasks).logits
+    assert rounded.dtype == torch.bfloat16
+    # A rounded router may choose another expert for a token now and then: compare the whole.
+    alike = torch.nn.functional.cosine_similarity(rounded.float().flatten(), exact.flatten(), dim=0)
+    assert alike > 0.95
+    assert model.locate(inputs).scores.dtype == torch.float32
+    assert model.generate(inputs, tasks, max_new_tokens=3).sequences.shape[0] == 3
+    parameters = model.grow("fifth", {0: 2, 3: 1}, rank=8, lora_alpha=8, seed=0)
+    randomise(model, seed=3)
+    model(inputs | {"labels": inputs["input_ids"]}, "fifth").loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in parameters)
+
+
+@torch.no_grad()
+def test_all_tensors_follow_the_model_to_another_device() -> None:
+    model = grown()
+    model.grow("fifth", {0: 1}, rank=8, lora_alpha=16, seed=9)
+    model.to("meta")
+    assert all(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
+    assert model.device.type == "meta"
+
+
+@torch.no_grad()
+def test_a_log_of_primitives_rebuilds_the_model_bit_for_bit() -> None:
+    writer = GrowingVLM(make_base(), locator=SMALL)
+    log = [learn(writer, task, locator=True) for task in STREAM]
+    inputs = make_inputs(batch=4)
+    at_once = GrowingVLM(make_base(), locator=SMALL)
+    at_once.append(*log)
+    one_by_one = GrowingVLM(make_base(), locator=SMALL)
+    for primitive in log:
+        one_by_one.append(primitive)
+    prefix = GrowingVLM(make_base(), locator=SMALL)
+    prefix.append(*log[:2])
+    mixed = ["first", "fourth", BASE, "second"]
+    for reader in (at_once, one_by_one):
+        assert reader.tasks == tuple(STREAM)
+        for tasks in (*STREAM, mixed):
+            assert torch.equal(reader(inputs, tasks).logits, writer(inputs, tasks).logits)
+        assert torch.equal(reader.locate(inputs).scores, writer.locate(inputs).scores)
+    assert torch.equal(prefix(inputs, "second").logits, writer(inputs, "second").logits)
+    added = sum(log[1].parameter_counts().values())
+    assert added == sum(t.numel() for part in log[1].parts().values() for t in part.values())
+
+
+def test_growing_starts_from_given_weights_and_else_changes_nothing() -> None:
+    model, inputs = grown(), make_inputs()
+    with torch.no_grad():
+        base = model(inputs, BASE).logits
+        model.grow("fresh", {0: 1, 1: 1}, rank=8, lora_alpha=8, seed=1)
+        # Old experts take part through the new router, so only new experts are silent: check B.
+        linears = [m for f in model.ffns[:2] for m in f.maps.values()]
+        assert all(m.B is not None and not m.B.any() for m in linears)
+        model.discard()
+        source = model.ffns[0].expert(2)
+        router = {"layers.0": torch.randn(6, WIDTH)}
+        model.grow("copy", {0: 1}, rank=8, lora_alpha=8, seed=1, init=source | router)
+        name = next(iter(model.ffns[0].maps))
+        A = model.ffns[0].maps[name].A
+        assert A is not None
+        assert torch.equal(A, source[f"layers.0.{name}.A"][0])
+        assert model.ffns[0].routers.weight is not None
+        assert torch.equal(model.ffns[0].routers.weight, router["layers.0"])
+        model.discard()
+        assert torch.equal(model(inputs, BASE).logits, base)
+        assert not [p for p in model.parameters() if p.requires_grad]
+
+
+def test_every_seed_has_its_own_weights_whatever_the_global_state() -> None:
+    def weights(seed: int, state: int) -> list[Tensor]:
+        torch.manual_seed(state)
+        model = GrowingVLM(make_base())
+        torch.manual_seed(state)
+        return [p.detach() for p in model.grow("t", {0: 2}, rank=4, lora_alpha=4, seed=seed)]
+
+    same = zip(weights(1, 0), weights(1, 5), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    assert not torch.equal(weights(1, 0)[0], weights(2, 0)[0])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "mean_text"])
+@pytest.mark.parametrize("layer", [0, 2, LAYERS, -1])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3"])
+@torch.no_grad()
+def test_features_are_the_frozen_bases_hidden_states(family: str, layer: int, pooling: str) -> None:
+    base, inputs = make_base(family), make_inputs(family)
+    states = base(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    hidden = states[layer]
+    kept = inputs["attention_mask"].bool()
+    if pooling == "mean_text":
+        kept = kept & (inputs["input_ids"] != base.config.image_token_id)
+    elif pooling == "last":  # the prompts are padded on the left
+        kept = torch.zeros_like(kept)
+        kept[:, -1] = True
+    wanted = torch.stack([h[k].mean(0) for h, k in zip(hidden, kept, strict=True)])
+    model = GrowingVLM(base, locator=replace(SMALL, layer=layer, pooling=pooling))
+    for task in ("first", "second"):
+        learn(model, task)
+    torch.testing.assert_close(model.features(inputs), wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_on_either_side_gives_the_same_feature() -> None:
+    model = GrowingVLM(make_base(), locator=replace(SMALL, pooling="last"))
+    left = make_inputs()
+    right = dict(left)
+    for name in ("input_ids", "attention_mask"):
+        rows = [
+            torch.cat([row[mask.bool()], row[~mask.bool()]])
+            for row, mask in zip(left[name], left["attention_mask"], strict=True)
+        ]
+        right[name] = torch.stack(rows)
+    torch.testing.assert_close(model.features(left), model.features(right), rtol=1e-4, atol=1e-4)
+
+
+def test_the_features_pass_stops_at_the_features_layer() -> None:
+    model, ran = GrowingVLM(make_base(), locator=replace(SMALL, layer=2)), []
+    for i, layer in enumerate(model.base.get_decoder().layers):
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+    model.base.lm_head.register_forward_hook(lambda *_: ran.append(-1))
+    model.features(make_inputs())
+    assert ran == [0, 1]
+
+
+@torch.no_grad()
+def test_inline_and_front_placement_give_the_same_tasks_and_answers() -> None:
+    upper = {2: 2, 3: 1}
+    models = {}
+    for placement in ("front", "inline"):
+        config = replace(SMALL, layer=2, pooling="mean_text", placement=placement)
+        models[placement] = model = GrowingVLM(make_base(), locator=config)
+        for t in range(3):
+            model.grow(f"task{t}", upper, rank=8, lora_alpha=8, seed=t)
+            randomise(model, seed=t)
+            model.commit(model.bank.fit(model.features(make_inputs(batch=12, seed=t)), seed=t))
+    inputs = make_inputs(batch=12, seed=1)
+    calls: list[int] = []
+    models["inline"].base.get_decoder().layers[0].register_forward_hook(lambda *_: calls.append(0))
+    front, inline = (models[p](inputs) for p in ("front", "inline"))
+    assert len(calls) == 1, "no second pass"
+    assert torch.equal(front.location.tasks, inline.location.tasks)
+    torch.testing.assert_close(front.location.scores, inline.location.scores)
+    torch.testing.assert_close(front.logits, inline.logits)
+    named = models["front"](inputs, front.location.tasks.tolist())
+    assert torch.equal(named.logits, front.logits)
+    for kwargs in ({"do_sample": False}, {"num_beams": 2, "do_sample": False}):
+        told, found = (
+            models[p].generate(inputs, max_new_tokens=4, **kwargs) for p in ("front", "inline")
+        )
+        assert told.tasks == found.tasks == tuple(front.location.tasks.tolist())
+        assert torch.equal(told.sequences, found.sequences)
+
+    for model in models.values():
+        model.reject_unknown = True
+        strange = dict(inputs)
+        strange["input_ids"] = torch.where(inputs["input_ids"] > 7, 63, inputs["input_ids"])
+        out = model(strange)
+        assert out.location.unknown.any()
+        wanted = out.location.tasks.masked_fill(out.location.unknown, BASE).tolist()
+        assert torch.equal(out.logits, model(strange, wanted).logits)
+
+
+def test_inline_placement_above_the_first_experts_is_refused() -> None:
+    model = grown(locator=replace(SMALL, layer=2, placement="inline"))
+    with pytest.raises(ValueError, match="feature is taken at layer 2 and layer 0 has experts"):
+        model(make_inputs())
+
+
+def test_a_model_without_linear_ffns_is_refused_with_the_names_looked_for() -> None:
+    mixtral = MixtralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    config = AutoConfig.for_model("llava", text_config=mixtral, vision_config=vision())
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 .*looked for mlp, feed_forward, ffn"):
+        GrowingVLM(AutoModelForImageTextToText.from_config(config))
+    with pytest.raises(UnsupportedModelError, match="no list of layers; looked for layers, h"):
+        GrowingVLM(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def vision() -> dict[str, object]:
+    config: dict[str, object] = CONFIGS["llava"][0]().vision_config.to_dict()
+    return config
+
+
+def test_wrong_use_is_refused_with_what_would_be_right() -> None:
+    model, inputs = grown(), make_inputs()
+    with pytest.raises(ValueError, match="2 tasks for a batch of 3"):
+        model(inputs, ["first", "second"])
+    with pytest.raises(ValueError, match="unknown task 'fifth'; tasks: 0 first, 1 second"):
+        model(inputs, "fifth")
+    with pytest.raises(ValueError, match="unknown task 4"):
+        model(inputs, 4)
+    with pytest.raises(ValueError, match="4 tasks are learned and 0 have a locator entry"):
+        model(inputs)
+    with pytest.raises(ValueError, match="already learned"):
+        model.grow("first", {}, rank=8, lora_alpha=8, seed=0)
+    with pytest.raises(ValueError, match=r"no decoder layer \[4\]"):
+        model.grow("fifth", {4: 1}, rank=8, lora_alpha=8, seed=0)
+    with pytest.raises(ValueError, match=r"layers\.0 has shape \(2, 32\), this model needs \(6"):
+        model.grow(
+            "fifth", {0: 1}, rank=8, lora_alpha=8, seed=0, init={"layers.0": torch.ones(2, 32)}
+        )
+    with pytest.raises(ValueError, match="no task is being learned"):
+        model.commit({})
+    model.grow("fifth", {0: 1}, rank=8, lora_alpha=8, seed=0)
+    with pytest.raises(ValueError, match="'fifth' is still being learned"):
+        model.grow("sixth", {}, rank=8, lora_alpha=8, seed=0)
+    with pytest.raises(ValueError, match=r"locator\.layer is 9; this base has 0 to 3"):
+        GrowingVLM(make_base(), locator=replace(SMALL, layer=9))
+    with pytest.raises(ValueError, match="top_k is 0"):
+        GrowingVLM(make_base(), top_k=0)
+
+
+def test_a_primitive_that_does_not_fit_is_refused_and_nothing_is_added() -> None:
+    donor = GrowingVLM(make_base())
+    first, second = learn(donor, "first"), learn(donor, "second")
+    name = "layers.2.up_proj.B"
+    crooked = replace(first, experts={**first.experts, name: first.experts[name][:, :-1]})
+    short = replace(second, routers={**second.routers, "layers.3": torch.ones(1, WIDTH)})
+    for primitives, match in (
+        ([crooked], r"task 'first': layers\.2\.up_proj\.B has shape \(2, 47, 8\)"),
+        ([first, short], r"task 'second': layers\.3 has shape \(1, 32\)"),
+        ([second], "task 'second': layers"),
+        ([first, first], "task 'first' is already learned"),
+    ):
+        model = GrowingVLM(make_base())
+        with pytest.raises(ValueError, match=match):
+            model.append(*primitives)
+        assert model.tasks == ()
+        assert all(len(f.frozen) == 0 for f in model.ffns)
+
+
+def test_the_fingerprint_tells_bases_apart_but_not_dtypes() -> None:
+    base = make_base()
+    digest = fingerprint(base)
+    assert digest == fingerprint(make_base())
+    assert digest != fingerprint(make_base(seed=1))
+    assert fingerprint(make_base().bfloat16()) == digest
+    with torch.no_grad():
+        base.lm_head.weight[3, 3] += 1
+    assert fingerprint(base) != digest
+    model = grown()
+    assert model.base_digest == digest
