@@ -54,7 +54,8 @@ def describe(device: str, dtype: str) -> dict[str, str]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows with the same keys as an aligned text table."""
     cells = [list(rows[0])] + [
-        [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows
+        [f"{v:.3f}" if isinstance(v, float) else str(v or "-") for v in row.values()]
+        for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

@@ -34,7 +34,12 @@ def experts_of_one_ffn(device: str, dtype: torch.dtype) -> list[Row]:
     this table.
     """
     rows = []
-    for tokens, counts in ((256, (2, 4, 8, 16, 64)), (8, (4, 16)), (2048, (4, 16))):
+    for tokens, counts in (
+        (256, (2, 4, 8, 16, 64)),
+        (8, (4, 16)),
+        (1024, (4, 8, 16)),
+        (2048, (4, 16)),
+    ):
         for count in counts:
             model = _grown([count], layers=range(1), device=device, dtype=dtype)
             hidden = torch.randn(1, tokens, WIDTH, device=device, dtype=dtype)
@@ -46,7 +51,8 @@ def experts_of_one_ffn(device: str, dtype: torch.dtype) -> list[Row]:
                     "experts": count,
                     "frozen ms": milliseconds(seconds["frozen"]),
                     **{f"{n} added": value for n, value in added.items()},
-                    "of a loop": added["chosen"] / added["loop"],
+                    "of loop": added["chosen"] / added["loop"],
+                    "of sparse loop": added["chosen"] / added["sparse loop"],
                 }
             )
     return rows
@@ -64,41 +70,46 @@ def _ways(model: GrowingVLM, hidden_bsd: Tensor) -> dict[str, Callable[[], objec
     ways: dict[str, Callable[[], object]] = {
         way: partial(grown, way) for way in ("chosen", "concatenated", "grouped")
     }
-    return {"frozen": lambda: ffn(hidden_bsd), **ways, "loop": lambda: _looped(ffn, hidden_bsd)}
+    return {
+        "frozen": partial(ffn, hidden_bsd),
+        **ways,
+        "loop": partial(_looped, ffn, hidden_bsd, sparse=False),
+        "sparse loop": partial(_looped, ffn, hidden_bsd, sparse=True),
+    }
 
 
 def mixed_batch(device: str, dtype: torch.dtype) -> list[Row]:
     """8 samples of 8 tasks in 8 layers, against one task alone and PEFT's `adapter_names`."""
     from peft import LoraConfig, get_peft_model
 
-    model = _grown([1] * 8, layers=range(8), device=device, dtype=dtype)
     names = [f"task{t}" for t in range(8)]
-    maps = ["gate_proj", "up_proj", "down_proj"]
-    config = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=r".*mlp\.(" + "|".join(maps) + ")"
-    )
+    grown = {k: _grown([1] * 8, range(8), device, dtype, top_k=k) for k in (1, 2)}
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=r".*mlp\.(gate|up|down)_proj")
     peft = get_peft_model(_base(8, device, dtype), config, adapter_name=names[0])
     for name in names[1:]:
         peft.add_adapter(name, config)
     peft.eval()
     inputs = _prompts(8, 32, device)
-    seconds = compare(
-        {
-            "base": lambda: model(inputs, BASE, logits_to_keep=1),
-            "one task": lambda: model(inputs, names[-1], logits_to_keep=1),
-            "mixed": lambda: model(inputs, names, logits_to_keep=1),
-            "peft": lambda: peft(**inputs, adapter_names=names, logits_to_keep=1),
-        },
-    )
-    return [
-        {
+    calls: dict[str, Callable[[], object]] = {
+        "base": lambda: grown[1](inputs, BASE, logits_to_keep=1),
+        "peft, one adapter a sample": lambda: peft(**inputs, adapter_names=names, logits_to_keep=1),
+    }
+    for k, model in grown.items():
+        calls[f"top-{k}, one task"] = partial(model, inputs, names[-1], logits_to_keep=1)
+        calls[f"top-{k}, mixed"] = partial(model, inputs, names, logits_to_keep=1)
+    seconds = compare(calls)
+    rows = []
+    for name, times in seconds.items():
+        row: Row = {
             "batch": name,
             "ms": milliseconds(times),
             "x base": ratio(seconds, name, "base"),
-            "x one task": ratio(seconds, name, "one task"),
         }
-        for name, times in seconds.items()
-    ]
+        top = name.split(",")[0]
+        row["x one task"] = ratio(seconds, name, f"{top}, one task") if "mixed" in name else None
+        row["x peft"] = ratio(seconds, name, "peft, one adapter a sample")
+        rows.append(row)
+    return rows
 
 
 def locating(device: str, dtype: torch.dtype) -> list[Row]:
@@ -200,9 +211,10 @@ def _grown(
     device: str,
     dtype: torch.dtype,
     locator: LocatorConfig | None = None,
+    top_k: int = 2,
 ) -> GrowingVLM:
     """Tasks that add `counts[t]` experts to each of `layers`."""
-    model = GrowingVLM(_base(layers.stop, device, dtype), locator=locator)
+    model = GrowingVLM(_base(layers.stop, device, dtype), top_k=top_k, locator=locator)
     for t, count in enumerate(counts):
         model.grow(f"task{t}", dict.fromkeys(layers, count), rank=RANK, lora_alpha=2 * RANK, seed=t)
         entry: Mapping[str, Tensor] = {}
@@ -230,23 +242,24 @@ def _forced(way: str) -> Iterator[None]:
         experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS = before
 
 
-def _looped(ffn: GrowingFFN, hidden_bsd: Tensor) -> Tensor:
-    """The same FFN with a loop over experts, each for its own tokens, as mixtures often have it."""
+def _looped(ffn: GrowingFFN, hidden_bsd: Tensor, *, sparse: bool) -> Tensor:
+    """The same FFN with a loop over experts: each for all tokens, or only for its own."""
     x = hidden_bsd.flatten(0, 1)
     gates = choose_experts(
         F.linear(x, ffn.routers.router(0)).float().softmax(-1), ffn.routers.top_k
     )
+    weights_ne = x.new_zeros(len(x), gates.count).scatter(1, gates.experts, gates.weights.to(x))
     used = []
     for e in range(gates.count):
-        token, slot = (gates.experts == e).nonzero(as_tuple=True)
-        used.append((token, gates.weights[token, slot, None].to(x.dtype), ffn.frozen.rows(e)))
+        token = weights_ne[:, e].nonzero().squeeze(1) if sparse else slice(None)
+        used.append((token, 2.0 * weights_ne[token, e, None], ffn.frozen.rows(e)))
 
     def linear(u: Tensor, name: str) -> Tensor:
         grown = ffn.maps[name]
         out: Tensor = grown.linear(u)
         for token, weight, rows in used:
-            low = F.linear(u[token], grown.frozen_A[rows]) * (weight * 2.0)
-            out.index_add_(0, token, low @ grown.frozen_B[rows])
+            low = F.linear(u[token], grown.frozen_A[rows]) * weight
+            out[token] += low @ grown.frozen_B[rows]
         return out
 
     gated = F.silu(linear(x, "gate_proj")) * linear(x, "up_proj")

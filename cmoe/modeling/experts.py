@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 # Measured with `ray_jobs/bench.py experts` (2 CPU cores, fp32): below these sizes sorting tokens
 # by expert costs more than computing every expert for every token.
-GROUPED_MIN_SHARE = 4  # experts per used expert
+GROUPED_MIN_SHARE = 8  # experts per used expert
 GROUPED_MIN_ROWS = 4  # tokens per expert
 GROUPED_ALIGNMENT = 16  # bytes; grouped_mm's demand on strides
 

@@ -7,7 +7,7 @@ its own task. `GaussianBank` is the classical rival: class means under a pooled 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -177,7 +177,7 @@ class VAEBank:
             # Scores use the code's mean: the half that gives its variance only serves training.
             kept = p[: cfg.latent] if name.startswith("code.") else p
             entry[name] = kept.detach().clone()
-        alone = {name: t.unsqueeze(0) for name, t in entry.items()}
+        alone = _stacked([entry])
         for kind in ("z", "raw"):
             error = _errors(alone, held, raw=kind == "raw").squeeze(1)
             entry[f"{kind}_limit"] = torch.quantile(error, cfg.reject)
@@ -192,7 +192,7 @@ class VAEBank:
             return
         for entry in entries:
             _require(entry, self._expected())
-        new = {n: torch.stack([e[n].float() for e in entries]) for n in self._expected()}
+        new = _stacked(entries)
         if self._stack:
             new = {n: torch.cat([old, new[n].to(old.device)]) for n, old in self._stack.items()}
         self._stack = new
@@ -222,6 +222,15 @@ class VAEBank:
             self._stack = {name: t.to(device) for name, t in self._stack.items()}
 
 
+def _stacked(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Entries side by side, weights as [T, in, out]: the layout that the batched product reads."""
+    stack = {}
+    for name in entries[0]:
+        t = torch.stack([e[name].float() for e in entries])
+        stack[name] = t.transpose(1, 2).contiguous() if name.endswith(".weight") else t
+    return stack
+
+
 def _errors(stack: Mapping[str, Tensor], features_bd: Tensor, *, raw: bool) -> Tensor:
     """Mean squared reconstruction errors [B, T] of every VAE, at the mean of its code.
 
@@ -229,8 +238,7 @@ def _errors(stack: Mapping[str, Tensor], features_bd: Tensor, *, raw: bool) -> T
     """
 
     def linear(x_tbi: Tensor, name: str) -> Tensor:
-        weight = stack[f"{name}.weight"]
-        return torch.baddbmm(stack[f"{name}.bias"][:, None], x_tbi, weight.transpose(1, 2))
+        return torch.baddbmm(stack[f"{name}.bias"][:, None], x_tbi, stack[f"{name}.weight"])
 
     std = stack["std"][:, None]
     x_tbd = (features_bd - stack["mean"][:, None]) / std
