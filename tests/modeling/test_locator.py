@@ -115,6 +115,20 @@ def test_errors_are_measured_on_samples_that_training_never_saw() -> None:
     train, held = split(x, 0.15, torch.Generator().manual_seed(0))
     assert len(held) == 6
     assert sorted([*train.flatten().tolist(), *held.flatten().tolist()]) == x.flatten().tolist()
+
+    config = replace(SMALL, score="raw", reject=0.9)
+    bank = VAEBank(config)
+    entry = bank.fit(features(0), seed=3)
+    bank.append(entry)
+    _, held = split(features(0), config.held_out, torch.Generator().manual_seed(3))
+    errors = bank.score(held)[:, 0]
+    torch.testing.assert_close(bank.limits[0], torch.quantile(errors, 0.9))
+    standard = VAEBank(replace(config, score="z"))
+    standard.append(entry)
+    scores = standard.score(held)[:, 0]
+    assert scores.mean().item() == pytest.approx(0.0, abs=1e-4)
+    assert scores.std().item() == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(standard.limits[0], torch.quantile(scores, 0.9))
     with pytest.raises(ValueError, match="at least 8 samples, got 5"):
         split(x[:5], 0.15, torch.Generator())
 
