@@ -153,11 +153,16 @@ class _Grouped(Dispatch):
         B_ero = B_ro[:rows].view(self.count, self.rank, -1)
         h_mr = F.grouped_mm(u_ni.index_select(0, self.tokens), A_eir, offs=self.ends)
         y_mo = F.grouped_mm(h_mr * self.gates_m, B_ero, offs=self.ends)
-        if y_mo.is_cuda:  # index_add_ adds in no fixed order there: sum each token's slots instead
-            unsorted = torch.empty_like(y_mo).index_copy(0, self.order, y_mo)
-            out_no += unsorted.view(-1, self.slots, y_mo.shape[1]).sum(1)
+        if y_mo.is_cuda:  # index_add_ adds in no fixed order there
+            out_no += slots_summed(y_mo, self.order, self.slots)
         else:
             out_no.index_add_(0, self.tokens, y_mo)
+
+
+def slots_summed(y_mo: Tensor, order_m: Tensor, slots: int) -> Tensor:
+    """Each token's sum [n, o] over its slots, whose rows were sorted by `order_m`."""
+    by_token = torch.empty_like(y_mo).index_copy(0, order_m, y_mo)
+    return by_token.view(-1, slots, y_mo.shape[1]).sum(1)
 
 
 class ExpertLinear(nn.Module):

@@ -85,6 +85,9 @@ class GrowingFFN(nn.Module):
         """Gain `count` experts and a router to be trained.
 
         Every tensor that `init` names as a primitive would is taken from there.
+
+        Raises:
+            ValueError: Such a tensor has another shape.
         """
         total = len(self.frozen) + count
         if total == 0:
@@ -92,14 +95,14 @@ class GrowingFFN(nn.Module):
         for name, linear in self.maps.items() if count else ():
             A, B = fresh_pair(count, rank, linear.linear, generator)
             key = self.expert_key(name)
-            linear.learn(init.get(f"{key}.A", A), init.get(f"{key}.B", B))
+            linear.learn(_start(init, f"{key}.A", A), _start(init, f"{key}.B", B))
         if count:
             start, device = len(self.frozen), self.frozen.scale_e.device
             ranks, scales = (rank,) * count, (scale,) * count
             self.learning = Bank(ranks, scales, start, self.widths, device)
         width = self.routers.rows.shape[1]
         router = torch.randn(total, width, generator=generator) * ROUTER_STD
-        self.routers.learn(init.get(self.router_key, router))
+        self.routers.learn(_start(init, self.router_key, router))
 
     def learned(self, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The experts and the router being learned, on the CPU, named as in a primitive."""
@@ -171,6 +174,14 @@ class GrowingFFN(nn.Module):
         self.learning = self.routers.weight = None
         for linear in self.maps.values():
             linear.A = linear.B = None
+
+
+def _start(init: Mapping[str, Tensor], name: str, fresh: Tensor) -> Tensor:
+    start = init.get(name, fresh)
+    if start.shape != fresh.shape:
+        found, needed = tuple(start.shape), tuple(fresh.shape)
+        raise ValueError(f"init: {name} has shape {found}, this task needs {needed}")
+    return start
 
 
 def _exported(tensor: Tensor) -> Tensor:

@@ -317,10 +317,10 @@ class GrowingVLM(nn.Module):
             raise ValueError(f"no decoder layer {unknown}; there are 0 to {len(self.ffns) - 1}")
         generator = torch.Generator().manual_seed(seed)
         self._learning = Learning(task, rank, lora_alpha)
-        for ffn in self.ffns:
-            ffn.learn(experts.get(ffn.layer, 0), rank, lora_alpha / rank, init or {}, generator)
         try:
-            self._check([self._draft({}, {})])
+            for ffn in self.ffns:
+                count = experts.get(ffn.layer, 0)
+                ffn.learn(count, rank, lora_alpha / rank, init or {}, generator)
         except ValueError:
             self.discard()
             raise
@@ -399,7 +399,8 @@ class GrowingVLM(nn.Module):
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         routing = self._context.routing
         if routing is not None and routing.record is not None:
-            # The second computation must do what the first did, but leave its record alone.
+            # It records again, as each tensor must be computed again, but into a list that goes
+            # with the layer: in the first one it would keep every recomputed layer in memory.
             routing = replace(routing, record=[])
         return nullcontext(), self._context.using(routing)
 

@@ -51,8 +51,8 @@ class LocatorConfig:
     score: Literal["z", "raw", "mahalanobis"] = "z"
     placement: Literal["front", "inline"] = "front"
     reject: float = 0.99
-    hidden: int = 128
-    latent: int = 64
+    hidden: int = 64
+    latent: int = 16
     beta: float = 1e-3
     steps: int = 1500
     batch_size: int = 128

@@ -102,6 +102,18 @@ def test_the_stacked_computation_equals_the_loop(case: dict[str, Any]) -> None:
     assert torch.equal(got[0], linear(u)[0])
 
 
+@settings(max_examples=50, deadline=None)
+@given(tokens=st.integers(1, 9), slots=st.integers(1, 4), seed=st.integers(0, 999))
+def test_slots_are_summed_in_a_fixed_order_as_index_add_sums_them(
+    tokens: int, slots: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    order = torch.randperm(tokens * slots)
+    rows = torch.randn(tokens * slots, 3)
+    wanted = torch.zeros(tokens, 3).index_add(0, order // slots, rows)
+    torch.testing.assert_close(experts.slots_summed(rows, order, slots), wanted)
+
+
 def test_both_ways_have_the_loops_gradients(way: str) -> None:
     torch.manual_seed(0)
     As, Bs = torch.randn(5, 8, 12), torch.randn(5, 16, 8)

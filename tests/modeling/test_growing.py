@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from cmoe.modeling.base import UnsupportedModelError, fingerprint
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.primitive import Primitive
-from cmoe.modeling.routers import BASE
+from cmoe.modeling.routers import BASE, Usage
 
 SMALL = LocatorConfig(hidden=16, latent=4, steps=40, batch_size=16)
 # Layers that each task of the stream adds experts to, and how many: some layers start late, one
@@ -166,6 +167,28 @@ def test_gradient_checkpointing_recomputes_with_the_same_routing(family: str) ->
         gradients.append([p.grad for p in parameters])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-6)
+
+
+def test_recomputed_layers_do_not_pile_up_in_the_record() -> None:
+    def live_after_backward(checkpointing: bool) -> int:
+        model, inputs, live = grown(), make_inputs(), []
+        model.grow("fifth", {1: 2, 3: 1}, rank=8, lora_alpha=16, seed=9)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()
+        out = model(inputs | {"labels": inputs["input_ids"]}, "fifth", record=True, use_cache=False)
+        # When the first layer's gradients come, all layers behind it have been recomputed.
+        weight = model.ffns[0].routers.weight
+        assert weight is not None
+        weight.register_hook(lambda _: live.append(usages()))
+        (out.loss + out.balance_loss).backward()
+        return int(live[0])
+
+    def usages() -> int:
+        gc.collect()
+        return sum(isinstance(o, Usage) for o in gc.get_objects())
+
+    assert live_after_backward(checkpointing=True) <= live_after_backward(checkpointing=False) + 1
 
 
 def test_a_mixed_training_batch_trains_the_task_being_learned() -> None:
@@ -395,7 +418,7 @@ def test_wrong_use_is_refused_with_what_would_be_right() -> None:
         model.grow("first", {}, rank=8, lora_alpha=8, seed=0)
     with pytest.raises(ValueError, match=r"no decoder layer \[4\]"):
         model.grow("fifth", {4: 1}, rank=8, lora_alpha=8, seed=0)
-    with pytest.raises(ValueError, match=r"layers\.0 has shape \(2, 32\), this model needs \(6"):
+    with pytest.raises(ValueError, match=r"layers\.0 has shape \(2, 32\), this task needs \(6"):
         model.grow(
             "fifth", {0: 1}, rank=8, lora_alpha=8, seed=0, init={"layers.0": torch.ones(2, 32)}
         )
