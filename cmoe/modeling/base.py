@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,12 +170,35 @@ def pooling_weights(inputs: Mapping[str, Tensor], pooling: Pooling, config: Any)
     return weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
 
 
-class FeatureReachedError(Exception):
-    """Ends a forward pass at the feature's layer. Never leaves this package."""
+def pooled(hidden_bsd: Tensor, weights_bs: Tensor) -> Tensor:
+    """The features [B, d], fp32, of hidden states and pooling weights."""
+    return torch.bmm(weights_bs.unsqueeze(1), hidden_bsd.float()).squeeze(1)
+
+
+def hidden_state(model: nn.Module, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The state [B, S, d] that enters a layer, as in `watch_hidden_state`.
+
+    The pass ends there: what comes behind it isn't computed.
+    """
+    states: list[Tensor] = []
+
+    def stop(hidden_bsd: Tensor) -> None:
+        states.append(hidden_bsd)
+        raise _ReachedError
+
+    with watch_hidden_state(model, layer, stop), suppress(_ReachedError):
+        model(**inputs, use_cache=False)
+    return states[0]
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer that it was for."""
 
 
 @contextmanager
-def watch_hidden_state(model: nn.Module, layer: int, seen: Any) -> Iterator[None]:
+def watch_hidden_state(
+    model: nn.Module, layer: int, seen: Callable[[Tensor], None]
+) -> Iterator[None]:
     """Call `seen(hidden_bsd)` with the state that enters decoder layer `layer`.
 
     `layer == L` means the decoder's output, behind its final norm: the paper's `F_end`.

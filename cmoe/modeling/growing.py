@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cmoe.modeling.base import (
-    FeatureReachedError,
     find_ffns,
     fingerprint,
+    hidden_state,
+    pooled,
     pooling_weights,
     watch_hidden_state,
 )
@@ -57,15 +58,6 @@ class Generation:
     sequences: Tensor
     tasks: tuple[int, ...]
     location: Location | None
-
-
-@dataclass(frozen=True)
-class Learning:
-    """The task being learned, between `grow` and `commit`."""
-
-    task: str
-    rank: int
-    lora_alpha: float
 
 
 @dataclass
@@ -119,7 +111,7 @@ class GrowingVLM(nn.Module):
         self.bank = make_bank(locator)
         self.reject_unknown = False
         self.tasks: tuple[str, ...] = ()
-        self._learning: Learning | None = None
+        self._learning: Primitive | None = None  # its tensors are still parameters
         self._context = Context()
         self.ffns = tuple(GrowingFFN(s, i, top_k, self._context) for i, s in enumerate(sites))
 
@@ -175,21 +167,8 @@ class GrowingVLM(nn.Module):
         The pass ends at the feature's layer: what comes behind it isn't computed.
         """
         weights_bs = pooling_weights(inputs, self.locator.pooling, self.base.config)
-        states: list[Tensor] = []
-
-        def stop(hidden_bsd: Tensor) -> None:
-            states.append(hidden_bsd)
-            raise FeatureReachedError
-
-        with (
-            watch_hidden_state(self.base, self.locator.layer, stop),
-            self._context.using(None),
-        ):
-            try:
-                self.base(**inputs, use_cache=False)
-            except FeatureReachedError:
-                return _pooled(states[0], weights_bs)
-        raise RuntimeError(f"the base never reached its layer {self.locator.layer}")
+        with self._context.using(None):
+            return pooled(hidden_state(self.base, self.locator.layer, inputs), weights_bs)
 
     def locate(self, inputs: Inputs) -> Location:
         """Find the prompts' tasks with the base in front, whatever `placement` says.
@@ -234,7 +213,7 @@ class GrowingVLM(nn.Module):
         @torch.no_grad()
         def arrive(hidden_bsd: Tensor) -> None:
             if run.location is None:
-                features = _pooled(hidden_bsd[::copies], weights_bs)
+                features = pooled(hidden_bsd[::copies], weights_bs)
                 run.location = locate(self.bank, features)
                 tasks = tuple(t for t in self._claimed(run.location) for _ in range(copies))
                 run.routing.tasks = tasks
@@ -313,10 +292,14 @@ class GrowingVLM(nn.Module):
             raise ValueError(f"task {self._learning.task!r} is still being learned")
         if task in self.tasks:
             raise ValueError(f"task {task!r} is already learned")
+        if rank < 1 or min(experts.values(), default=0) < 0:
+            raise ValueError(
+                f"rank {rank} and {dict(experts)} experts: at least 1, and none below 0"
+            )
         if unknown := sorted(set(experts) - set(range(len(self.ffns)))):
             raise ValueError(f"no decoder layer {unknown}; there are 0 to {len(self.ffns) - 1}")
         generator = torch.Generator().manual_seed(seed)
-        self._learning = Learning(task, rank, lora_alpha)
+        self._learning = Primitive(task, rank, lora_alpha, {}, {}, {})
         try:
             for ffn in self.ffns:
                 count = experts.get(ffn.layer, 0)
@@ -340,11 +323,27 @@ class GrowingVLM(nn.Module):
         Args:
             locator: Its entry, from `bank.fit`; empty for a model that never locates.
             decision: What was decided and why, as JSON.
+
+        Raises:
+            ValueError: No task is being learned, or the entry doesn't fit; nothing is lost.
         """
-        primitive = self._draft(locator, decision or {})
-        self._check([primitive])
-        self.discard()
+        if self._learning is None:
+            raise ValueError("no task is being learned; call grow first")
+        experts: dict[str, Tensor] = {}
+        routers: dict[str, Tensor] = {}
+        for ffn in self.ffns:
+            new_experts, new_router = ffn.learned(self._learning.rank)
+            experts |= new_experts
+            routers |= new_router
+        primitive = replace(
+            self._learning,
+            experts=experts,
+            routers=routers,
+            locator=locator,
+            decision=decision or {},
+        )
         self._append([primitive])
+        self.discard()  # only now: a refused entry must not cost the training
         return primitive
 
     def append(self, *primitives: Primitive) -> None:
@@ -355,20 +354,7 @@ class GrowingVLM(nn.Module):
         """
         if self._learning is not None:
             raise ValueError(f"task {self._learning.task!r} is still being learned")
-        self._check(primitives)
         self._append(primitives)
-
-    def _draft(self, locator: Mapping[str, Tensor], decision: Mapping[str, Any]) -> Primitive:
-        if self._learning is None:
-            raise ValueError("no task is being learned; call grow first")
-        experts: dict[str, Tensor] = {}
-        routers: dict[str, Tensor] = {}
-        for ffn in self.ffns:
-            new_experts, new_router = ffn.learned(self._learning.rank)
-            experts |= new_experts
-            routers |= new_router
-        now = self._learning
-        return Primitive(now.task, now.rank, now.lora_alpha, experts, routers, locator, decision)
 
     def _check(self, primitives: Sequence[Primitive]) -> None:
         counts = [len(f.frozen) for f in self.ffns]
@@ -380,7 +366,8 @@ class GrowingVLM(nn.Module):
             counts = [f.check(primitive, n) for f, n in zip(self.ffns, counts, strict=True)]
 
     def _append(self, primitives: Sequence[Primitive]) -> None:
-        # First what can still be refused, so that nothing is half added.
+        # First all that can be refused, so that nothing is half added.
+        self._check(primitives)
         self.bank.append(*(p.locator for p in primitives if p.locator))
         for ffn in self.ffns:
             ffn.freeze(primitives)
@@ -403,7 +390,3 @@ class GrowingVLM(nn.Module):
             # with the layer: in the first one it would keep every recomputed layer in memory.
             routing = replace(routing, record=[])
         return nullcontext(), self._context.using(routing)
-
-
-def _pooled(hidden_bsd: Tensor, weights_bs: Tensor) -> Tensor:
-    return torch.bmm(weights_bs.unsqueeze(1), hidden_bsd.float()).squeeze(1)

@@ -186,7 +186,7 @@ def test_recomputed_layers_do_not_pile_up_in_the_record() -> None:
 
     def usages() -> int:
         gc.collect()
-        return sum(isinstance(o, Usage) for o in gc.get_objects())
+        return sum(type(o) is Usage for o in gc.get_objects())
 
     assert live_after_backward(checkpointing=True) <= live_after_backward(checkpointing=False) + 1
 
@@ -422,6 +422,8 @@ def test_wrong_use_is_refused_with_what_would_be_right() -> None:
         model.grow(
             "fifth", {0: 1}, rank=8, lora_alpha=8, seed=0, init={"layers.0": torch.ones(2, 32)}
         )
+    with pytest.raises(ValueError, match=r"rank 0 and \{0: 1\} experts"):
+        model.grow("fifth", {0: 1}, rank=0, lora_alpha=8, seed=0)
     with pytest.raises(ValueError, match="no task is being learned"):
         model.commit({})
     model.grow("fifth", {0: 1}, rank=8, lora_alpha=8, seed=0)
@@ -450,6 +452,22 @@ def test_a_primitive_that_does_not_fit_is_refused_and_nothing_is_added() -> None
             model.append(*primitives)
         assert model.tasks == ()
         assert all(len(f.frozen) == 0 for f in model.ffns)
+
+
+def test_a_refused_locator_entry_does_not_cost_the_training() -> None:
+    model, inputs = GrowingVLM(make_base(), locator=SMALL), make_inputs()
+    model.grow("first", STREAM["first"], rank=8, lora_alpha=8, seed=0)
+    randomise(model, seed=0)
+    with torch.no_grad():
+        trained = model(inputs, "first").logits
+        with pytest.raises(ValueError, match="locator entry lacks std"):
+            model.commit({"mean": torch.ones(WIDTH)})
+        assert torch.equal(model(inputs, "first").logits, trained)
+        entry = model.bank.fit(torch.randn(20, WIDTH), seed=0)
+        model.commit(entry)
+        torch.testing.assert_close(model(inputs, "first").logits, trained, rtol=1e-5, atol=1e-5)
+    assert model.tasks == ("first",)
+    assert len(model.bank) == 1
 
 
 def test_the_fingerprint_tells_bases_apart_but_not_dtypes() -> None:
