@@ -40,14 +40,8 @@ from cmoe.data.mini import GENRES, SPECIES
 TURNS = 4
 """Turns of one lesson."""
 NAMES = tuple(COLORS)
-REPEATED = (
-    *SPECIES,
-    *GENRES.values(),
-    *NAMES,
-    *SHAPES,
-    *TEXTURES,
-    *("yes", "no", "true", "false", "unanswerable", "left", "right", "top", "bottom", "animal"),
-)
+_OTHERS = ("yes", "no", "true", "false", "unanswerable", "left", "right", "top", "bottom", "animal")
+REPEATED = (*SPECIES, *GENRES.values(), *NAMES, *SHAPES, *TEXTURES, *_OTHERS)
 """Words that every adapter may need to say or to tell apart."""
 
 COMMON = tuple(
@@ -95,11 +89,17 @@ BINS = SIZE // GRID + 1
 
 @dataclass(frozen=True)
 class Turn:
-    """One question of a lesson, asked and answered without regard to the others."""
+    """One question of a lesson, asked and answered without regard to the others.
+
+    `subject` is what the words before the question's first period mean, `second` what those before
+    its last one mean, each if there is one such thing.
+    """
 
     skill: str
     question: str
     answer: str
+    subject: Thing | None = None
+    second: Thing | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Lesson:
 
 def make_lesson(rng: Random) -> Lesson:
     """A random lesson with a picture."""
-    make = rng.choices((_scene, _sign, _cover, _single, _chart), (62, 13, 7, 8, 10))[0]
+    make = rng.choices((_scene, _sign, _cover, _single, _chart), (56, 16, 10, 7, 11))[0]
     canvas, image, turns = make(rng)
     if rng.random() < 0.15:
         turns[-1] = _words(rng)
@@ -146,9 +146,6 @@ def _patches(canvas: Canvas) -> NDArray[np.int64]:
     )
 
 
-# Words alone.
-
-
 def _words(rng: Random) -> Turn:
     """Repeat words, or find one of three options."""
     if rng.random() < 0.4:
@@ -161,22 +158,21 @@ def _words(rng: Random) -> Turn:
     lines = "\n".join(f"{letter}. {word}" for letter, word in zip("ABC", choices, strict=True))
     order = rng.sample(range(3), 3)
     wanted, letters = " ".join(choices[k] for k in order), " ".join("ABC"[k] for k in order)
-    return Turn("options", f"{lines}\nMatch {wanted}.", letters)
+    return Turn("options", f"Match {wanted}.\n{lines}", letters)
 
 
-def _options(rng: Random, skill: str, choices: Sequence[str], right: str, task: str) -> Turn:
-    """`task` with three lettered choices; the answer is the letter of `right`."""
+def _options(
+    rng: Random,
+    skill: str,
+    choices: Sequence[str],
+    right: str,
+    task: str,
+    subject: Thing | None = None,
+) -> Turn:
+    """`task` and three lettered choices; the answer is the letter of `right`."""
     mixed = rng.sample(choices, len(choices))
     lines = "\n".join(f"{letter}. {word}" for letter, word in zip("ABC", mixed, strict=True))
-    return Turn(skill, f"{lines}\n{task}", "ABC"[mixed.index(right)])
-
-
-def _color_options(rng: Random, skill: str, right: str, task: str) -> Turn:
-    wrong = rng.sample([name for name in NAMES if name != right], 2)
-    return _options(rng, skill, [right, *wrong], right, task)
-
-
-# Scenes.
+    return Turn(skill, f"{task}\n{lines}", "ABC"[mixed.index(right)], subject)
 
 
 def _scene(rng: Random) -> tuple[Canvas, Pixels, list[Turn]]:
@@ -212,13 +208,14 @@ def _attribute(rng: Random, canvas: Canvas, things: Sequence[Thing]) -> Turn:
     alone = [other for other in things if sum(t.shape == other.shape for t in things) == 1]
     if alone and rng.random() < 0.6:
         thing = rng.choice(alone)
-        return Turn("color", f"Name the color: {thing.shape}.", thing.color)
-    return Turn("shape", f"Name the shape: {thing.color}.", thing.shape)
+        return Turn("color", f"Name the color: {thing.shape}.", thing.color, thing)
+    return Turn("shape", f"Name the shape: {thing.color}.", thing.shape, thing)
 
 
 def _texture(rng: Random, canvas: Canvas, things: Sequence[Thing]) -> Turn:
     thing = rng.choice(things)
-    return Turn("texture", f"Name the pattern: {_phrase(rng, thing, things)}.", thing.texture)
+    phrase = _phrase(rng, thing, things)
+    return Turn("texture", f"Name the pattern: {phrase}.", thing.texture, thing)
 
 
 def _numbers(thing: Thing) -> str:
@@ -227,12 +224,12 @@ def _numbers(thing: Thing) -> str:
 
 def _frame(rng: Random, canvas: Canvas, things: Sequence[Thing]) -> Turn:
     thing = rng.choice(things)
-    return Turn("box", f"Frame: {_phrase(rng, thing, things)}.", _numbers(thing))
+    return Turn("box", f"Frame: {_phrase(rng, thing, things)}.", _numbers(thing), thing)
 
 
 def _locate(rng: Random, canvas: Canvas, things: Sequence[Thing]) -> Turn:
     thing = rng.choice(things)
-    return Turn("corner", f"Locate: {_phrase(rng, thing, things)}.", _corner(thing))
+    return Turn("corner", f"Locate: {_phrase(rng, thing, things)}.", _corner(thing), thing)
 
 
 def _count(rng: Random, canvas: Canvas, things: Sequence[Thing]) -> Turn:
@@ -250,8 +247,8 @@ def _claim(rng: Random, canvas: Canvas, things: Sequence[Thing]) -> Turn:
         side = rng.choice(("left", "right"))
         true = (side == "left") == (one.center[0] < other.center[0])
         names = [_phrase(rng, one, things), _phrase(rng, other, things)]
-        question = f"True or false: {names[0]} {side} of {names[1]}."
-        return Turn("relation", question, str(true).lower())
+        question = f"True or false: {names[0]}. {side.capitalize()} of {names[1]}."
+        return Turn("relation", question, str(true).lower(), one, other)
     true = rng.random() < 0.5
     present = {(other.color, other.shape) for other in things}
     color, shape = thing.color, thing.shape
@@ -284,7 +281,9 @@ def _choose_color(rng: Random, canvas: Canvas, things: Sequence[Thing]) -> Turn:
     thing = rng.choice(things)
     corner = sum(_corner(other) == _corner(thing) for other in things) == 1
     name = _corner(thing) if corner else f"{thing.color} {thing.shape}"
-    return _color_options(rng, "choice", thing.color, f"Match the color: {name}.")
+    wrong = rng.sample([color for color in NAMES if color != thing.color], 2)
+    task = f"Match the color: {name}."
+    return _options(rng, "choice", [thing.color, *wrong], thing.color, task, thing)
 
 
 _SceneSkill = Callable[[Random, Canvas, Sequence[Thing]], Turn]
@@ -299,10 +298,7 @@ _SCENE_SKILLS: tuple[_SceneSkill, ...] = (
     _caption,
     _setting,
 )
-_SCENE_WEIGHTS = (24, 22, 16, 9, 5, 3, 4, 14, 3)
-
-
-# Other pictures.
+_SCENE_WEIGHTS = (20, 26, 20, 9, 4, 3, 8, 7, 3)
 
 
 def _sign(rng: Random) -> tuple[Canvas, Pixels, list[Turn]]:
@@ -357,38 +353,44 @@ def _single(rng: Random) -> tuple[Canvas, Pixels, list[Turn]]:
     if quality != "sharp":
         canvas.labels[:] = 0
         return canvas, image, [judgement, _words(rng), _words(rng), _words(rng)]
-    numbers = Turn("single", "Describe.", f"{color} {texture} {shape}")
+    whole = Turn("single", "Describe.", f"{color} {texture} {shape}")
     others = [judgement, _attribute(rng, canvas, (thing,)), _texture(rng, canvas, (thing,))]
-    return (
-        canvas,
-        image,
-        [numbers, rng.choice(others), _attribute(rng, canvas, (thing,)), others[2]],
-    )
+    turns = [whole, rng.choice(others), _attribute(rng, canvas, (thing,)), others[2]]
+    return canvas, image, turns
 
 
 def _chart(rng: Random) -> tuple[Canvas, Pixels, list[Turn]]:
     """Bars by height, by place, and by option letter."""
     colors, heights = rng.sample(NAMES, 3), rng.sample(range(8, 45, 6), 3)
     canvas = draw_chart(rng, colors, heights)
-    falling = [color for _, color in sorted(zip(heights, colors, strict=True), reverse=True)]
-    extreme, color = rng.choice((("high", falling[0]), ("low", falling[-1])))
-    place = rng.randrange(3)
-    side = ("left", "middle", "right")[place]
+    bars = [
+        Thing("square", color, "solid", box)
+        for color, box in zip(colors, canvas.boxes, strict=True)
+    ]
+    falling = sorted(bars, key=lambda bar: bar.box[1])
+    order = rng.choice((("by height", falling), ("in order", bars)))
+    extremes = (("high", falling[0]), ("low", falling[-1]))
+    places = tuple(zip(("left", "middle", "right"), bars, strict=True))
     turns = [
-        Turn("bars", f"Name the bar: {extreme}.", color),
+        _name_bar(rng.choice(extremes)),
+        _name_bar(rng.choice(places)),
+        _match_bar(rng, colors, rng.choice(extremes)),
         rng.choice(
             (
-                Turn("bars", "List the bars by height.", " ".join(falling)),
-                Turn("bars", "List the bars in order.", " ".join(colors)),
-                Turn("bars", f"Name the bar: {side}.", colors[place]),
-            )
-        ),
-        _options(rng, "bar choice", colors, color, f"Match the bar: {extreme}."),
-        rng.choice(
-            (
-                _options(rng, "bar choice", colors, colors[place], f"Match the bar: {side}."),
+                _match_bar(rng, colors, rng.choice(places)),
+                Turn("bars", f"List the bars {order[0]}.", " ".join(bar.color for bar in order[1])),
                 _words(rng),
             )
         ),
     ]
     return canvas, canvas.image(), turns
+
+
+def _name_bar(named: tuple[str, Thing]) -> Turn:
+    name, bar = named
+    return Turn("bars", f"Name the bar: {name}.", bar.color, bar)
+
+
+def _match_bar(rng: Random, colors: Sequence[str], named: tuple[str, Thing]) -> Turn:
+    name, bar = named
+    return _options(rng, "bar choice", colors, bar.color, f"Match the bar: {name}.", bar)

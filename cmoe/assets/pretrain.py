@@ -20,10 +20,14 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from cmoe.assets.mixture import BINS, LABELS, Lesson
-from cmoe.data.drawing import BACKGROUNDS, Pixels
+from cmoe.data.drawing import BACKGROUNDS, COLORS, GRID, SHAPES, TEXTURES, Pixels, Thing
 
 WARMUP = 30
 LENGTH_POOL = 4
+OPTIONS = "A", "B", "C"
+SUBJECT_LAYER, SUBJECT_WEIGHT, OPTION_WEIGHT = 4, 0.2, 0.5
+SUBJECT_SIZES = (len(COLORS), len(SHAPES), len(TEXTURES), BINS, BINS, BINS, BINS)
+NOTHING = (-1,) * len(SUBJECT_SIZES)
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class Recipe:
     text_lessons: int = 6_000
     text_every: int = 5
     held_out: int = 600
-    tower_steps: int = 550
+    tower_steps: int = 500
     tower_batch: int = 64
     tower_rate: float = 0.01
-    steps: int = 1_100
+    steps: int = 1_000
     batch: int = 32
-    rate: float = 0.01
+    rate: float = 0.012
 
 
 class _Optimizers:
@@ -122,17 +126,8 @@ def train_tower(
             )
         ]
         optimizers.step(step, torch.stack(losses).sum())
-    names = (
-        "color",
-        "shape",
-        "character",
-        "texture",
-        "background",
-        "left",
-        "top",
-        "right",
-        "bottom",
-    )
+    names = ["color", "shape", "character", "texture", "background"]
+    names += ["left", "top", "right", "bottom"]
     accuracies = {}
     with torch.no_grad():
         rows = np.arange(last, len(images))
@@ -147,13 +142,17 @@ def train_tower(
 class _Row:
     """One lesson as tokens: `group` is 0 for the shared prefix and `1 + turn` for a turn.
 
-    `answer` is 1 for the tokens to be learned.
+    `answer` is 1 for the tokens to be learned. `subject [s, 7]` tells what the question is about
+    on its last words and the marker; `chosen` is 1 on the last token of the right option and 0 on
+    that of a wrong one. Both are -1 elsewhere.
     """
 
     tokens: NDArray[np.int64]
     group: NDArray[np.int64]
     position: NDArray[np.int64]
     answer: NDArray[np.int64]
+    subject: NDArray[np.int64]
+    chosen: NDArray[np.int64]
 
 
 def _encode(
@@ -179,6 +178,8 @@ def _row(
     tokens = opening if lesson.image is None else opening + picture
     start = len(tokens)
     group, position, answered = [0] * start, list(range(start)), [0] * start
+    about, chosen = [NOTHING] * start, [-1] * start
+    (period,), (newline,) = ids("."), ids("\n")
     for index, turn in enumerate(lesson.turns):
         question, marker = ids(turn.question), ids(" ASSISTANT:")
         answer = [*ids(f" {turn.answer}"), end]
@@ -186,23 +187,54 @@ def _row(
         tokens = tokens + question + marker + answer
         group += [index + 1] * length
         position += range(start, start + length)
+        about += [NOTHING] * length
+        begin, stop = len(about) - length, len(question)
+        if turn.subject is not None:
+            named = question.index(period) - 1
+            places = (named, named + 1) if turn.second else (named, stop - 1, stop)
+            for place in places:
+                about[begin + place] = _description(turn.subject)
+        chosen += [-1] * length
+        if turn.answer in OPTIONS:
+            ends = [place - 1 for place, token in enumerate(question) if token == newline]
+            for option, place in zip(OPTIONS, [*ends[1:], stop - 1], strict=True):
+                chosen[begin + place] = int(option == turn.answer)
+        if turn.second is not None:
+            for place in (stop - 2, stop - 1):
+                about[begin + place] = _description(turn.second)
         answered += [0] * (length - len(answer)) + [1] * len(answer)
     return _Row(
         np.array(tokens, np.int64),
         np.array(group, np.int64),
         np.array(position, np.int64),
         np.array(answered, np.int64),
+        np.array(about, np.int64),
+        np.array(chosen, np.int64),
     )
+
+
+def _description(thing: Thing) -> tuple[int, ...]:
+    """Indices of color, shape and texture, and the four bins of the box."""
+    names = (
+        list(COLORS).index(thing.color),
+        SHAPES.index(thing.shape),
+        TEXTURES.index(thing.texture),
+    )
+    return names + tuple(round(value / GRID) for value in thing.box)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows padded to one length: all `[b, s]` but `mask [b, 1, s, s]` (True: attend)."""
+    """Rows padded to one length: all `[b, s]` but `subject [b, s, 7]`
+    and `mask [b, 1, s, s]` (True: attend).
+    """
 
     tokens: Tensor
     group: Tensor
     position: Tensor
     answer: Tensor
+    subject: Tensor
+    chosen: Tensor
     mask: Tensor
 
 
@@ -211,14 +243,22 @@ def _collate(rows: Sequence[_Row]) -> _Batch:
 
     def pad(name: str, fill: int) -> Tensor:
         values = [getattr(row, name) for row in rows]
-        return torch.from_numpy(
-            np.stack([np.pad(v, (0, length - len(v)), constant_values=fill) for v in values])
-        )
+        width = [(0, 0)] * (values[0].ndim - 1)
+        padded = [np.pad(v, [(0, length - len(v)), *width], constant_values=fill) for v in values]
+        return torch.from_numpy(np.stack(padded))
 
     group = pad("group", -1)
     same = (group[:, :, None] == group[:, None, :]) | (group[:, None, :] == 0)
     mask = (same & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
-    return _Batch(pad("tokens", 0), group, pad("position", 0), pad("answer", 0), mask)
+    return _Batch(
+        pad("tokens", 0),
+        group,
+        pad("position", 0),
+        pad("answer", 0),
+        pad("subject", -1),
+        pad("chosen", -1),
+        mask,
+    )
 
 
 class Classroom:
@@ -231,6 +271,8 @@ class Classroom:
         lessons: Sequence[Lesson],
     ) -> None:
         self.model, self.lessons = model, lessons
+        self.option_head = nn.Linear(model.lm_head.in_features, 2)
+        self.subject_head = nn.Linear(model.lm_head.in_features, sum(SUBJECT_SIZES))
         self.image_token = model.config.image_token_id
         self.rows = _encode(tokenizer, lessons, model.config.image_seq_length)
         pictured = [i for i, lesson in enumerate(lessons) if lesson.image is not None]
@@ -245,8 +287,11 @@ class Classroom:
         seen: Tensor = self.model.model.vision_tower(pixel_values(images)).last_hidden_state
         return seen[:, 1:]
 
-    def hidden(self, indices: Sequence[int]) -> tuple[_Batch, Tensor]:
-        """The decoder's last hidden states of lessons `[b, s, d]`; all with a picture or none."""
+    def hidden(self, indices: Sequence[int]) -> tuple[_Batch, Tensor, Tensor]:
+        """The decoder's hidden states of lessons, last and middle, `[b, s, d]`.
+
+        Either all lessons have a picture or none has.
+        """
         batch = _collate([self.rows[i] for i in indices])
         inputs = self.model.get_input_embeddings()(batch.tokens)
         if indices[0] in self.seen:
@@ -260,15 +305,31 @@ class Classroom:
             attention_mask=batch.mask,
             position_ids=batch.position,
             use_cache=False,
+            output_hidden_states=True,
         )
-        return batch, outputs.last_hidden_state
+        return batch, outputs.last_hidden_state, outputs.hidden_states[SUBJECT_LAYER]
 
     def loss(self, indices: Sequence[int]) -> Tensor:
-        """Cross-entropy of the answers' tokens."""
-        batch, hidden = self.hidden(indices)
+        """Cross-entropy of the answers' tokens, of the questions' subjects, and of the options.
+
+        The second makes the words of a question find their object, the third compares an option
+        with it: told by answers alone, the decoder guesses for longer than this training lasts.
+        """
+        batch, hidden, middle = self.hidden(indices)
         kept = batch.answer[:, 1:] == 1
         logits = self.model.lm_head(hidden[:, :-1][kept])
-        return F.cross_entropy(logits, batch.tokens[:, 1:][kept])
+        loss = F.cross_entropy(logits, batch.tokens[:, 1:][kept])
+        known = batch.subject[..., 0] >= 0
+        if known.any():
+            guesses = self.subject_head(middle[known]).split(SUBJECT_SIZES, -1)
+            truths = batch.subject[known].unbind(-1)
+            errors = [F.cross_entropy(g, t) for g, t in zip(guesses, truths, strict=True)]
+            loss = loss + SUBJECT_WEIGHT * torch.stack(errors).sum()
+        offered = batch.chosen >= 0
+        if offered.any():
+            guess = self.option_head(middle[offered])
+            loss = loss + OPTION_WEIGHT * F.cross_entropy(guess, batch.chosen[offered])
+        return loss
 
     @torch.no_grad()
     def exact(self, indices: Sequence[int]) -> dict[str, tuple[int, int]]:
@@ -276,7 +337,7 @@ class Classroom:
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for start in range(0, len(indices), 100):
             chosen = indices[start : start + 100]
-            batch, hidden = self.hidden(chosen)
+            batch, hidden, _ = self.hidden(chosen)
             guess = self.model.lm_head(hidden[:, :-1]).argmax(-1)
             wrong = (guess != batch.tokens[:, 1:]) & (batch.answer[:, 1:] == 1)
             for row, index in enumerate(chosen):
@@ -296,6 +357,8 @@ def train_language(classroom: Classroom, recipe: Recipe, seed: int) -> dict[str,
     model = classroom.model
     model.model.vision_tower.requires_grad_(False)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named += [(f"head.{name}", p) for name, p in classroom.subject_head.named_parameters()]
+    named += [(f"option.head.{name}", p) for name, p in classroom.option_head.named_parameters()]
     optimizers = _Optimizers(named, recipe.rate, recipe.steps)
     pictured = np.array([i for i in range(len(classroom.rows)) if i in classroom.seen])
     written = np.array([i for i in range(len(classroom.rows)) if i not in classroom.seen])
