@@ -295,7 +295,7 @@ def test_every_seed_has_its_own_weights_whatever_the_global_state() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "mean_text"])
-@pytest.mark.parametrize("layer", [0, 2, LAYERS, -1])
+@pytest.mark.parametrize("layer", [0, LAYERS - 1, LAYERS, -1])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3"])
 @torch.no_grad()
 def test_features_are_the_frozen_bases_hidden_states(family: str, layer: int, pooling: str) -> None:
