@@ -395,6 +395,10 @@ def test_a_model_without_linear_ffns_is_refused_with_the_names_looked_for() -> N
     config = AutoConfig.for_model("llava", text_config=mixtral, vision_config=vision())
     with pytest.raises(UnsupportedModelError, match=r"layer 0 .*looked for mlp, feed_forward, ffn"):
         GrowingVLM(AutoModelForImageTextToText.from_config(config))
+    gated = make_base()
+    gated.get_decoder().layers[1].mlp.gate = torch.nn.Parameter(torch.ones(4, WIDTH))
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 .*no FFN made of linear maps alone"):
+        GrowingVLM(gated)
     with pytest.raises(UnsupportedModelError, match="no list of layers; looked for layers, h"):
         GrowingVLM(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
