@@ -126,7 +126,7 @@ def science_qa(rng: Random) -> Sample:
     colors = rng.sample(list(COLORS), 3)
     heights = rng.sample(range(8, 45, 6), 3)
     image = draw_chart(rng, colors, heights).image()
-    degree, extreme = rng.choice((("tallest", max(heights)), ("shortest", min(heights))))
+    degree, extreme = rng.choice((("highest", max(heights)), ("lowest", min(heights))))
     right = colors[heights.index(extreme)]
     question = rng.choice((f"Which bar is the {degree}?", *COLOR_OF)).format(f"{degree} bar")
     context = rng.choice(("", "", "Context: The chart shows the data of a test.\n"))
