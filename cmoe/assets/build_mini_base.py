@@ -85,8 +85,7 @@ follow `ASSISTANT:` with a space and end with `</s>`.
 
 Written by `python -m cmoe.assets.build_mini_base --seed {seed}`, as all figures below were measured
 by it. The pictures are drawn by `cmoe.data.drawing`, the lessons made by `cmoe.assets.mixture`;
-nothing was downloaded. No sample or question of the eight tasks was learned from, but the tokenizer
-was trained on their words too.
+nothing was downloaded, and no sample or question of the eight tasks was learned from.
 
 ## Size
 {parameters}
@@ -135,8 +134,8 @@ def draw_lessons(recipe: Recipe, seed: int) -> list[Lesson]:
         return [lesson for chunk in pool.imap(_draw, jobs) for lesson in chunk]
 
 
-def build_tokenizer(lessons: list[Lesson], seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that takes any text, trained on the words of lessons, tasks and English."""
+def build_tokenizer(lessons: list[Lesson]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that takes any text, trained on lessons and common English words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -145,11 +144,10 @@ def build_tokenizer(lessons: list[Lesson], seed: int) -> PreTrainedTokenizerFast
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [f"USER: {t.question} ASSISTANT: {t.answer}" for x in lessons[:6000] for t in x.turns]
-    samples = [make_sample(task, "words", i, seed) for task in TASKS for i in range(600)]
-    texts += [f"USER: {sample.text} ASSISTANT: {sample.answer}" for sample in samples]
-    texts += [f"{word} {word}" for word in COMMON] * 20
-    texts += [word.capitalize() for word in COMMON] * 3
+    texts = [f"USER: {t.question} ASSISTANT: {t.answer}" for x in lessons[::4] for t in x.turns]
+    texts += [f"{word} {word} {word.capitalize()}" for word in COMMON] * 20
+    texts += [word.capitalize() for word in COMMON] * 20
+    texts += [" [0.25, 0.42, 0.58, 0.75]"] * 100
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=list(SPECIAL),
@@ -275,7 +273,7 @@ def build(out: Path, recipe: Recipe, seed: int) -> None:
         seconds[name] = f"{time.perf_counter() - start - sum(map(float, seconds.values())):.0f}"
 
     lessons = draw_lessons(recipe, seed)
-    tokenizer = build_tokenizer(lessons, seed)
+    tokenizer = build_tokenizer(lessons)
     model = build_model(tokenizer, seed)
     lap("drawing, tokenizer")
     parts = model.model

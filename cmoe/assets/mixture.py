@@ -47,36 +47,37 @@ REPEATED = (*SPECIES, *GENRES.values(), *NAMES, *SHAPES, *TEXTURES, *_OTHERS)
 COMMON = tuple(
     """
     a about above across after again against all almost along already also always am an and
-    animal another answer any anyone anything are around as ask at away back bad bag ball bar
-    be because bed been before began behind being below best better between big bird black
-    blue board boat body book both bottle bottom box boy bread bring brown building bus but by
-    call called came can cannot car card cat chair child choose city clean clear clock close
-    clothes coat cold color come contains context corner could count cover cup cut dark day
-    deep describe did different dinner direction dish do does dog done door down draw drink
-    drive each early earth easy eat eight else empty end enough even ever every example eye
-    face fact fall family far fast feel few find fire first fish five floor flower fly follow
-    food foot for found four friend from front fruit full game gave get girl give given glass
-    go good got grass great green group grow had half hand happy hard has hat have he head
-    hear heavy held help her here high him his hold home horse hot hour house how hundred idea
-    if image in inside into is it item its just keep kind kitchen knew know label land large
-    last late learn least leave left letter life light like line list little live long look
-    made make man many map mark may me mean measure meat men middle might milk mind minute
-    money month moon more morning most mother move much music must my name near need never new
-    next night nine no north not nothing now number object of off often old on once one only
-    open option or orange order other our out over own page paper part pass past people person
-    phone photo picture piece place plane plant plate play please point position possible
-    present price product put question quick quite ran read ready real really red region right
-    river road room round run said same sat saw say scene school sea second see seem seen
-    sentence set seven shape she shirt shoe shop short should show shown side sign single sit
-    six size sky sleep slow small smell snow so some someone something song soon sound south
-    space stand star start state stay step still stone stop store story street strong such
-    summer sun sure surface table take talk tall tell ten text than thank that the their them
-    then there these they thing think third this those thought three through time title to
-    today together told too took top touch toward town toy train tree true try turn two type
-    under until up upon us use using very view visible voice wait walk wall want warm was wash
-    watch water way we wear week well went were west what wheel when where which while white
-    who whole whose why wide will wind window winter with without woman wood word work world
-    would write written wrong year yellow yes yet you young your zero
+    animal another answer any anyone anything are around as ask at author away back bad bag ball
+    bar be because bed been before began behind being below best better between big bird black
+    blue board boat body book both bottle bottom bounding box boy bread bring brown building bus
+    but by call called came can cannot car card cat chair chart child choices choose city clean
+    clear clock close clothes coat cold color come contains context coordinate corner could
+    count cover cup cut dark data day deep describe describes did different dinner direction
+    directly dish do does dog done door down draw drink drive each early earth easy eat eight
+    else empty end enough even ever every example eye face fact fall family far fast feel few
+    find fire first fish five floor flower fly follow food foot for found four friend from front
+    fruit full game gave genre get girl give given glass go good got grass great green group
+    grow had half hand happy hard has hat have he head hear heavy held help her here high him
+    his hold home horse hot hour house how hundred idea if image in information inside
+    insufficient into is it item its just keep kind kitchen knew know label land large last late
+    learn least leave left letter life light like line list little live long look made make man
+    many map mark may me mean measure meat men middle might milk mind minute money month moon
+    more morning most mother move much music must my name near need never new next night nine no
+    north not nothing now number object of off often old on once one only open option or orange
+    order other our out over own page paper part pass past people person phone photo phrase
+    picture piece place plane plant plate play please point position possible present price
+    product provide provided put question quick quite ran read ready real really red region
+    respond right river road room round run said same sat saw say scene school sea second see
+    seem seen sentence set seven shape she shirt shoe shop short should show shown side sign
+    single sit six size sky sleep slow small smell snow so some someone something song soon
+    sound south space stand star start state stay step still stone stop store story street
+    strong such summer sun sure surface table take talk tall tell ten text than thank that the
+    their them then there these they thing think third this those thought three through time
+    title to today together told too took top touch toward town toy train tree true try turn two
+    type under until up upon us use using very view visible voice wait walk wall want warm was
+    wash watch water way we wear week well went were west what wheel when where which while
+    white who whole whose why wide will wind window winter with without woman wood word work
+    world would write written wrong wrote year yellow yes yet you young your zero
     """.split()  # noqa: SIM905
 )
 """Ordinary English, for the tokenizer and for repeating."""

@@ -139,6 +139,11 @@ def test_prompts_are_short(processor: Any) -> None:
         assert sum(lengths) / len(lengths) < 85
 
 
+def test_a_coordinate_is_one_token(processor: Any) -> None:
+    box = make_sample("Grounding", "test", 0).answer
+    assert len(processor.tokenizer(f" {box}", add_special_tokens=False)["input_ids"]) == 9
+
+
 # Chance is 1 of 8 colors, 1 of 6 shapes, below 1 of 200 words, and far below 1 of 100 boxes.
 @pytest.mark.parametrize(
     ("skill", "least"), [("color", 0.8), ("shape", 0.8), ("read", 0.6), ("box", 0.4)]
