@@ -87,12 +87,12 @@ class Bank(nn.Module):
         count = min(gates.count - self.start, len(self))
         if count <= 0:
             return None
-        experts = gates.experts - self.start
-        mine = (experts >= 0) & (experts < count)
-        whole = self.start == 0 and gates.count <= len(self)
-        if not whole:  # slots that belong to another stack compute expert 0 with gate 0
-            experts = experts.where(mine, 0)
-        weights = gates.weights if whole else gates.weights * mine
+        experts, weights = gates.experts, gates.weights
+        if self.start > 0 or gates.count > len(self):  # there is another stack
+            experts = experts - self.start
+            mine = (experts >= 0) & (experts < count)
+            # The other's slots compute this one's first expert with gate 0.
+            experts, weights = experts.where(mine, 0), weights * mine
         weights = (weights * self.scale_e[experts]).to(dtype)
         if self._prefers_grouped(experts, count, dtype):
             return _Grouped(experts, weights, count, self.ranks[0])
