@@ -64,7 +64,7 @@ def _ways(model: GrowingVLM, hidden_bsd: Tensor) -> dict[str, Callable[[], objec
     routing = Routing((0,), torch.zeros(1, dtype=torch.long, device=hidden_bsd.device))
 
     def grown(way: str) -> None:
-        with _forced(way), model._context.using(routing):
+        with forced(way), model._context.using(routing):
             ffn(hidden_bsd)
 
     ways: dict[str, Callable[[], object]] = {
@@ -230,8 +230,8 @@ def _prompts(batch: int, length: int, device: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _forced(way: str) -> Iterator[None]:
-    """Compute in one way at every size, or in the chosen one."""
+def forced(way: str) -> Iterator[None]:
+    """Compute experts `concatenated` or `grouped` at every size, or in the `chosen` way."""
     before = experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS
     if way != "chosen":
         share = 0 if way == "grouped" else 10**9
@@ -252,7 +252,7 @@ def _looped(ffn: GrowingFFN, hidden_bsd: Tensor, *, sparse: bool) -> Tensor:
     used = []
     for e in range(gates.count):
         token = weights_ne[:, e].nonzero().squeeze(1) if sparse else slice(None)
-        used.append((token, 2.0 * weights_ne[token, e, None], ffn.frozen.rows(e)))
+        used.append((token, ffn.frozen.scales[e] * weights_ne[token, e, None], ffn.frozen.rows(e)))
 
     def linear(u: Tensor, name: str) -> Tensor:
         grown = ffn.maps[name]

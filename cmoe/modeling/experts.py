@@ -42,7 +42,7 @@ class Gates:
     count: int
 
 
-class Bank(nn.Module):
+class ExpertStack(nn.Module):
     """The shape of a stack of experts: which rows belong to which, and at what scale.
 
     Args:

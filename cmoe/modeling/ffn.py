@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmoe.modeling.base import FFNSite
-from cmoe.modeling.experts import Bank, ExpertLinear, FFNCall, fresh_pair
+from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, fresh_pair
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import Routing, TaskRouters
 
@@ -57,8 +57,8 @@ class GrowingFFN(nn.Module):
         self.routers = TaskRouters(layer, site.hidden_size, top_k, weight)
         linears = [m.linear for m in self.maps.values()]
         self.widths = tuple(n for m in linears for n in (m.in_features, m.out_features))
-        self.frozen = Bank((), (), 0, self.widths, weight.device)
-        self.learning: Bank | None = None
+        self.frozen = ExpertStack((), (), 0, self.widths, weight.device)
+        self.learning: ExpertStack | None = None
         setattr(site.layer, site.name, self)
 
     def forward(self, hidden_bsd: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class GrowingFFN(nn.Module):
         if count:
             start, device = len(self.frozen), self.frozen.scale_e.device
             ranks, scales = (rank,) * count, (scale,) * count
-            self.learning = Bank(ranks, scales, start, self.widths, device)
+            self.learning = ExpertStack(ranks, scales, start, self.widths, device)
         width = self.routers.rows.shape[1]
         router = torch.randn(total, width, generator=generator) * ROUTER_STD
         self.routers.learn(_start(init, self.router_key, router))
@@ -136,7 +136,7 @@ class GrowingFFN(nn.Module):
             new = [(p.rank, p.lora_alpha / p.rank) for p in adding for _ in p.experts[first]]
             ranks, scales = zip(*new, strict=True)
             ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
-            self.frozen = Bank(ranks, scales, 0, self.widths, self.frozen.scale_e.device)
+            self.frozen = ExpertStack(ranks, scales, 0, self.widths, self.frozen.scale_e.device)
         self.routers.freeze([p.routers.get(self.router_key) for p in primitives])
 
     def check(self, primitive: Primitive, before: int) -> int:

@@ -195,8 +195,7 @@ class GrowingVLM(nn.Module):
             self._require_bank()
             self._require_inline()
             inline, chosen = True, (BASE,) * batch
-        repeated = tuple(t for t in chosen for _ in range(copies))
-        run = _Pass(Routing(repeated, torch.tensor(repeated, device=self.device)), location)
+        run = _Pass(Routing.of(_repeated(chosen, copies), self.device), location)
         if record:
             run.routing.tokens, run.routing.record = inputs.get("attention_mask"), []
         with ExitStack() as stack:
@@ -215,9 +214,8 @@ class GrowingVLM(nn.Module):
             if run.location is None:
                 features = pooled(hidden_bsd[::copies], weights_bs)
                 run.location = locate(self.bank, features)
-                tasks = tuple(t for t in self._claimed(run.location) for _ in range(copies))
-                run.routing.tasks = tasks
-                run.routing.ids = torch.tensor(tasks, device=self.device)
+                found = Routing.of(_repeated(self._claimed(run.location), copies), self.device)
+                run.routing.tasks, run.routing.ids = found.tasks, found.ids
 
         with watch_hidden_state(self.base, self.locator.layer, arrive):
             yield
@@ -390,3 +388,7 @@ class GrowingVLM(nn.Module):
             # with the layer: in the first one it would keep every recomputed layer in memory.
             routing = replace(routing, record=[])
         return nullcontext(), self._context.using(routing)
+
+
+def _repeated(tasks: Sequence[int], copies: int) -> tuple[int, ...]:
+    return tuple(task for task in tasks for _ in range(copies))

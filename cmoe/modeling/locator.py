@@ -149,7 +149,7 @@ class VAEBank:
     def fit(self, features_nd: Tensor, seed: int) -> dict[str, Tensor]:
         """Train a VAE on a task's features [n, d]; its error is measured on held-out ones.
 
-        Loss: squared error summed over `d`, over `d`, + `beta` x KL over `d`.
+        Loss per dimension: (squared error + `beta` x KL) / `d`.
         """
         cfg = self.config
         generator = torch.Generator().manual_seed(seed)

@@ -54,6 +54,11 @@ class Routing:
     record: list[Usage] | None = None
     gathered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, tasks: Sequence[int], device: torch.device) -> Routing:
+        """Tasks of a batch, to be routed on `device`."""
+        return cls(tuple(tasks), torch.tensor(tasks, device=device))
+
 
 class TaskRouters(nn.Module):
     """All tasks' routers of one layer.

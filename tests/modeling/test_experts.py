@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import make_base, make_inputs
 from torch import Tensor, nn
 
+from cmoe.benchmarks.modeling import forced
 from cmoe.modeling import experts
-from cmoe.modeling.experts import Bank, ExpertLinear, FFNCall, Gates
+from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, Gates
 from cmoe.modeling.growing import GrowingVLM
 
 CPU = torch.device("cpu")
@@ -21,16 +23,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 4e-2}
 
 
 @pytest.fixture(params=["concatenated", "grouped"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both ways of computing, whatever the sizes of a test would choose."""
-    force(monkeypatch, request.param)
-    return str(request.param)
-
-
-def force(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    least = 0 if way == "grouped" else 10**9
-    monkeypatch.setattr(experts, "GROUPED_MIN_SHARE", least)
-    monkeypatch.setattr(experts, "GROUPED_MIN_ROWS", 0)
+    with forced(request.param):
+        yield str(request.param)
 
 
 def loop(
@@ -87,14 +83,15 @@ def test_the_stacked_computation_equals_the_loop(case: dict[str, Any]) -> None:
     widths = (case["width_in"], case["width_out"])
     linear = nn.Linear(*widths).to(dtype)
     module = ExpertLinear(linear, call)
-    with pytest.MonkeyPatch.context() as patch:
-        force(patch, case["way"])
+    with forced(case["way"]):
         if case["frozen"]:
             module.freeze([A[None] for A in As[:n]], [B[None] for B in Bs[:n]])
-            call.frozen = Bank(ranks[:n], scales[:n], 0, widths, CPU).dispatch(gates, dtype)
+            call.frozen = ExpertStack(ranks[:n], scales[:n], 0, widths, CPU).dispatch(gates, dtype)
         if case["learning"]:
             module.learn(torch.stack(As[n:]), torch.stack(Bs[n:]))
-            call.learning = Bank(ranks[n:], scales[n:], n, widths, CPU).dispatch(gates, dtype)
+            call.learning = ExpertStack(ranks[n:], scales[n:], n, widths, CPU).dispatch(
+                gates, dtype
+            )
     u = torch.randn(case["tokens"], case["width_in"]).to(dtype)
     wanted, got = loop(linear, As, Bs, scales, u, gates), module(u)
     bound = TOLERANCE[dtype] * (1 + wanted.abs().max().item())
@@ -123,7 +120,7 @@ def test_both_ways_have_the_loops_gradients(way: str) -> None:
     call, linear = FFNCall(), nn.Linear(12, 16)
     module = ExpertLinear(linear, call)
     module.learn(As, Bs)
-    call.learning = Bank([8] * 5, [2.0] * 5, 0, (12, 16), CPU).dispatch(gates, torch.float32)
+    call.learning = ExpertStack([8] * 5, [2.0] * 5, 0, (12, 16), CPU).dispatch(gates, torch.float32)
     assert type(call.learning).__name__ == f"_{way.capitalize()}"
     module(u).square().sum().backward()
     assert module.A is not None
@@ -183,8 +180,8 @@ def test_the_way_is_chosen_by_size() -> None:
         tokens: int, experts_: int, k: int, rank: int, dtype: torch.dtype, width: int = 16
     ) -> str:
         chosen = torch.stack([torch.randperm(experts_)[:k] for _ in range(tokens)])
-        bank = Bank([rank] * experts_, [1.0] * experts_, 0, (16, width), CPU)
-        dispatch = bank.dispatch(Gates(torch.rand(tokens, k), chosen, experts_), dtype)
+        stack = ExpertStack([rank] * experts_, [1.0] * experts_, 0, (16, width), CPU)
+        dispatch = stack.dispatch(Gates(torch.rand(tokens, k), chosen, experts_), dtype)
         return type(dispatch).__name__
 
     assert way(256, 64, 2, 16, torch.float32) == "_Grouped"

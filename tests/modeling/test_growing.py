@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ from tiny_models import CONFIGS, LAYERS, WIDTH, make_base, make_inputs
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, MixtralConfig
 
-from cmoe.modeling import experts
+from cmoe.benchmarks.modeling import forced
 from cmoe.modeling.base import UnsupportedModelError, fingerprint
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import LocatorConfig
@@ -59,10 +59,9 @@ def grown(family: str = "llava", locator: LocatorConfig | None = None) -> Growin
 
 
 @pytest.fixture(params=["concatenated", "grouped"], autouse=True)
-def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    least = 0 if request.param == "grouped" else 10**9
-    monkeypatch.setattr(experts, "GROUPED_MIN_SHARE", least)
-    monkeypatch.setattr(experts, "GROUPED_MIN_ROWS", 0)
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with forced(request.param):
+        yield
 
 
 @pytest.mark.parametrize("family", CONFIGS)
