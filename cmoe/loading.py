@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import LocatorConfig
@@ -15,9 +14,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class Stored(Protocol):
+    """What a store is made for: the growing model, or a rival that keeps its stages in one."""
+
+    base_digest: str
+
+    def settings(self) -> dict[str, Any]: ...
+
+
 def create_store(
     url: str | os.PathLike[str],
-    model: GrowingVLM,
+    model: Stored,
     *,
     name: str,
     revision: str,
@@ -35,9 +42,8 @@ def create_store(
     Raises:
         StoreError: There is a store already.
     """
-    settings = {"top_k": model.top_k, "locator": asdict(model.locator)}
     base = BaseId(name, revision, model.base_digest)
-    return Store.create(url, base=base, settings=settings, config=config, **storage_options)
+    return Store.create(url, base=base, settings=model.settings(), config=config, **storage_options)
 
 
 def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -> GrowingVLM:
@@ -46,12 +52,14 @@ def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -
     The base is frozen and wrapped in place.
 
     Raises:
-        StoreError: It is another base, there are fewer tasks, or a file is damaged.
+        StoreError: It is another base or method's, there are fewer tasks, or a file is damaged.
     """
     count = len(store) if prefix is None else prefix
     if not 0 <= count <= len(store):
         raise StoreError(f"{store.url}: has {len(store)} primitives; can't load {count}")
     settings = store.header.settings
+    if "top_k" not in settings:
+        raise StoreError(f"{store.url}: written by another method ({dict(settings)}), not a log")
     locator = LocatorConfig(**settings["locator"])
     model = GrowingVLM(base, top_k=settings["top_k"], locator=locator)
     store.require_base(model.base_digest)

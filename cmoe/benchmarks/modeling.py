@@ -248,9 +248,9 @@ def _looped(ffn: GrowingFFN, hidden_bsd: Tensor, *, sparse: bool) -> Tensor:
     gates = choose_experts(
         F.linear(x, ffn.routers.router(0)).float().softmax(-1), ffn.routers.top_k
     )
-    weights_ne = x.new_zeros(len(x), gates.count).scatter(1, gates.experts, gates.weights.to(x))
+    weights_ne = x.new_zeros(len(x), gates.total).scatter(1, gates.experts, gates.weights.to(x))
     used = []
-    for e in range(gates.count):
+    for e in range(gates.total):
         token = weights_ne[:, e].nonzero().squeeze(1) if sparse else slice(None)
         used.append((token, ffn.frozen.scales[e] * weights_ne[token, e, None], ffn.frozen.rows(e)))
 

@@ -13,8 +13,8 @@ earlier task computes with the same numbers, in the same shapes, whatever was le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +27,20 @@ GROUPED_MIN_ROWS = 4  # tokens per expert
 GROUPED_ALIGNMENT = 16  # bytes; grouped_mm's demand on strides
 
 
-@dataclass(frozen=True)
-class Gates:
+class Gates(NamedTuple):
     """Which experts each token uses, and how much.
+
+    A tuple, as sharding hooks look for a module's output tensors in tuples alone.
 
     Attributes:
         weights: [n, k], 0 for a token without experts.
         experts: [n, k] indices among the layer's experts, distinct in a row.
-        count: How many of the layer's experts the batch may use: the first `count`.
+        total: How many of the layer's experts the batch may use: the first `total`.
     """
 
     weights: Tensor
     experts: Tensor
-    count: int
+    total: int
 
 
 class ExpertStack(nn.Module):
@@ -84,11 +85,11 @@ class ExpertStack(nn.Module):
 
     def dispatch(self, gates: Gates, dtype: torch.dtype) -> Dispatch | None:
         """How a batch with these gates runs through this stack; None if it uses none of it."""
-        count = min(gates.count - self.start, len(self))
+        count = min(gates.total - self.start, len(self))
         if count <= 0:
             return None
         experts, weights = gates.experts, gates.weights
-        if self.start > 0 or gates.count > len(self):  # there is another stack
+        if self.start > 0 or gates.total > len(self):  # there is another stack
             experts = experts - self.start
             mine = (experts >= 0) & (experts < count)
             # The other's slots compute this one's first expert with gate 0.

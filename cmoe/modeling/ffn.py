@@ -100,9 +100,8 @@ class GrowingFFN(nn.Module):
             start, device = len(self.frozen), self.frozen.scale_e.device
             ranks, scales = (rank,) * count, (scale,) * count
             self.learning = ExpertStack(ranks, scales, start, self.widths, device)
-        width = self.routers.rows.shape[1]
-        router = torch.randn(total, width, generator=generator) * ROUTER_STD
-        self.routers.learn(_start(init, self.router_key, router))
+        router = torch.randn(total, self.hidden_size, generator=generator) * ROUTER_STD
+        self.routers.learn(_start(init, self.router_key, router), len(self.frozen))
 
     def learned(self, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The experts and the router being learned, on the CPU, named as in a primitive."""
@@ -153,14 +152,18 @@ class GrowingFFN(nn.Module):
             if name != next(iter(self.maps)) and n != count:
                 raise ValueError(f"task {primitive.task!r}: {key}.A has {n} experts, not {count}")
             count = n
-            shapes = (n, r, linear.linear.in_features), (n, linear.linear.out_features, r)
-            for suffix, tensor, shape in zip("AB", (A, B), shapes, strict=True):
+            pair = (n, r, linear.linear.in_features), (n, linear.linear.out_features, r)
+            for suffix, tensor, shape in zip("AB", (A, B), pair, strict=True):
                 _require_shape(primitive, f"{key}.{suffix}", tensor, shape if n else None)
         total = before + count
         router = primitive.routers.get(self.router_key)
-        width = self.routers.rows.shape[1]
-        _require_shape(primitive, self.router_key, router, (total, width) if total else None)
+        needed = (total, self.hidden_size) if total else None
+        _require_shape(primitive, self.router_key, router, needed)
         return total
+
+    @property
+    def hidden_size(self) -> int:
+        return self.routers.rows.shape[1]
 
     def expert_key(self, name: str) -> str:
         return f"layers.{self.layer}.{name}"

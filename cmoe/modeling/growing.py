@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,10 +119,20 @@ class GrowingVLM(nn.Module):
     def device(self) -> torch.device:
         return next(self.base.parameters()).device
 
+    def settings(self) -> dict[str, Any]:
+        """The model-wide choices, as a store keeps them."""
+        return {"top_k": self.top_k, "locator": asdict(self.locator)}
+
     # Running
 
     def forward(
-        self, inputs: Inputs, tasks: Tasks | None = None, *, record: bool = False, **kwargs: Any
+        self,
+        inputs: Inputs,
+        tasks: Tasks | None = None,
+        *,
+        record: bool = False,
+        without: Iterable[int] = (),
+        **kwargs: Any,
     ) -> GrowingOutput:
         """One pass of the base with the samples' experts.
 
@@ -131,6 +141,8 @@ class GrowingVLM(nn.Module):
                 `labels`, ...
             tasks: One task for all samples, one for each, or None to locate them.
             record: Whether to gather the balance loss and the experts' usage.
+            without: Layers where the experts being learned are switched off; their router then
+                chooses among the older ones.
             kwargs: More of the base's arguments, such as `use_cache`.
 
         Raises:
@@ -138,6 +150,7 @@ class GrowingVLM(nn.Module):
                 that can't be done as configured.
         """
         with self._passing(inputs, tasks, record=record) as run:
+            run.routing.without = frozenset(without)
             out = self.base(**inputs, **kwargs)
         usage = tuple(run.routing.record or ())
         balance = torch.stack([u.balance for u in usage]).sum() if usage else None
@@ -176,8 +189,12 @@ class GrowingVLM(nn.Module):
         Raises:
             ValueError: A task has no entry in the locator's bank.
         """
+        return self.locate_features(self.features(inputs))
+
+    def locate_features(self, features_bd: Tensor) -> Location:
+        """As `locate`, from features that are known already."""
         self._require_bank()
-        return locate(self.bank, self.features(inputs))
+        return locate(self.bank, features_bd)
 
     @contextmanager
     def _passing(
@@ -325,6 +342,17 @@ class GrowingVLM(nn.Module):
         Raises:
             ValueError: No task is being learned, or the entry doesn't fit; nothing is lost.
         """
+        primitive = replace(self.learning(), locator=locator, decision=decision or {})
+        self._append([primitive])
+        self.discard()  # only now: a refused entry must not cost the training
+        return primitive
+
+    def learning(self) -> Primitive:
+        """A copy of the task being learned as it stands, without locator and decision.
+
+        Raises:
+            ValueError: No task is being learned.
+        """
         if self._learning is None:
             raise ValueError("no task is being learned; call grow first")
         experts: dict[str, Tensor] = {}
@@ -333,16 +361,7 @@ class GrowingVLM(nn.Module):
             new_experts, new_router = ffn.learned(self._learning.rank)
             experts |= new_experts
             routers |= new_router
-        primitive = replace(
-            self._learning,
-            experts=experts,
-            routers=routers,
-            locator=locator,
-            decision=decision or {},
-        )
-        self._append([primitive])
-        self.discard()  # only now: a refused entry must not cost the training
-        return primitive
+        return replace(self._learning, experts=experts, routers=routers)
 
     def append(self, *primitives: Primitive) -> None:
         """Add learned tasks, in order: the model after `t` primitives of a log is its prefix.

@@ -45,6 +45,8 @@ class Routing:
         ids: The same [B], on the device.
         tokens: [B, S] bool, tokens that count in the record; None counts all.
         record: Receives every layer's `Usage`; None records nothing.
+        without: Layers whose experts of the task being learned are switched off: that task's
+            router chooses among the older ones alone.
         gathered: Frozen routers of a mixed batch by layer, kept for all steps of a generation.
     """
 
@@ -52,6 +54,7 @@ class Routing:
     ids: Tensor
     tokens: Tensor | None = None
     record: list[Usage] | None = None
+    without: frozenset[int] = frozenset()
     gathered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -80,26 +83,23 @@ class TaskRouters(nn.Module):
         self.layer = layer
         self.top_k = top_k
         self.weight: nn.Parameter | None = None
+        self._older = 0  # experts that the router being learned finds here
         self._sizes: list[int] = []
         self.register_buffer("rows", like.new_empty(0, hidden_size), persistent=False)
         self._index()
 
-    def experts_of(self, task: int) -> int:
-        """How many experts a task's router chooses among; 0 where it has none at this layer."""
-        if task < len(self._sizes):
-            return self._sizes[task]
-        return 0 if self.weight is None else len(self.weight)
-
-    def router(self, task: int) -> Tensor:
-        """A task's router [E, d]."""
+    def router(self, task: int, *, older: bool = False) -> Tensor:
+        """A task's router [E, d]; of the one being learned its rows for `older` experts alone."""
         if task == len(self._sizes):
-            assert self.weight is not None
-            return self.weight
+            if self.weight is None:
+                return self.rows[:0]
+            return self.weight[: self._older] if older else self.weight
         start = sum(self._sizes[:task])
         return self.rows[start : start + self._sizes[task]]
 
-    def learn(self, weight_ed: Tensor) -> None:
-        """Take the router of the task being learned as a parameter."""
+    def learn(self, weight_ed: Tensor, older: int) -> None:
+        """Take the router of the task being learned as a parameter; `older` experts exist."""
+        self._older = older
         self.weight = nn.Parameter(weight_ed.to(self.rows, copy=True))
 
     def freeze(self, weights: Sequence[Tensor | None]) -> None:
@@ -118,14 +118,18 @@ class TaskRouters(nn.Module):
     def forward(self, hidden_bsd: Tensor, routing: Routing) -> Gates | None:
         """Gates of a batch; None where no sample of it has a router at this layer."""
         tasks = set(routing.tasks) - {BASE}
-        count = max((self.experts_of(t) for t in tasks), default=0)
+        learning = self.router(len(self._sizes), older=self.layer in routing.without)
+        sizes = (*self._sizes, len(learning))
+        count = max((sizes[t] for t in tasks), default=0)
         if count == 0:
             return None
         if len(tasks) == 1:
-            logits_bse = F.linear(hidden_bsd, self.router(tasks.pop()))
+            task = tasks.pop()
+            router = learning if task == len(self._sizes) else self.router(task)
+            logits_bse = F.linear(hidden_bsd, router)
             routed_b = routing.ids != BASE if BASE in routing.tasks else None
         else:
-            logits_bse, routed_b = self._mixed_logits(hidden_bsd, routing, count)
+            logits_bse, routed_b = self._mixed_logits(hidden_bsd, routing, count, learning)
         probs_ne = logits_bse.float().softmax(-1).flatten(0, 1)
         gates = choose_experts(probs_ne, self.top_k)
         routed_n = None
@@ -137,19 +141,19 @@ class TaskRouters(nn.Module):
         return gates
 
     def _mixed_logits(
-        self, hidden_bsd: Tensor, routing: Routing, count: int
+        self, hidden_bsd: Tensor, routing: Routing, count: int, learning_ed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, S, E] of a batch of several tasks, and which samples have a router here."""
         if self.layer not in routing.gathered:
             routing.gathered[self.layer] = self._gather(routing.ids, count)
         rows_bed, counts_b = routing.gathered[self.layer]
         logits_bse = torch.bmm(hidden_bsd, rows_bed.transpose(1, 2))
-        if self.weight is not None:
+        if len(self._sizes) in routing.tasks and len(learning_ed):
             learning_b = routing.ids == len(self._sizes)
-            learned_bse = F.linear(hidden_bsd, self.weight)
-            learned_bse = F.pad(learned_bse, (0, count - len(self.weight)))
+            learned_bse = F.linear(hidden_bsd, learning_ed)
+            learned_bse = F.pad(learned_bse, (0, count - len(learning_ed)))
             logits_bse = torch.where(learning_b[:, None, None], learned_bse, logits_bse)
-            counts_b = counts_b.where(~learning_b, len(self.weight))
+            counts_b = counts_b.where(~learning_b, len(learning_ed))
         missing_be = torch.arange(count, device=counts_b.device) >= counts_b[:, None]
         # Finite, so that a sample without a router yields numbers; its gates become 0 in the end.
         lowest = torch.finfo(logits_bse.dtype).min
@@ -174,7 +178,7 @@ class TaskRouters(nn.Module):
             counts_n = counts_n * routing.tokens.flatten()
         if routed_n is not None:
             counts_n = counts_n * routed_n
-        largest_ne = F.one_hot(probs_ne.argmax(-1), gates.count)
+        largest_ne = F.one_hot(probs_ne.argmax(-1), gates.total)
         gates_ne = torch.zeros_like(probs_ne).scatter(1, gates.experts, gates.weights)
         balance = balance_loss(probs_ne, gates.experts, counts_n)
         with torch.no_grad():

@@ -64,7 +64,7 @@ def routers() -> TaskRouters:
     routers = TaskRouters(0, 8, 2, torch.empty(0))
     routers.freeze([torch.randn(2, 8)])
     routers.freeze([torch.randn(4, 8), None])
-    routers.learn(torch.randn(5, 8))
+    routers.learn(torch.randn(5, 8), older=3)
     return routers
 
 

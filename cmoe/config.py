@@ -1,0 +1,169 @@
+"""A run is one tree of frozen dataclasses, each owned by the part that it configures.
+
+YAML files, flags (`--probe.alpha 0.3`) and help are made of it by jsonargparse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cmoe.assets import MINI_BASE
+from cmoe.data.coin import DataConfig
+from cmoe.evaluation.predict import EvaluationConfig
+from cmoe.methods.cmoe import ExpertsConfig
+from cmoe.methods.peers import LoRAConfig
+from cmoe.methods.probe import ProbeConfig
+from cmoe.modeling.locator import LocatorConfig
+from cmoe.training.engine import TrainingConfig
+
+METHODS = ("cmoe", "lora")
+# What may differ when a run goes on: it changes where and how fast, not what comes out.
+NEUTRAL = ("runs", "cluster", "wandb")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base.
+
+    Attributes:
+        name: Hub name or local path; `mini` is the base that comes with cmoe.
+        revision: Of a hub name; null takes the default branch's.
+        dtype: Of weights and activations.
+    """
+
+    name: str = "mini"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def path(self) -> str:
+        """What transformers loads."""
+        return str(MINI_BASE) if self.name == "mini" else self.name
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The worker group.
+
+    Attributes:
+        workers: Processes that share the work; with GPUs one each.
+        gpu: Whether they have GPUs; null takes them where the cluster has any.
+        cpus_per_worker: CPU cores reserved for each, and its threads.
+        max_failures: Lost worker groups that a run survives.
+        address: Of a running Ray cluster; null takes `RAY_ADDRESS`, or starts Ray here.
+    """
+
+    workers: int = 2
+    gpu: bool | None = None
+    cpus_per_worker: int = 1
+    max_failures: int = 3
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("cpus_per_worker", 1), ("max_failures", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"cluster.{name} is {getattr(self, name)}; at least {least}")
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases; its key comes from the environment or its own login.
+
+    Attributes:
+        mode: `online`, `offline` into the run's folder, or `disabled`.
+        project: Where the run appears.
+    """
+
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    project: str = "cmoe"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run of a stream of tasks.
+
+    Attributes:
+        name: Of the run and of its folder; the same name goes on with the same run.
+        runs: Folder of all runs.
+        method: What learns: `cmoe`, or the rival `lora` (one LoRA that goes on training).
+        seed: Of every random choice.
+        model: The frozen base.
+        data: The stream's tasks.
+        experts: Of `cmoe`: what a task adds.
+        probe: Of `cmoe`: where it is added.
+        locator: Of `cmoe`: how a sample's task is found.
+        lora: Of `lora`: the adapter.
+        training: How a task is trained.
+        evaluation: How test samples are answered.
+        cluster: Who does the work.
+        wandb: Tracking.
+    """
+
+    name: str
+    runs: str = "runs"
+    method: Literal["cmoe", "lora"] = "cmoe"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    locator: LocatorConfig = field(default_factory=LocatorConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise ValueError(f"name is {self.name!r}; one folder's name is needed")
+        self.training.accumulation(self.cluster.workers)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps everything."""
+        return Path(self.runs) / self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON have them."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+
+def parse(arguments: Sequence[str] | None = None, prog: str | None = None) -> RunConfig:
+    """The run that a command line asks for; wrong keys and values end the program with status 2.
+
+    Args:
+        arguments: Instead of the process's own.
+        prog: Name in the help.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.")
+    parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
+    parser.add_class_arguments(RunConfig, None)
+    try:
+        values = dict(parser.instantiate(parser.parse_args(arguments)))
+        values.pop("config")
+        return RunConfig(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys in which two runs differ, with both values; neutral parts aside."""
+    old, new = _flat(before), _flat(after)
+    keys = [k for k in sorted({*old, *new}) if k.split(".")[0] not in NEUTRAL]
+    return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return flat

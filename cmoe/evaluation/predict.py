@@ -1,0 +1,348 @@
+"""Answers to the test samples after every stage, by all workers, none generated twice.
+
+A prediction is a function of (sample, primitive) (method, "What must hold", rule 3), and is
+computed as one: a batch holds samples of one primitive, padded to a length that is the sample's own
+and to the full batch size. Who else is in the batch, how many workers there are and what was known
+before change nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cmoe.data.batches import LENGTH_STEP, Collator, loader, slices
+from cmoe.data.coin import Sample, Task
+from cmoe.evaluation.scorers import Mode
+from cmoe.group import Group
+from cmoe.methods.method import Method
+from cmoe.modeling.routers import BASE
+
+ANSWERS, STAGE, SURVEY = "answers", "stage", "survey"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How test samples are answered.
+
+    Attributes:
+        batch_size: Samples a batch.
+        max_new_tokens: Length of an answer at most.
+        cache: Whether an answer that the same primitive gave to the same sample before is kept;
+            without, all are generated again after every task.
+        flush_every: Batches per worker from one file of answers to the next: what a crash costs.
+        scoring: CoIN's `official` scorers, or `strict`, the same intent without their defects.
+    """
+
+    batch_size: int = 32
+    max_new_tokens: int = 16
+    cache: bool = True
+    flush_every: int = 16
+    scoring: Mode = "official"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens", "flush_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; at least 1")
+
+
+@dataclass(frozen=True, order=True)
+class Wanted:
+    """An answer that is needed: of primitive `by` to a task's sample.
+
+    The prompt is padded to `length` tokens. Sorted, those that can share a batch lie together.
+    """
+
+    by: int
+    length: int
+    task: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a task's test samples before any answer.
+
+    Attributes:
+        lengths: Tokens of each prompt.
+        features: What the locator sees of each, [n, d]; None where the method doesn't locate.
+    """
+
+    lengths: tuple[int, ...]
+    features: Tensor | None
+
+
+class Predictor:
+    """Answers and locates the stream's test samples; keeps what it finds in a folder.
+
+    Args:
+        method: What answers.
+        group: The workers.
+        tasks: The stream.
+        folder: Rank 0 writes `answers-*.parquet`, `stage-*.parquet` and `survey-*.safetensors`.
+        config: How.
+        collator: Of the base.
+        running: Makes the method's module fit to run.
+        synced: Whether every rank has to make as many passes as the others (sharded weights).
+        loader_workers: As in `loader`.
+        emit: Receives progress.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        group: Group,
+        tasks: Sequence[Task],
+        folder: Path,
+        config: EvaluationConfig,
+        collator: Collator,
+        *,
+        running: Callable[[], AbstractContextManager[None]],
+        synced: bool,
+        loader_workers: int,
+        emit: Callable[..., None],
+    ) -> None:
+        self.method, self.group, self.tasks = method, group, tasks
+        self.folder, self.config, self.collator = folder, config, collator
+        self.running, self.synced, self.loader_workers = running, synced, loader_workers
+        self.emit = emit
+        self._surveys: dict[int, Survey] = {}
+
+    def done(self, stage: int) -> bool:
+        """Whether a stage has been evaluated; -1 is the base before the first task."""
+        return self.group.from_first(lambda: self._stage_file(stage).is_file())
+
+    def evaluate(self, stage: int, digests: Mapping[int, str]) -> None:
+        """Answer the tests of all tasks up to `stage`, of all tasks for -1.
+
+        Args:
+            stage: Index of the task learned last.
+            digests: Digest of every primitive up to `stage`, and of the base at -1.
+        """
+        tests = range(len(self.tasks)) if stage == BASE else range(stage + 1)
+        for task in tests:
+            self._survey(task)
+        located = self.group.from_first(lambda: self._located(stage, tests))
+        wanted = self._wanted(stage, located)
+        known = self.group.from_first(lambda: self._known() if self.config.cache else set())
+        open_ = [w for w in wanted if self._key(w, digests) not in known]
+        self._generate(stage, open_, digests)
+        if self.group.first:
+            self._write_stage(stage, located)
+        self.group.from_first(lambda: None)  # no rank goes on before the stage is on the disk
+
+    # What each sample needs
+
+    def _survey(self, task: int) -> None:
+        """Prompt lengths and features of a task's test samples, from the disk if they are there."""
+        if task in self._surveys:
+            return
+        file = self.folder / f"{SURVEY}-{task:03d}.safetensors"
+        survey = self.group.from_first(lambda: _read_survey(file))
+        if survey is None:
+            samples = self.tasks[task].test
+            compute = self.method.features if self.method.locates else None
+            rows = self._map(samples, compute, self.tasks[task].name)
+            lengths = tuple(int(n) for row in rows for n in row[:, -1])
+            features = torch.cat(rows)[:, :-1] if compute else None
+            survey = Survey(lengths, features)
+            if self.group.first:
+                _write_survey(file, survey)
+        self._surveys[task] = survey
+
+    def _map(
+        self, samples: Sequence[Sample], compute: Callable[[Any], Tensor] | None, name: str
+    ) -> list[Tensor]:
+        """`compute` of every batch of prompts with the prompts' lengths behind it, in order."""
+        batches = slices(len(samples), self.config.batch_size)
+        mine = self.group.share(batches, equal=self.synced)
+        results: list[tuple[int, Tensor]] = []
+        with self.running():
+            inputs = loader(
+                samples, [b for _, b in mine], self.collator.prompts, self.loader_workers
+            )
+            for (number, _), batch in zip(mine, inputs, strict=True):
+                rows = batch["attention_mask"].sum(1, keepdim=True).float()
+                if compute is not None:
+                    features = compute(self.group.moved(batch)).float().cpu()
+                    rows = torch.cat([features, rows], 1)
+                results.append((number, rows))
+                self.emit(phase="features", of=name, step=len(results), steps=len(mine))
+        merged = dict(pair for part in self.group.gather(results) for pair in part)
+        return [merged[i] for i in range(len(batches))]
+
+    def _located(self, stage: int, tests: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
+        """Which primitive answers each test sample after a stage, and why."""
+        found: dict[int, dict[str, list[Any]]] = {}
+        for task in tests:
+            count = len(self.tasks[task].test)
+            if stage == BASE or not self.method.locates:
+                by, unknown = [stage] * count, [False] * count
+                found[task] = {"by": by, "unknown": unknown, "scores": [[]] * count}
+                continue
+            features = self._surveys[task].features
+            assert features is not None
+            location = self.method.locate(features.to(self.group.device))
+            found[task] = {
+                "by": location.tasks.tolist(),
+                "unknown": location.unknown.tolist(),
+                "scores": location.scores.tolist(),
+            }
+        return found
+
+    def _wanted(self, stage: int, located: Mapping[int, Mapping[str, list[Any]]]) -> list[Wanted]:
+        """Answers by the located primitive and, where a method locates, by the task's own."""
+        wanted = set()
+        for task, columns in located.items():
+            for sample, (by, length) in enumerate(
+                zip(columns["by"], self._surveys[task].lengths, strict=True)
+            ):
+                length = -(-length // LENGTH_STEP) * LENGTH_STEP
+                wanted.add(Wanted(by, length, task, sample))
+                if stage != BASE and self.method.locates:
+                    wanted.add(Wanted(task, length, task, sample))
+        return sorted(wanted)
+
+    # Answers
+
+    def _generate(self, stage: int, wanted: Sequence[Wanted], digests: Mapping[int, str]) -> None:
+        batches = []
+        for _, group in groupby(wanted, lambda w: (w.by, w.length)):
+            members = list(group)
+            batches += [
+                [members[i] for i in b] for b in slices(len(members), self.config.batch_size)
+            ]
+        mine = self.group.share(batches, equal=self.synced)
+        rounds = -(-len(batches) // self.group.workers)
+        every = self.config.flush_every
+        start = time.monotonic()
+        with self.running():
+            answers = self._answers(mine)
+            for first in range(0, rounds, every):
+                rows: dict[int, list[str]] = {}
+                for number in range(first, min(first + every, len(mine))):
+                    rows[mine[number][0]] = next(answers)
+                    self.emit(phase="predict", step=number + 1, steps=rounds)
+                merged = dict(pair for part in self.group.gather(rows) for pair in part.items())
+                if self.group.first and merged:
+                    answered = [(batches[n], merged[n]) for n in sorted(merged)]
+                    self._write_answers(stage, answered, digests)
+        self.emit(
+            phase="predicted", step=len(wanted), steps=rounds, seconds=time.monotonic() - start
+        )
+
+    def _answers(self, mine: Sequence[tuple[int, list[Wanted]]]) -> Iterator[list[str]]:
+        """The texts of each of this rank's batches."""
+        for _, batch in mine:
+            samples = [self.tasks[w.task].test[w.sample] for w in batch]
+            full = (samples * self.config.batch_size)[: self.config.batch_size]
+            inputs = self.group.moved(self.collator.prompts(full, batch[0].length))
+            more = {"synced_gpus": True} if self.synced else {}
+            sequences = self.method.generate(
+                inputs,
+                batch[0].by,
+                max_new_tokens=self.config.max_new_tokens,
+                do_sample=False,
+                **more,
+            )
+            new = sequences[: len(batch), inputs["input_ids"].shape[1] :]
+            texts = self.collator.tokenizer.batch_decode(new, skip_special_tokens=True)
+            yield [t.strip() for t in texts]
+
+    # The folder
+
+    def _key(self, wanted: Wanted, digests: Mapping[int, str]) -> tuple[str, str, str]:
+        task = self.tasks[wanted.task]
+        return task.name, task.test[wanted.sample].id, digests[wanted.by]
+
+    def _known(self) -> set[tuple[str, str, str]]:
+        return set(read_answers(self.folder))
+
+    def _write_answers(
+        self,
+        stage: int,
+        answered: Sequence[tuple[Sequence[Wanted], Sequence[str]]],
+        digests: Mapping[int, str],
+    ) -> None:
+        rows = [
+            (*self._key(w, digests), text)
+            for batch, texts in answered
+            for w, text in zip(batch, texts, strict=True)
+        ]
+        names = ("task", "question_id", "primitive", "text")
+        table = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        number = len(list(self.folder.glob(f"{ANSWERS}-*.parquet")))
+        table["stage"] = [stage] * len(rows)
+        _write(self.folder / f"{ANSWERS}-{number:05d}.parquet", table)
+
+    def _stage_file(self, stage: int) -> Path:
+        return stage_file(self.folder, stage)
+
+    def _write_stage(self, stage: int, located: Mapping[int, Mapping[str, list[Any]]]) -> None:
+        table: dict[str, list[Any]] = {
+            n: [] for n in ("task", "question_id", "by", "unknown", "scores")
+        }
+        for task, columns in located.items():
+            test = self.tasks[task].test
+            table["task"] += [self.tasks[task].name] * len(test)
+            table["question_id"] += [s.id for s in test]
+            for name, values in columns.items():
+                table[name] += values
+        _write(self._stage_file(stage), table)
+
+
+def stage_file(folder: Path, stage: int) -> Path:
+    """Which primitive answers which sample after a stage; there once the stage is evaluated."""
+    return folder / (f"{STAGE}-{stage:03d}.parquet" if stage != BASE else f"{STAGE}-base.parquet")
+
+
+def read_answers(folder: Path) -> dict[tuple[str, str, str], tuple[str, int]]:
+    """All answers: (task, question id, primitive) -> text, and the stage that asked first."""
+    answers: dict[tuple[str, str, str], tuple[str, int]] = {}
+    for file in sorted(folder.glob(f"{ANSWERS}-*.parquet")):
+        table = pq.read_table(file).to_pydict()
+        keys = zip(table["task"], table["question_id"], table["primitive"], strict=True)
+        for key, text, stage in zip(keys, table["text"], table["stage"], strict=True):
+            answers.setdefault(key, (text, stage))
+    return answers
+
+
+def _write(file: Path, table: Mapping[str, list[Any]]) -> None:
+    """Write beside, then rename: a file is whole or not there."""
+    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
+    schema = {"unknown": pa.bool_(), "scores": pa.list_(pa.float32())}
+    types = {"by": pa.int32(), "stage": pa.int32()} | schema
+    arrays = {n: pa.array(v, types.get(n, pa.string())) for n, v in table.items()}
+    pq.write_table(pa.table(arrays), beside)
+    beside.rename(file)
+
+
+def _read_survey(file: Path) -> Survey | None:
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        return None
+    tensors = load_file(file)
+    return Survey(tuple(tensors["lengths"].tolist()), tensors.get("features"))
+
+
+def _write_survey(file: Path, survey: Survey) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"lengths": torch.tensor(survey.lengths)}
+    if survey.features is not None:
+        tensors["features"] = survey.features.contiguous()
+    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
+    save_file(tensors, beside)
+    beside.rename(file)

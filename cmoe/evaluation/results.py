@@ -1,0 +1,165 @@
+"""From answers to figures: the accuracy matrix, what forgetting did to it, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow.parquet as pq
+
+from cmoe.data.coin import Sample, Task
+from cmoe.evaluation.metrics import summary
+from cmoe.evaluation.predict import ANSWERS, read_answers, stage_file
+from cmoe.evaluation.scorers import Mode, Target, score
+from cmoe.modeling.routers import BASE
+
+MATRIX = "matrix.json"
+_OPTION = re.compile(r"^[A-E]\. ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the figures need beside the answers.
+
+    Attributes:
+        method: Its name.
+        digests: Of every primitive so far, and of the base at -1.
+        parameters: Added by each primitive so far, by part.
+        base_parameters: Scalars of the frozen base.
+        flops: Operations per token of a forward pass: the base's at -1, and what each task's
+            experts and routers add.
+        seconds: By task and phase.
+        locates: Whether the method finds the task itself; if not, there is no oracle beside it.
+    """
+
+    method: str
+    digests: Mapping[int, str]
+    parameters: Sequence[Mapping[str, int]]
+    base_parameters: int
+    flops: Mapping[int, int]
+    seconds: Mapping[str, Mapping[str, float]]
+    locates: bool
+
+
+def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) -> dict[str, Any]:
+    """Everything that is written to `matrix.json`, from the answers in a folder.
+
+    Rows are the stages evaluated so far; accuracies are percent, null above the diagonal.
+
+    Args:
+        folder: With the answers and the stages.
+        tasks: The stream.
+        facts: The rest.
+        scoring: The scorers of the main tables; the other mode's stand beside them.
+    """
+    answers = {key: text for key, (text, _) in read_answers(folder).items()}
+    stages = [s for s in range(len(facts.digests) - 1) if stage_file(folder, s).is_file()]
+    by = {s: _answerers(folder, s) for s in (BASE, *stages) if stage_file(folder, s).is_file()}
+    other: Mode = "strict" if scoring == "official" else "official"
+    tables = {mode: _tables(tasks, stages, by, answers, facts, mode) for mode in (scoring, other)}
+    return {
+        "tasks": [t.name for t in tasks],
+        "method": facts.method,
+        "scoring": scoring,
+        **tables[scoring],
+        other: tables[other],
+        "location": _location(tasks, by[stages[-1]]) if facts.locates and stages else None,
+        "parameters": {
+            "base": facts.base_parameters,
+            "tasks": {t.name: dict(p) for t, p in zip(tasks, facts.parameters, strict=False)},
+        },
+        "flops_per_token": {
+            "base": facts.flops[BASE],
+            "added": {t.name: facts.flops[i] for i, t in enumerate(tasks) if i in facts.flops},
+        },
+        "generated": _generated(folder, stages),
+        "seconds": {name: dict(phases) for name, phases in facts.seconds.items()},
+    }
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write beside, then rename: a file is whole or not there."""
+    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    beside.rename(file)
+
+
+def target(sample: Sample) -> Target:
+    """What a scorer needs of a sample."""
+    return Target(sample.answer, sample.size, len(_OPTION.findall(sample.text)) or None)
+
+
+def _tables(
+    tasks: Sequence[Task],
+    stages: Sequence[int],
+    by: Mapping[int, Mapping[str, list[int]]],
+    answers: Mapping[tuple[str, str, str], str],
+    facts: Facts,
+    mode: Mode,
+) -> dict[str, Any]:
+    cells: dict[tuple[int, tuple[int, ...]], float] = {}
+
+    def cell(task: int, answerers: Sequence[int]) -> float:
+        key = task, tuple(answerers)
+        if key not in cells:
+            test = tasks[task].test
+            texts = [
+                answers.get((tasks[task].name, sample.id, facts.digests[a]))
+                for sample, a in zip(test, answerers, strict=True)
+            ]
+            scores = score(tasks[task].name, mode, texts, [target(s) for s in test])
+            cells[key] = round(100 * sum(scores) / len(scores), 6)
+        return cells[key]
+
+    def matrix(answerers: Any) -> list[list[float | None]]:
+        return [
+            [cell(j, answerers(i, j)) if j <= i else None for j in range(len(tasks))]
+            for i in stages
+        ]
+
+    located = matrix(lambda i, j: by[i][tasks[j].name])
+    oracle = None
+    if facts.locates:
+        oracle = matrix(lambda i, j: [j] * len(tasks[j].test))
+    zero_shot = None
+    if BASE in by:
+        zero_shot = [cell(j, by[BASE][t.name]) for j, t in enumerate(tasks)]
+    return {
+        "zero_shot": zero_shot,
+        "located": located,
+        "oracle": oracle,
+        "metrics": summary(located) if located else None,
+        "oracle_metrics": summary(oracle) if oracle else None,
+    }
+
+
+def _answerers(folder: Path, stage: int) -> dict[str, list[int]]:
+    """Which primitive answers each test sample, by task."""
+    table = pq.read_table(stage_file(folder, stage), columns=["task", "by"]).to_pydict()
+    found: dict[str, list[int]] = {}
+    for task, by in zip(table["task"], table["by"], strict=True):
+        found.setdefault(task, []).append(by)
+    return found
+
+
+def _location(tasks: Sequence[Task], by: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Percent of samples located right (a mean over tasks), and counts: true x located."""
+    names = [t.name for t in tasks if t.name in by]
+    counts = [Counter(by[name]) for name in names]
+    confusion = [[count[j] for j in range(len(names))] for count in counts]
+    right = [100 * row[i] / sum(row) for i, row in enumerate(confusion)]
+    return {"accuracy": round(sum(right) / len(right), 6), "confusion": confusion}
+
+
+def _generated(folder: Path, stages: Sequence[int]) -> dict[str, int]:
+    """Answers generated for each stage."""
+    counts: Counter[int] = Counter()
+    for file in folder.glob(f"{ANSWERS}-*.parquet"):
+        counts.update(pq.read_table(file, columns=["stage"]).to_pydict()["stage"])
+    return {"base" if s == BASE else str(s): counts[s] for s in (BASE, *stages)}

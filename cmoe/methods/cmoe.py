@@ -1,0 +1,258 @@
+"""CMoE: probe, grow experts where the probes say so, train them with routers, fit the locator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cmoe.data.coin import Sample
+from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of
+from cmoe.methods.probe import (
+    Decision,
+    ProbeConfig,
+    Probing,
+    decide,
+    split,
+    starting_weights,
+)
+from cmoe.modeling.growing import GrowingVLM, Inputs
+from cmoe.modeling.locator import Location, LocatorConfig
+from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.routers import BASE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """The experts of a task.
+
+    Attributes:
+        rank: Of their LoRA pairs.
+        lora_alpha: Their scale is `lora_alpha / rank`.
+        top_k: Experts per token.
+        per_layer: New experts in a layer that grows; the first task's in every layer.
+        balance_weight: Weight of the balance loss, which is summed over layers.
+        usage_samples: Training samples on which each expert's use is recorded.
+    """
+
+    rank: int = 8
+    lora_alpha: float = 16.0
+    top_k: int = 2
+    per_layer: int = 1
+    balance_weight: float = 0.01
+    usage_samples: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "top_k", "per_layer", "usage_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"experts.{name} is {getattr(self, name)}; at least 1")
+        if self.balance_weight < 0:
+            raise ValueError(f"experts.balance_weight is {self.balance_weight}; at least 0")
+
+
+class CMoE:
+    """The method of the paper on a frozen base (arXiv 2503.21227).
+
+    Args:
+        base: Frozen and wrapped in place.
+        experts: Size and number of experts.
+        probe: Where to grow.
+        locator: How samples are matched to tasks.
+        seed: Of every random choice.
+    """
+
+    locates = True
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        experts: ExpertsConfig,
+        probe: ProbeConfig,
+        locator: LocatorConfig,
+        seed: int,
+    ) -> None:
+        self._base_flops = decoder_flops(base)
+        self.module = GrowingVLM(base, top_k=experts.top_k, locator=locator)
+        self.base_digest = self.module.base_digest
+        self.base_parameters = self.module.base_parameters
+        self.experts = experts
+        self.probe = probe
+        self.seed = seed
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.module.tasks
+
+    def settings(self) -> dict[str, Any]:
+        return self.module.settings()
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.module.enable_gradient_checkpointing()
+
+    def flops_per_token(self, task: int) -> int:
+        if task == BASE:
+            return self._base_flops
+        total = 0
+        for ffn in self.module.ffns:
+            count = len(ffn.routers.router(task))
+            used = sorted(ffn.frozen.ranks[:count])[-self.experts.top_k :]
+            total += 2 * (sum(used) * sum(ffn.widths) + count * ffn.hidden_size)
+        return total
+
+    def append(self, *primitives: Primitive) -> None:
+        self.module.append(*primitives)
+
+    def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
+        model, start = self.module, _Start()
+        decision = trainer.recall("decision", lambda: self._decide(task, samples, trainer, start))
+        experts = {int(layer): count for layer, count in decision["experts"].items()}
+        self._grow(task, experts, "train", start.weights)
+        trainer.fit("train", samples, self._loss(task))
+        shown = samples[: self.experts.usage_samples]
+        usage = self._usage(task, trainer.map("usage", shown, self._record(task), answers=True))
+        features = torch.cat(trainer.map("features", samples, model.features))
+        seed = seed_of(self.seed, task, "locator")
+        entry = trainer.once(lambda: model.bank.fit(features.to(model.device), seed))
+        return model.commit(entry, decision | {"usage": _rounded(usage)})
+
+    def features(self, inputs: Inputs) -> Tensor:
+        return self.module.features(inputs)
+
+    def locate(self, features: Tensor) -> Location:
+        return self.module.locate_features(features)
+
+    def generate(self, inputs: Inputs, task: int, **kwargs: Any) -> Tensor:
+        return self.module.generate(inputs, task, **kwargs).sequences
+
+    # Probing
+
+    def _decide(
+        self, task: str, samples: Sequence[Sample], trainer: Trainer, start: _Start
+    ) -> dict[str, Any]:
+        layers = range(len(self.module.ffns))
+        if not self.module.tasks or not self.probe.enabled:
+            return {"experts": dict.fromkeys(map(str, layers), self.experts.per_layer)}
+        train, measure = split(samples, self.probe, seed_of(self.seed, task, "probe split"))
+        self._grow(task, dict.fromkeys(layers, self.probe.experts), "probe", {})
+        trainer.fit("probe", train, self._loss(task), steps=self.probe.steps)
+        probing = self._measure(task, measure, trainer)
+        probes = self.module.learning()
+        self.module.discard()
+        costs = [self._cost(layer) for layer in layers]
+        decision = decide(probing, self.probe, per_layer=self.experts.per_layer, costs=costs)
+        seed = seed_of(self.seed, task, "fresh")
+        weights, sources = starting_weights(
+            self.module, probes, probing, decision, self.probe, seed
+        )
+        start.weights = weights
+        return self._why(probing, decision, sources)
+
+    def _measure(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Probing:
+        """Usage of every layer's experts, and the loss with each layer's probes switched off."""
+        largest, gates = self._usage(
+            task, trainer.map("measure", samples, self._record(task), answers=True)
+        )
+        few = samples[: self.probe.gain_samples]
+        layers: list[tuple[int, ...]] = [(), *((f.layer,) for f in self.module.ffns)]
+
+        @torch.no_grad()
+        def losses(inputs: Inputs) -> Tensor:
+            """Summed losses [1 + L] of the batch, and the answer tokens [1] behind them."""
+            tokens = (inputs["labels"] != -100).sum().float()
+            runs = [
+                self.module(inputs, task, without=off, num_items_in_batch=1).loss for off in layers
+            ]
+            return torch.stack([*runs, tokens])
+
+        sums = torch.stack(trainer.map("loss gain", few, losses, answers=True)).double().sum(0)
+        loss, *without = (sums[:-1] / sums[-1]).tolist()
+        older = tuple(len(f.frozen) for f in self.module.ffns)
+        return Probing(older, largest, gates, tuple(w - loss for w in without))
+
+    def _record(self, task: str) -> Any:
+        @torch.no_grad()
+        def record(inputs: Inputs) -> Tensor:
+            """Every layer's usage behind one another: largest [E], gates [E]."""
+            out = self.module(_unlabelled(inputs), task, record=True)
+            return torch.cat([part for u in out.usage for part in (u.largest, u.gates)])
+
+        return record
+
+    def _usage(
+        self, task: str, batches: Iterable[Tensor]
+    ) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
+        """Shares of the tokens by layer and expert: those whose largest gate it has, mean gates."""
+        total = torch.stack(list(batches)).double().sum(0)
+        largest, gates, at = [], [], 0
+        for ffn in self.module.ffns:
+            count = len(ffn.frozen) + (0 if ffn.learning is None else len(ffn.learning))
+            hits, mass = total[at : at + 2 * count].view(2, count)
+            tokens = hits.sum().clamp_min(1)
+            largest.append(tuple((hits / tokens).tolist()))
+            gates.append(tuple((mass / tokens).tolist()))
+            at += 2 * count
+        return tuple(largest), tuple(gates)
+
+    def _cost(self, layer: int) -> int:
+        """Scalars that one new expert adds to a layer, with its router row."""
+        ffn = self.module.ffns[layer]
+        return self.experts.rank * sum(ffn.widths) + ffn.hidden_size
+
+    def _why(
+        self, probing: Probing, decision: Decision, sources: dict[int, list[int | None]]
+    ) -> dict[str, Any]:
+        rule = asdict(self.probe) | {"per_layer": self.experts.per_layer}
+        return {
+            "experts": {str(layer): count for layer, count in decision.experts.items()},
+            "rule": rule,
+            "scores": {name: _rounded(values) for name, values in probing.scores().items()},
+            "threshold": decision.threshold,
+            "cut": list(decision.cut),
+            "older": list(probing.older),
+            "probe_usage": _rounded(probing.largest),
+            "sources": {str(layer): source for layer, source in sources.items()},
+        }
+
+    # Training
+
+    def _grow(self, task: str, experts: dict[int, int], use: str, init: dict[str, Tensor]) -> None:
+        self.module.grow(
+            task,
+            experts,
+            rank=self.experts.rank,
+            lora_alpha=self.experts.lora_alpha,
+            seed=seed_of(self.seed, task, use),
+            init=init,
+        )
+
+    def _loss(self, task: str) -> Any:
+        def loss(forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
+            out = forward(inputs, task, record=True, num_items_in_batch=tokens)
+            total: Tensor = out.loss + self.experts.balance_weight * out.balance_loss
+            return total
+
+        return loss
+
+
+@dataclass
+class _Start:
+    """What the probes leave behind for the training; nothing where it resumes."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _unlabelled(inputs: Inputs) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in inputs.items() if name != "labels"}
+
+
+def _rounded(values: Any) -> Any:
+    """Nested numbers, short enough to read in a record."""
+    if isinstance(values, float):
+        return round(values, 6)
+    return [_rounded(v) for v in values]

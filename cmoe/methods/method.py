@@ -1,0 +1,135 @@
+"""What a method is to the stream that runs it, and what the stream offers to a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from cmoe.data.coin import Sample
+from cmoe.modeling.base import find_layers
+from cmoe.modeling.growing import Inputs
+from cmoe.modeling.locator import Location
+from cmoe.modeling.primitive import Primitive
+
+Forward = Callable[..., Any]
+Loss = Callable[[Forward, Inputs, float], Tensor]
+"""The loss of one micro-batch.
+
+Called with the module as the trainer runs it, inputs with `labels`, and the answer tokens to divide
+their summed cross-entropy by, so that the mean over micro-batches is the global batch's token mean.
+"""
+
+
+class Trainer(Protocol):
+    """The worker group as a method sees it.
+
+    Every rank calls the same things in the same order, and gets the same results.
+    """
+
+    def fit(
+        self, phase: str, samples: Sequence[Sample], loss: Loss, steps: int | None = None
+    ) -> None:
+        """Train the module's parameters that require a gradient.
+
+        Args:
+            phase: Names the training in logs and checkpoints; once per task.
+            samples: What to train on.
+            loss: Of one micro-batch.
+            steps: Optimizer steps; None takes the training's own.
+
+        Raises:
+            FloatingPointError: The loss isn't finite; names phase and step.
+        """
+        ...
+
+    def map(
+        self,
+        phase: str,
+        samples: Sequence[Sample],
+        compute: Callable[[Inputs], Tensor],
+        *,
+        answers: bool = False,
+    ) -> list[Tensor]:
+        """`compute` of every batch of prompts (with their answers on request), in order, fp32."""
+        ...
+
+    def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What rank 0 makes, on every rank."""
+        ...
+
+    def recall(self, name: str, make: Callable[[], Any]) -> Any:
+        """`make()`, as JSON; a task that resumes behind it gets what was made before."""
+        ...
+
+
+class Method(Protocol):
+    """A way to learn a stream of tasks.
+
+    Learning a task ends in one primitive, and the primitives so far are all that the method knows:
+    after `append` of them it goes on as if it had never stopped.
+
+    Attributes:
+        module: The network that is trained and that answers.
+        base_digest: Of the frozen base.
+        base_parameters: Scalars of the frozen base.
+        locates: Whether a sample's task is found by the method; if not, its latest primitive
+            answers everything.
+        tasks: Names of the learned tasks.
+    """
+
+    base_digest: str
+    base_parameters: int
+    locates: bool
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    def settings(self) -> dict[str, Any]:
+        """What a reader of the store needs beside the primitives."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        ...
+
+    def flops_per_token(self, task: int) -> int:
+        """Operations of a forward pass per token: the base's decoder's for -1, and what a task's
+        primitive adds to them. Two per weight that a token meets; attention's own aren't counted.
+        """
+        ...
+
+    def append(self, *primitives: Primitive) -> None:
+        """Add primitives learned before."""
+        ...
+
+    def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
+        """Learn a task; its primitive is part of the method when this returns."""
+        ...
+
+    def features(self, inputs: Inputs) -> Tensor:
+        """What `locate` finds a task by: [B, d]."""
+        ...
+
+    def locate(self, features: Tensor) -> Location:
+        """The tasks of features [B, d]."""
+        ...
+
+    def generate(self, inputs: Inputs, task: int, **kwargs: Any) -> Tensor:
+        """Sequences [B, S] from the base's `generate`, with a task's primitive; -1 is the base."""
+        ...
+
+
+def decoder_flops(base: nn.Module) -> int:
+    """Operations per token of the decoder's layers: two per weight."""
+    return 2 * sum(p.numel() for layer in find_layers(base) for p in layer.parameters())
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of its own for every use: the same parts give the same seed, anywhere."""
+    return int.from_bytes(sha256("/".join(map(str, parts)).encode()).digest()[:6])

@@ -1,0 +1,240 @@
+"""PGKE: which layers a task needs new experts in, how many, and what they start from.
+
+Probe experts are trained on a part of the task's data in every layer, and measured on another part
+(method, "PGKE"). What was measured does not depend on thresholds, counts or budgets: one `Probing`
+serves every `decide`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from statistics import fmean, pstdev
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cmoe.data.coin import Sample
+from cmoe.modeling.experts import fresh_pair
+from cmoe.modeling.ffn import ROUTER_STD, GrowingFFN
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.primitive import Primitive
+
+Score = Literal["frequency", "excess", "loss_gain"]
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Where and how much to grow.
+
+    Attributes:
+        enabled: Whether to probe at all; without, every layer grows for every task.
+        fraction: Share of the training samples that trains the probes; as many others measure.
+        max_samples: At most this many in either share.
+        gain_samples: At most this many measure what switching a layer's probes off costs: one
+            pass over them per layer.
+        experts: Probe experts per layer.
+        steps: Training steps of the probes.
+        score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`.
+        alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers.
+        count: `fixed` adds `experts.per_layer`; `per_probe` as many as pass the threshold alone.
+        init: New experts start from the experts most `used` while probing (paper), from the
+            most used `probe` experts, or `fresh`.
+        max_layers: At most this many layers grow, those of the highest scores.
+        max_added_parameters: Experts and their router rows add at most this many scalars.
+    """
+
+    enabled: bool = True
+    fraction: float = 0.1
+    max_samples: int = 2000
+    gain_samples: int = 256
+    experts: int = 1
+    steps: int = 50
+    score: Score = "frequency"
+    alpha: float = 0.5
+    count: Literal["fixed", "per_probe"] = "fixed"
+    init: Literal["used", "probe", "fresh"] = "used"
+    max_layers: int | None = None
+    max_added_parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 0.5:
+            raise ValueError(f"probe.fraction is {self.fraction}; more than 0 and at most 0.5")
+        for name in ("max_samples", "gain_samples", "experts", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"probe.{name} is {getattr(self, name)}; at least 1")
+        for name in ("max_layers", "max_added_parameters"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"probe.{name} is {value}; at least 0, or null")
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What was measured; one entry per layer, and in the order of the layer's experts.
+
+    Attributes:
+        older: Experts that were there before the probes, `E_l`.
+        largest: Share of the tokens whose largest gate is the expert's.
+        gates: The expert's mean gate.
+        gain: Rise of the loss per answer token when the layer's probes are switched off.
+    """
+
+    older: tuple[int, ...]
+    largest: tuple[tuple[float, ...], ...]
+    gates: tuple[tuple[float, ...], ...]
+    gain: tuple[float, ...]
+
+    def scores(self) -> dict[Score, tuple[float, ...]]:
+        """Every layer's score, by each definition (method, "PGKE")."""
+        return {
+            "frequency": tuple(math.fsum(own) for own in self.by_probe("frequency")),
+            "excess": tuple(math.fsum(own) for own in self.by_probe("excess")),
+            "loss_gain": self.gain,
+        }
+
+    def by_probe(self, score: Score) -> tuple[tuple[float, ...], ...]:
+        """Each layer's score shared out to its probes.
+
+        Their own frequency; their own excess; of the loss's gain their part by frequency.
+        """
+        out = []
+        for older, largest, gain in zip(self.older, self.largest, self.gain, strict=True):
+            own = largest[older:]
+            if score == "excess":
+                own = tuple(f - 1 / len(largest) for f in own)
+            elif score == "loss_gain":
+                whole = sum(own) or 1.0
+                own = tuple(gain * f / whole for f in own)
+            out.append(own)
+        return tuple(out)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where a task grows.
+
+    Attributes:
+        experts: Layer -> new experts.
+        threshold: A layer's score had to exceed it.
+        cut: Layers that passed the threshold and not the budget.
+    """
+
+    experts: Mapping[int, int]
+    threshold: float
+    cut: tuple[int, ...]
+
+
+def split(
+    samples: Sequence[Sample], config: ProbeConfig, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Disjoint samples that train and that measure the probes."""
+    count = min(max(1, round(config.fraction * len(samples))), config.max_samples)
+    chosen = Random(seed).sample(range(len(samples)), min(2 * count, len(samples)))
+    half = len(chosen) // 2
+    return [samples[i] for i in chosen[:half]], [samples[i] for i in chosen[half:]]
+
+
+def decide(
+    probing: Probing, config: ProbeConfig, *, per_layer: int, costs: Sequence[int]
+) -> Decision:
+    """Layers and counts by the rule of the configuration.
+
+    Args:
+        probing: What was measured.
+        config: The rule.
+        per_layer: New experts of a layer with `count: fixed`.
+        costs: Scalars that one new expert adds to each layer, with its router row.
+    """
+    scores = probing.scores()[config.score]
+    threshold = fmean(scores) - config.alpha * pstdev(scores)
+    alone = probing.by_probe(config.score)
+    passed = sorted(
+        (layer for layer, score in enumerate(scores) if score > threshold),
+        key=lambda layer: (-scores[layer], layer),
+    )
+    experts: dict[int, int] = {}
+    cut: list[int] = []
+    added = 0
+    for layer in passed:
+        count = per_layer
+        if config.count == "per_probe":
+            # The layer passed: it grows, even where no probe passes without the others.
+            count = max(1, sum(s > threshold for s in alone[layer]))
+        full = config.max_layers is not None and len(experts) >= config.max_layers
+        limit, cost = config.max_added_parameters, count * costs[layer]
+        if cut or full or (limit is not None and added + cost > limit):
+            cut.append(layer)  # the budget ends the list: no later, cheaper layer slips in
+            continue
+        experts[layer], added = count, added + cost
+    return Decision(dict(sorted(experts.items())), threshold, tuple(sorted(cut)))
+
+
+def starting_weights(
+    model: GrowingVLM,
+    probes: Primitive,
+    probing: Probing,
+    decision: Decision,
+    config: ProbeConfig,
+    seed: int,
+) -> tuple[dict[str, Tensor], dict[int, list[int | None]]]:
+    """What new experts and the task's routers start from, named as in a primitive.
+
+    Routers start from the probes' routers: the older experts' rows, and for a new expert its
+    source's row.
+
+    Args:
+        model: The model, without the probes.
+        probes: The trained probes.
+        seed: Of fresh experts.
+
+    Returns:
+        The weights, and per layer the index of each new expert's source, None for a fresh one.
+    """
+    init: dict[str, Tensor] = {}
+    sources: dict[int, list[int | None]] = {}
+    generator = torch.Generator().manual_seed(seed)
+    for ffn in model.ffns:
+        older = len(ffn.frozen)
+        router = probes.routers[ffn.router_key]
+        count = decision.experts.get(ffn.layer, 0)
+        used = _most_used(probing.gates[ffn.layer], older, config.init)
+        # A source must have this task's rank.
+        fit = [e for e in used if e >= older or ffn.frozen.ranks[e] == probes.rank]
+        chosen = [*fit[:count], *[None] * (count - len(fit))]
+        rows = [router[:older]]
+        for source in chosen:
+            fresh_row = torch.randn(1, router.shape[1], generator=generator) * ROUTER_STD
+            rows.append(fresh_row if source is None else router[source : source + 1])
+        init[ffn.router_key] = torch.cat(rows)
+        if not count:
+            continue
+        sources[ffn.layer] = chosen
+        for name in ffn.maps:
+            pairs = [_start(ffn, name, probes, source, generator) for source in chosen]
+            key = ffn.expert_key(name)
+            init[f"{key}.A"] = torch.cat([A for A, _ in pairs])
+            init[f"{key}.B"] = torch.cat([B for _, B in pairs])
+    return init, sources
+
+
+def _start(
+    ffn: GrowingFFN, name: str, probes: Primitive, source: int | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One map's `A [1, r, in]` and `B [1, out, r]` of a probe, of an older expert, or fresh."""
+    if source is None:
+        return fresh_pair(1, probes.rank, ffn.maps[name].linear, generator)
+    key, probe = ffn.expert_key(name), source - len(ffn.frozen)
+    if probe < 0:
+        expert = ffn.expert(source)
+        return expert[f"{key}.A"].cpu(), expert[f"{key}.B"].cpu()
+    A, B = probes.experts[f"{key}.A"], probes.experts[f"{key}.B"]
+    return A[probe : probe + 1], B[probe : probe + 1]
+
+
+def _most_used(gates: Sequence[float], older: int, init: str) -> list[int]:
+    """Experts that new ones may start from, by their mean gate."""
+    first = {"used": 0, "probe": older, "fresh": len(gates)}[init]
+    return sorted(range(first, len(gates)), key=lambda e: (-gates[e], e))

@@ -1,0 +1,1 @@
+"""The stream on a worker group: DeepSpeed's phases, the worker program, its launch on Ray Train."""

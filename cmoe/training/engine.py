@@ -1,0 +1,225 @@
+"""One training phase on DeepSpeed, and a sharded model's passes between phases.
+
+DeepSpeed's engines leave hooks on the module; `close` removes them, or every phase's optimizer
+would stay in memory for the rest of the stream.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a task is trained.
+
+    Attributes:
+        steps: Optimizer steps a task; null derives them from `epochs`.
+        epochs: Passes over a task's samples.
+        global_batch: Samples of one optimizer step, whatever the number of workers.
+        micro_batch: Samples of one forward pass. `global_batch` is accumulated from as many as it
+            takes, and divides evenly among the workers.
+        learning_rate: Of AdamW at its peak; cosine decay to 0.
+        warmup: Share of the steps with linear warm-up.
+        weight_decay: Of AdamW.
+        clip: Largest gradient norm.
+        zero: DeepSpeed's ZeRO stage: 0 replicates all, 1 shards optimizer states, 2 gradients
+            too, 3 weights too, the frozen base's included.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        checkpoint_every: Steps from one checkpoint within a phase to the next.
+        log_every: Steps from one progress report to the next.
+    """
+
+    steps: int | None = None
+    epochs: float = 1.0
+    global_batch: int = 32
+    micro_batch: int = 16
+    learning_rate: float = 2e-4
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    zero: Literal[0, 1, 2, 3] = 2
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "micro_batch", "checkpoint_every", "log_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"training.{name} is {value}; at least 1")
+        for name in ("epochs", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; more than 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"training.warmup is {self.warmup}; 0 or more, and less than 1")
+        if self.weight_decay < 0:
+            raise ValueError(f"training.weight_decay is {self.weight_decay}; at least 0")
+
+    def accumulation(self, workers: int) -> int:
+        """Micro-batches that each worker contributes to a step.
+
+        Raises:
+            ValueError: The global batch doesn't divide into them.
+        """
+        count, rest = divmod(self.global_batch, self.micro_batch * workers)
+        if rest or not count:
+            raise ValueError(
+                f"training.global_batch is {self.global_batch}; {workers} workers with a "
+                f"micro_batch of {self.micro_batch} need a multiple of {self.micro_batch * workers}"
+            )
+        return count
+
+    def steps_for(self, samples: int) -> int:
+        """Optimizer steps of a task with so many samples."""
+        return self.steps or max(1, math.ceil(self.epochs * samples / self.global_batch))
+
+
+def prepare() -> Any:
+    """Import DeepSpeed for the device there is, over the process group that is there already."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    # A kernel that gloo ranks on one machine could use: compiling it takes half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=None, verbose=False)
+    return deepspeed
+
+
+class Engine:
+    """A DeepSpeed engine for the parameters of `module` that require a gradient.
+
+    Args:
+        module: What is trained. With ZeRO 3 its frozen weights stay sharded afterwards.
+        config: How.
+        steps: Length of the schedule.
+        workers: Size of the process group.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainingConfig, steps: int, workers: int) -> None:
+        deepspeed = prepare()
+        self.module = module
+        self.zero = config.zero
+        self.accumulation = config.accumulation(workers)
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        warmup = round(config.warmup * steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, steps, warmup)
+        )
+        settings = _settings(module, config.zero) | {
+            "train_micro_batch_size_per_gpu": config.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": config.clip,
+        }
+        module.train()
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, lr_scheduler=schedule, config=settings
+        )
+
+    def step(self, losses: Iterator[Tensor]) -> Tensor:
+        """One optimizer step; its loss on this rank, on the device."""
+        total = torch.zeros((), device=self.engine.device)
+        for loss in losses:
+            self.engine.backward(loss)
+            self.engine.step()
+            total += loss.detach().float()
+        return total / self.accumulation
+
+    def save(self, folder: Path) -> None:
+        """This rank's share of the engine's state; every rank saves."""
+        self.engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote with the same number of workers."""
+        self.engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+
+    def close(self) -> None:
+        """Free the engine; the trained parameters are whole again on every rank."""
+        _free(self.engine, self.module, self.zero)
+        self.module.eval()
+        del self.engine, self.parameters
+        gc.collect()
+
+
+@contextmanager
+def running(module: nn.Module, zero: int) -> Iterator[None]:
+    """Let a module run outside of training: with ZeRO 3 each layer is gathered as it is reached."""
+    if zero < 3:
+        yield
+        return
+    deepspeed = prepare()
+    settings = _settings(module, zero) | {"train_micro_batch_size_per_gpu": 1}
+    engine, *_ = deepspeed.initialize(model=module, config=settings)
+    try:
+        yield
+    finally:
+        _free(engine, module, zero)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up to 1, then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _settings(module: nn.Module, zero: int) -> dict[str, Any]:
+    dtype = next(module.parameters()).dtype
+    return {
+        "zero_optimization": {"stage": zero, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def _free(engine: Any, module: nn.Module, zero: int) -> None:
+    """Destroy an engine and its traces; parameters that require a gradient are whole again."""
+    learning = [p for p in module.parameters() if p.requires_grad] if zero == 3 else []
+    with prepare().zero.GatheredParameters(learning, modifier_rank=None):
+        whole = {id(p): p.detach().clone() for p in learning}
+    engine.destroy()
+    for child in module.modules():
+        for name in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        ):
+            _remove_engine_hooks(getattr(child, name))
+        for name in ("pre_bwd_fn", "post_bwd_fn"):  # made once per module, by its first engine
+            child.__dict__.pop(name, None)
+        if child.__dict__.pop("_original_parameters", None) is not None:
+            child._parameters = dict(child._parameters)
+    for p in module.parameters():
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            _remove_engine_hooks(getattr(p, name, None))
+        p.grad = None
+        p.__dict__.pop("_z3_optimizer", None)
+    for child in module.modules():
+        for name, p in list(child.named_parameters(recurse=False)):
+            if id(p) in whole:
+                setattr(child, name, nn.Parameter(whole[id(p)]))
+
+
+def _remove_engine_hooks(hooks: dict[int, Any] | None) -> None:
+    """Remove DeepSpeed's hooks; a model may have its own, which transformers installs once."""
+    hooks = {} if hooks is None else hooks
+    for key, hook in list(hooks.items()):
+        if (getattr(hook, "__module__", None) or "").startswith("deepspeed"):
+            del hooks[key]

@@ -1,0 +1,298 @@
+"""Start a run on Ray Train, or go on with it; a finished run is left alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cmoe.config import RunConfig, differences
+from cmoe.data.coin import ensure_data, read_tasks
+from cmoe.evaluation.results import MATRIX
+from cmoe.store import StoreError
+from cmoe.training.display import Display
+
+CONFIG = "config.yaml"
+POLL_SECONDS = 0.5
+# Failures of a worker's own: trying again would end the same. All others, a dead process or a
+# collective that lost its peer, are worth another try.
+OWN_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    StoreError,
+    TypeError,
+    ValueError,
+)
+LOST_PEER = (ConnectionError, TimeoutError)
+
+
+class RunError(Exception):
+    """A run can't start or go on; the message says why, and what would help."""
+
+
+def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
+    """Carry a run to its end.
+
+    Args:
+        config: The run. Its name decides whether one is begun, gone on with, or found finished.
+        show: Receives what is to be read before the progress display is there.
+
+    Returns:
+        The contents of `matrix.json`.
+
+    Raises:
+        RunError: Another configuration has this name, or the run failed for good.
+        DataError: The data is missing or wrong.
+    """
+    if (found := finished(config)) is not None:
+        show(f"{config.folder}: this run is finished; another name starts another run")
+        return found
+    check_model(config)
+    show(f"{config.folder}: reading {len(config.data.tasks)} tasks from {config.data.root}")
+    ensure_data(config.data)
+    read_tasks(config.data, config.seed)
+    claim_folder(config)
+    display = Display(config)
+    try:
+        _train(config, display)
+    finally:
+        display.close()
+    matrix: dict[str, Any] = json.loads((config.folder / MATRIX).read_text(encoding="utf-8"))
+    return matrix
+
+
+def finished(config: RunConfig) -> dict[str, Any] | None:
+    """The results of a run that has come to its end.
+
+    Raises:
+        RunError: Another configuration has this name.
+    """
+    require_same(config)
+    file = config.folder / MATRIX
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found if len(found["located"]) == len(config.data.tasks) else None
+
+
+def require_same(config: RunConfig) -> None:
+    """Refuse to go on with a run of this name that was configured otherwise."""
+    file = config.folder / CONFIG
+    if not file.is_file():
+        return
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if changed := differences(before, config.as_dict()):
+        listed = "\n  ".join(changed)
+        raise RunError(
+            f"{file}: the run {config.name!r} was configured otherwise; set these back, or give "
+            f"this run another name:\n  {listed}"
+        )
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Make the run's folder, and keep its configuration there."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    file = config.folder / CONFIG
+    if not file.is_file():
+        beside = file.with_suffix(".tmp")
+        text = yaml.safe_dump(config.as_dict(), sort_keys=False)
+        beside.write_text(text, encoding="utf-8")
+        beside.rename(file)
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse a base that isn't there, or a locator's layer that it doesn't have.
+
+    Raises:
+        RunError: Says which.
+    """
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(
+            config.model.path, revision=config.model.revision, trust_remote_code=False
+        )
+    except OSError as error:
+        raise RunError(f"model.name {config.model.name!r} can't be loaded: {error}") from error
+    layers = found.get_text_config().num_hidden_layers
+    if not -1 <= config.locator.layer <= layers:
+        raise RunError(
+            f"locator.layer is {config.locator.layer}; {config.model.name} has layers 0 to "
+            f"{layers - 1}, and {layers} or -1 for its output"
+        )
+
+
+def _train(config: RunConfig, display: Display) -> None:
+    """Let Ray Train carry the worker program; start lost groups again from the last checkpoint."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    import ray
+    from ray.train import CheckpointConfig, ScalingConfig
+    from ray.train import RunConfig as TrainRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    cluster = config.cluster
+    display.line("starting Ray")
+    _connect(config)
+    gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
+    board = ray.remote(num_cpus=0)(Board).remote()
+    failures = 0
+    try:
+        while True:
+            trainer = TorchTrainer(
+                work,
+                train_loop_config={"config": config, "board": board},
+                scaling_config=ScalingConfig(
+                    num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources
+                ),
+                run_config=TrainRunConfig(
+                    name="train",
+                    storage_path=str(config.folder.resolve()),
+                    checkpoint_config=CheckpointConfig(num_to_keep=1),
+                ),
+                torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            )
+            try:
+                with _following(board, display):
+                    trainer.fit()
+                return
+            except WorkerGroupError as error:
+                cause = next(
+                    (c for e in error.worker_failures.values() if (c := final_cause(e))), None
+                )
+                if cause is not None:
+                    raise RunError(cause) from error
+                failures += 1
+                if failures > cluster.max_failures:
+                    raise RunError(
+                        f"lost the workers {failures} times (cluster.max_failures is "
+                        f"{cluster.max_failures}); the same command goes on from the last "
+                        f"checkpoint. The last time: {error}"
+                    ) from error
+                lost = ", ".join(map(str, sorted(error.worker_failures)))
+                display.line(
+                    f"lost worker {lost}; going on from the last checkpoint "
+                    f"({failures} of at most {cluster.max_failures})"
+                )
+    finally:
+        ray.shutdown()
+
+
+def _connect(config: RunConfig) -> None:
+    import ray
+
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False)
+        return
+    needed = config.cluster.workers * config.cluster.cpus_per_worker
+    ray.init(
+        num_cpus=max(needed, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=True,
+        logging_level=logging.ERROR,
+    )
+
+
+class Board:
+    """Where rank 0 posts its events, and the driver takes them."""
+
+    def __init__(self) -> None:
+        self.events: list[Mapping[str, Any]] = []
+
+    def post(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[Mapping[str, Any]]:
+        events, self.events = self.events, []
+        return events
+
+
+@contextmanager
+def _following(board: Any, display: Display) -> Iterator[None]:
+    """Show the board's events while the body runs, and those that are left when it ends."""
+    import ray
+
+    over = threading.Event()
+
+    def show() -> None:
+        for event in ray.get(board.take.remote()):
+            display.event(event)
+
+    def follow() -> None:
+        while not over.wait(POLL_SECONDS):
+            show()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        show()
+
+
+def final_cause(failure: BaseException) -> str | None:
+    """What to tell of a worker's failure that would only come again; None for any other."""
+    if not isinstance(failure, OWN_FAILURES) or isinstance(failure, LOST_PEER):
+        return None
+    return "\n  ".join([f"{type(failure).__name__}: {failure}", *getattr(failure, "__notes__", [])])
+
+
+def work(settings: Mapping[str, Any]) -> None:
+    """What every worker of the group runs."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from cmoe.group import Group
+    from cmoe.training.stream import run_stream
+
+    config: RunConfig = settings["config"]
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    context = ray.train.get_context()
+    group = Group(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    run_stream(config, group, RayLink(settings["board"]))
+
+
+class RayLink:
+    """The worker program's link to Ray Train and to the driver's display."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        self.board.post.remote({"time": time.time(), **event})
+
+    def save(self, folder: Path) -> None:
+        from ray.train import Checkpoint, report
+
+        report({}, checkpoint=Checkpoint.from_directory(folder))
+
+    @contextmanager
+    def saved(self) -> Iterator[Path | None]:
+        from ray.train import get_checkpoint
+
+        checkpoint = get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)

@@ -1,0 +1,194 @@
+"""The worker program: learn every task of the stream, and answer all tests after each.
+
+It reads as the run does. What is on the disk decides where it begins: a store with three primitives
+means that the fourth task is next, whoever wrote them and however that process ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cmoe.config import RunConfig
+from cmoe.data.batches import Collator
+from cmoe.data.coin import Task, read_tasks
+from cmoe.evaluation.predict import Predictor
+from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.group import Group
+from cmoe.loading import create_store
+from cmoe.methods.cmoe import CMoE
+from cmoe.methods.method import Method
+from cmoe.methods.peers import SequentialLoRA
+from cmoe.modeling.base import load_base
+from cmoe.modeling.routers import BASE
+from cmoe.store import HEADER, Store
+from cmoe.training.engine import running
+from cmoe.training.phases import Link, Phases
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STORE, PREDICTIONS, STAGES = "store", "predictions", "stages"
+
+
+def run_stream(config: RunConfig, group: Group, link: Link) -> None:
+    """Carry a run to its end, from wherever its folder stands. Every worker runs this.
+
+    Raises:
+        DataError: A sample can't be used.
+        FloatingPointError: A loss isn't finite.
+        StoreError: The store is damaged or another base's.
+    """
+    stream = Stream(config, group, link)
+    stream.evaluate(BASE)
+    for index, task in enumerate(stream.tasks):
+        if index == len(stream.store):
+            stream.learn(index, task)
+        stream.evaluate(index)
+
+
+class Stream:
+    """A run as one worker sees it: the method as far as the store goes, and the tests."""
+
+    def __init__(self, config: RunConfig, group: Group, link: Link) -> None:
+        self.config, self.group, self.link = config, group, link
+        self.tasks = read_tasks(config.data, config.seed)
+        dtype = getattr(torch, config.model.dtype)
+        base, processor = load_base(
+            config.model.path, revision=config.model.revision, dtype=dtype, device=group.device
+        )
+        limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
+        self.collator = Collator(processor, limit, config.evaluation.max_new_tokens)
+        self.method = make_method(config, base)
+        if config.training.gradient_checkpointing:
+            self.method.enable_gradient_checkpointing()
+        self.folder = config.folder
+        group.from_first(self._prepare)
+        self.store = Store.open(self.folder / STORE)
+        self.store.require_base(self.method.base_digest)
+        self.method.append(*(self.store.read(i) for i in range(len(self.store))))
+        self.predictor = Predictor(
+            self.method,
+            group,
+            self.tasks,
+            self.folder / PREDICTIONS,
+            config.evaluation,
+            self.collator,
+            running=partial(running, self.method.module, config.training.zero),
+            synced=config.training.zero == 3,
+            loader_workers=config.data.loader_workers,
+            emit=self._emit_prediction,
+        )
+        self._index = BASE
+
+    def _prepare(self) -> None:
+        for name in (PREDICTIONS, STAGES):
+            (self.folder / name).mkdir(exist_ok=True)
+        if not (self.folder / STORE / HEADER).is_file():
+            create_store(
+                self.folder / STORE,
+                self.method,
+                name=self.config.model.name,
+                revision=self.config.model.revision or "default",
+                config=self.config.as_dict(),
+            )
+
+    def learn(self, index: int, task: Task) -> None:
+        """Learn a task and commit its primitive."""
+        phases = Phases(
+            self.method.module,
+            self.group,
+            self.config.training,
+            self.collator,
+            self.link,
+            seed=self.config.seed,
+            index=index,
+            task=task.name,
+            batch_size=self.config.evaluation.batch_size,
+            loader_workers=self.config.data.loader_workers,
+        )
+        primitive = self.method.learn(task.name, task.train, phases)
+        with _named(f"while committing task {task.name!r} to {self.store.url}"):
+            if self.group.first:
+                progress = phases.progress
+                spent = {"seconds": progress.seconds, "loss": progress.loss}
+                self._note(index, {"task": task.name, **spent})
+                self.store.append(primitive)
+            self.group.from_first(lambda: None)  # it is in the store now
+            if not self.group.first:
+                self.store.refresh()
+
+    def evaluate(self, stage: int) -> None:
+        """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
+        if not self.predictor.done(stage):
+            self._index = stage
+            name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
+            with _named(f"while evaluating {name}"):
+                self.predictor.evaluate(stage, self._digests())
+        if self.group.first:
+            found = results(
+                self.folder / PREDICTIONS, self.tasks, self._facts(), self.config.evaluation.scoring
+            )
+            write_json(self.folder / MATRIX, found)
+            if stage != BASE:
+                self.link.emit({"phase": "stage", "index": stage, "results": found})
+
+    def _digests(self) -> dict[int, str]:
+        digests = {i: record.digest for i, record in enumerate(self.store.records())}
+        return digests | {BASE: self.method.base_digest}
+
+    def _facts(self) -> Facts:
+        records = self.store.records()
+        return Facts(
+            method=self.config.method,
+            digests=self._digests(),
+            parameters=[r.parameters for r in records],
+            base_parameters=self.method.base_parameters,
+            flops={t: self.method.flops_per_token(t) for t in (BASE, *range(len(records)))},
+            seconds={r.task: self._noted(r.index).get("seconds", {}) for r in records},
+            locates=self.method.locates,
+        )
+
+    # What is kept beside the store: what a stage took, and how its losses went
+
+    def _noted(self, index: int) -> dict[str, Any]:
+        file = self.folder / STAGES / f"{index:03d}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def _note(self, index: int, values: Mapping[str, Any]) -> None:
+        write_json(self.folder / STAGES / f"{index:03d}.json", {**self._noted(index), **values})
+
+    def _emit_prediction(self, phase: str, step: int, steps: int, **more: Any) -> None:
+        if not self.group.first:
+            return
+        index = self._index
+        if phase == "predicted":
+            if index != BASE:
+                spent = self._noted(index).get("seconds", {})
+                self._note(index, {"seconds": spent | {"predict": more["seconds"]}})
+            return
+        task = "" if index == BASE else self.tasks[index].name
+        event = {"index": index, "task": task, "phase": phase, "step": step, "steps": steps}
+        self.link.emit(event | more)
+
+
+def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
+    """The method that a run is configured for, with nothing learned yet."""
+    if config.method == "lora":
+        return SequentialLoRA(base, config.lora, config.seed)
+    return CMoE(base, config.experts, config.probe, config.locator, config.seed)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say in an error what was under way."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise
