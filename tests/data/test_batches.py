@@ -1,0 +1,377 @@
+"""Batches hold what the chat template says, alike in training and in answering, for any workers."""
+
+from __future__ import annotations
+
+import io
+import string
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFast
+
+from cmoe.assets import MINI_BASE
+from cmoe.data.batches import IGNORED, Collator, loader, slices, training_order
+from cmoe.data.coin import DataConfig, DataError, Sample, read_tasks
+from cmoe.data.mini import write_mini_coin
+from cmoe.group import Group
+from cmoe.modeling.base import load_base
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[PreTrainedModel, Any]:
+    return load_base(str(MINI_BASE))
+
+
+@pytest.fixture(scope="module")
+def processor(base: tuple[PreTrainedModel, Any]) -> Any:
+    return base[1]
+
+
+def with_metaspace(processor: Any) -> Any:
+    """A processor whose tokenizer, like LLaMA's, puts a space before a text that has none."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = ["<pad>", "<unk>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=[*string.printable]
+    )
+    tokenizer.train_from_iterator(["yes no what is the answer to this question"] * 9, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=["<image>", "<|im_start|>", "<|im_end|>"],
+    )
+    return LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=fast,
+        patch_size=processor.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHATML,
+    )
+
+
+@pytest.fixture(scope="module", params=["own", "chatml", "metaspace"])
+def variant(request: pytest.FixtureRequest, base: tuple[PreTrainedModel, Any]) -> Any:
+    """The base's processor; with another template; with another kind of tokenizer."""
+    if request.param == "metaspace":
+        return with_metaspace(base[1])
+    processor = copy(base[1])
+    if request.param == "chatml":
+        processor.chat_template = CHATML
+    return processor
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Samples of all tasks, with and without pictures, of many lengths."""
+    root = tmp_path_factory.mktemp("coin")
+    write_mini_coin(root, train=12, test=1)
+    tasks = read_tasks(DataConfig(root=str(root)), seed=0)
+    chosen = [s for task in tasks for s in task.train[:2]]
+    alone = [s for s in tasks[0].train if s.image is None][:2]
+    assert alone
+    return [*chosen[:7], *alone, *chosen[7:]]
+
+
+def collator(processor: Any, max_length: int = 512, max_new_tokens: int = 16) -> Collator:
+    return Collator(processor, max_length, max_new_tokens)
+
+
+def conversation(processor: Any, sample: Sample) -> dict[str, Tensor]:
+    """The outside fact: the template renders the whole conversation, the processor reads it."""
+    picture = [{"type": "image"}] if sample.image else []
+    turns = [
+        {"role": "user", "content": [*picture, {"type": "text", "text": sample.text}]},
+        {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]},
+    ]
+    text = processor.apply_chat_template(turns)
+    images = [Image.open(sample.image).convert("RGB")] if sample.image else None
+    return dict(processor(text=[text.rstrip("\n")], images=images, return_tensors="pt"))
+
+
+def row(inputs: dict[str, Tensor], index: int, name: str = "input_ids") -> list[int]:
+    kept = inputs["attention_mask"][index].bool()
+    return inputs[name][index][kept].tolist()
+
+
+# What a batch holds
+
+
+def test_a_training_row_is_the_whole_conversation_tokenised_at_once(
+    variant: Any, samples: list[Sample]
+) -> None:
+    batch = collator(variant).training(samples)
+    assert len({len(row(batch, i)) for i in range(len(samples))}) > 4, "lengths differ"
+    pictures: list[Tensor] = []
+    for i, sample in enumerate(samples):
+        whole = conversation(variant, sample)
+        assert row(batch, i) == whole["input_ids"][0].tolist()
+        if sample.image:
+            pictures.append(whole["pixel_values"][0])
+    assert 0 < len(pictures) < len(samples)
+    assert torch.equal(batch["pixel_values"], torch.stack(pictures))
+
+
+# Characters of any script, line breaks and spaces at either end.
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), max_size=24)
+
+
+@settings(max_examples=50, deadline=None)
+@given(question=TEXT, answer=TEXT.map(str.strip).filter(bool))
+def test_any_text_is_tokenised_as_in_the_whole_conversation(
+    variant: Any, question: str, answer: str
+) -> None:
+    sample = Sample("1", question, answer)
+    batch = collator(variant).training([sample])
+    assert row(batch, 0) == conversation(variant, sample)["input_ids"][0].tolist()
+
+
+def test_labels_are_the_answer_and_its_end_of_turn_and_nothing_else(
+    variant: Any, samples: list[Sample]
+) -> None:
+    batch = collator(variant).training(samples)
+    end = "<|im_end|>" if variant.chat_template == CHATML else "</s>"
+    assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
+    for i, sample in enumerate(samples):
+        labels = batch["labels"][i]
+        labelled = labels != IGNORED
+        assert torch.equal(labels[labelled], batch["input_ids"][i][labelled])
+        said = variant.tokenizer.decode(labels[labelled])
+        assert said.strip() == sample.answer + end
+        # They are the last tokens of the row, without a gap.
+        count = int(labelled.sum())
+        assert row(batch, i, "labels")[-count:] == labels[labelled].tolist()
+        assert set(row(batch, i, "labels")[:-count]) == {IGNORED}
+        padding = batch["attention_mask"][i] == 0
+        assert set(labels[padding].tolist()) <= {IGNORED}
+        assert set(batch["input_ids"][i][padding].tolist()) <= {variant.tokenizer.pad_token_id}
+
+
+def test_prompts_are_the_beginning_of_training_rows(variant: Any, samples: list[Sample]) -> None:
+    cut = collator(variant)
+    prompts, training = cut.prompts(samples), cut.training(samples)
+    width = prompts["input_ids"].shape[1]
+    assert prompts.keys() == training.keys() - {"labels"}
+    for name, tensor in prompts.items():
+        got = training[name] if name == "pixel_values" else training[name][:, :width]
+        assert torch.equal(got, tensor), name
+    assert set(training["labels"][:, :width].flatten().tolist()) == {IGNORED}
+    ends = prompts["attention_mask"]
+    assert ends[:, -1].all(), "padded on the left: the answer follows the prompt"
+    assert [len(a) for a in cut.answers(samples)] == (
+        training["attention_mask"].sum(1) - ends.sum(1)
+    ).tolist()
+
+
+def test_a_batch_gives_every_sample_what_it_gets_alone(
+    base: tuple[PreTrainedModel, Any], samples: list[Sample]
+) -> None:
+    model, processor = base
+    cut = collator(processor)
+    with torch.no_grad():
+        together = model(**cut.prompts(samples)).logits[:, -1]
+        for i, sample in enumerate(samples[4:10], 4):
+            alone = model(**cut.prompts([sample])).logits[0, -1]
+            torch.testing.assert_close(together[i], alone, rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_to_a_length_leaves_the_last_tokens_logits(
+    base: tuple[PreTrainedModel, Any], samples: list[Sample]
+) -> None:
+    model, processor = base
+    cut = collator(processor)
+    plain = cut.prompts(samples[4:10])
+    width = plain["input_ids"].shape[1]
+    wanted = model(**plain).logits[:, -1].log_softmax(-1)
+    for length in (width, width + 1, width + 40):
+        padded = cut.prompts(samples[4:10], length)
+        assert padded["input_ids"].shape == padded["attention_mask"].shape == (6, length)
+        assert torch.equal(padded["attention_mask"].sum(1), plain["attention_mask"].sum(1))
+        got = model(**padded).logits[:, -1].log_softmax(-1)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_models_loss_is_the_answers_cross_entropy(
+    base: tuple[PreTrainedModel, Any], samples: list[Sample]
+) -> None:
+    model, processor = base
+    cut = collator(processor)
+    total, tokens = 0.0, 0
+    for sample, answer in zip(samples, cut.answers(samples), strict=True):
+        whole = conversation(processor, sample)
+        log_probs = model(**whole).logits[0].log_softmax(-1)
+        length = whole["input_ids"].shape[1]
+        for place, token in zip(range(length - len(answer), length), answer, strict=True):
+            total -= log_probs[place - 1, token].item()
+        tokens += len(answer)
+    loss = model(**cut.training(samples), num_items_in_batch=tokens).loss
+    assert loss.item() == pytest.approx(total / tokens, rel=1e-4)
+
+
+# What is refused
+
+
+def lengths(processor: Any, sample: Sample) -> tuple[int, int]:
+    """Tokens of its prompt and of its answer."""
+    cut = collator(processor)
+    return len(row(cut.prompts([sample]), 0)), len(cut.answers([sample])[0])
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(processor: Any) -> None:
+    fine, long = Sample("fine", "Why?", "no"), Sample("long/7", "Why? " * 9, "no")
+    prompt, _ = lengths(processor, long)
+    collator(processor, prompt + 16, 16).prompts([fine, long])
+    with pytest.raises(DataError, match=f"'long/7': its prompt has {prompt} tokens .* 16") as no:
+        collator(processor, prompt + 15, 16).prompts([fine, long])
+    assert f"at most {prompt + 15}" in str(no.value)
+    with pytest.raises(DataError, match="long/7"):
+        collator(processor, prompt + 15, 16).prompts([fine, long], prompt + 40)
+
+
+def test_an_answer_that_does_not_fit_is_named(processor: Any) -> None:
+    fine, long = Sample("fine", "Why?", "no"), Sample("long/8", "Why?", "because " * 20)
+    prompt, answer = lengths(processor, long)
+    collator(processor, prompt + answer, 1).training([long, fine])
+    with pytest.raises(DataError, match=rf"'long/8': its prompt has {prompt} .* needs {answer};"):
+        collator(processor, prompt + answer - 1, 1).training([long, fine])
+
+
+def test_pictures_that_cannot_be_read_are_named(processor: Any, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((48, 48), 90).save(file, "PNG")
+    whole = file.getvalue()
+    bad = tmp_path / "bad.png"
+    fine = Sample("fine", "Why?", "no")
+    for content in (b"", b"no picture", whole[:20], whole[: len(whole) // 2], whole[8:]):
+        bad.write_bytes(content)
+        for make in (collator(processor).prompts, collator(processor).training):
+            with pytest.raises(DataError, match=r"sample 'bad/9': picture .*bad\.png can't"):
+                make([fine, Sample("bad/9", "Why?", "no", bad)])
+    bad.unlink()
+    with pytest.raises(DataError, match="'bad/9'"):
+        collator(processor).prompts([Sample("bad/9", "Why?", "no", bad)])
+    with pytest.raises(DataError, match="'bad/9'"):
+        collator(processor).prompts([Sample("bad/9", "Why?", "no", tmp_path)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_damaged_picture_is_read_or_named(
+    processor: Any, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    made = io.BytesIO()
+    form = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP"]))
+    Image.radial_gradient("L").resize((20, 16)).convert("RGB").save(made, form)
+    content = bytearray(made.getvalue())
+    places = st.integers(0, len(content) - 1)
+    for place in data.draw(st.lists(places, max_size=4)):
+        content[place] ^= 0xA5
+    content = content[: data.draw(places)]
+    file = tmp_path_factory.getbasetemp() / "damaged"
+    file.write_bytes(content)
+    try:
+        inputs = collator(processor).prompts([Sample("it", "Why?", "no", file)])
+        said = f"'it' has {inputs['pixel_values'].shape[1]} channels"
+    except DataError as error:
+        said = str(error)
+    assert "'it' has 3 channels" in said or "sample 'it': picture" in said
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16"])
+def test_pictures_of_any_mode_are_three_channels(processor: Any, tmp_path: Path, mode: str) -> None:
+    file = tmp_path / "picture.png"
+    Image.new(mode, (30, 20)).save(file)
+    inputs = collator(processor).prompts([Sample("1", "Why?", "no", file)])
+    assert inputs["pixel_values"].shape == (1, 3, 48, 48)
+
+
+# Who gets which
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.integers(1, 40), steps=st.integers(1, 12), batch=st.integers(1, 50))
+def test_every_epoch_is_a_permutation(samples: int, steps: int, batch: int) -> None:
+    order = training_order(samples, steps, batch, "0/GQA/train")
+    assert order.shape == (steps, batch)
+    flat = order.flatten()
+    for start in range(0, len(flat), samples):
+        epoch = flat[start : start + samples]
+        assert len(set(epoch.tolist())) == len(epoch)
+        assert set(epoch.tolist()) <= set(range(samples))
+    assert np.array_equal(order, training_order(samples, steps, batch, "0/GQA/train"))
+
+
+def test_orders_differ_by_epoch_and_by_seed() -> None:
+    epochs = training_order(20, 4, 20, "0/GQA/train")
+    others = [training_order(20, 4, 20, seed) for seed in ("1/GQA/train", "0/VQAv2/train", "0")]
+    rows = {tuple(row) for order in (epochs, *others) for row in order.tolist()}
+    assert len(rows) == 16
+    assert tuple(range(20)) not in rows
+
+
+def test_every_item_has_one_rank_and_its_own_number_for_any_workers() -> None:
+    for count in range(41):
+        items = [f"item {i}" for i in range(count)]
+        for workers in range(1, 10):
+            shares = [Group(rank, workers).share(items) for rank in range(workers)]
+            merged = [pair for share in shares for pair in share]
+            assert sorted(merged) == sorted(enumerate(items)), "each exactly once"
+            assert all(share == sorted(share, key=lambda pair: pair[0]) for share in shares)
+            sizes = [len(share) for share in shares]
+            assert max(sizes) - min(sizes) <= 1
+
+            equal = [Group(rank, workers).share(items, equal=True) for rank in range(workers)]
+            assert len({len(share) for share in equal}) == 1, "as many passes on every rank"
+            assert len(equal[0]) == max(sizes), "and none in vain"
+            assert {pair for share in equal for pair in share} == set(enumerate(items))
+            assert dict(pair for share in equal for pair in share) == dict(enumerate(items))
+            for share, more in zip(shares, equal, strict=True):
+                assert more[: len(share)] == share
+                assert set(more[len(share) :]) <= {(count - 1, f"item {count - 1}")}
+
+
+def test_slices_cover_all_in_order() -> None:
+    for count in range(41):
+        for size in range(1, 10):
+            cut = slices(count, size)
+            assert [i for part in cut for i in part] == list(range(count))
+            assert all(len(part) == size for part in cut[:-1])
+            assert all(1 <= len(part) <= size for part in cut)
+
+
+def test_another_process_prepares_the_same_batches_and_names_what_it_cannot_read(
+    processor: Any, samples: list[Sample], tmp_path: Path
+) -> None:
+    cut = collator(processor)
+    bad = Sample("bad/9", "Why?", "no", tmp_path / "gone.png")
+    everyone, batches = [*samples, bad], [[3, 0], [8], [5, 7, 1], [len(samples)]]
+    here, there = (loader(everyone, batches, cut.training, workers) for workers in (0, 1))
+    for _ in range(3):
+        mine, theirs = next(here), next(there)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+    for batches_ in (here, there):
+        with pytest.raises(DataError, match="'bad/9'"):
+            next(batches_)
