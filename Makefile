@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install test check format bench base clean
+.PHONY: install stream test check format bench base clean
 
 install: $(VENV)/.installed
 
@@ -13,6 +13,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	touch $@
+
+stream: install
+	$(BIN)/python ray_jobs/coin_stream.py --config configs/coin_mini.yaml
 
 test: install
 	$(BIN)/python -m pytest

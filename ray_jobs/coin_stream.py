@@ -10,14 +10,15 @@ from cmoe.config import parse
 def main() -> int:
     config = parse(prog="coin_stream.py")
     from cmoe.data.coin import DataError
+    from cmoe.evaluation.results import table
     from cmoe.training.launch import RunError, run
 
     try:
-        matrix = run(config)
+        found = run(config)
     except (RunError, DataError) as error:
         print(f"coin_stream.py: {error}", file=sys.stderr)
         return 1
-    print(matrix["metrics"])
+    print(f"\n{table(found)}\n\n{config.folder / 'report.html'}")
     return 0
 
 

@@ -83,6 +83,32 @@ def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) ->
     }
 
 
+def table(found: Mapping[str, Any]) -> str:
+    """The results of a whole stream, to be read on a screen."""
+    located, oracle, zero_shot = found["located"], found["oracle"], found["zero_shot"]
+    columns = {
+        "base": zero_shot,
+        "learned": [row[i] for i, row in enumerate(located)],
+        "at the end": located[-1],
+    }
+    if oracle:
+        columns["true task given"] = oracle[-1]
+    width = max(len("task"), *map(len, found["tasks"]))
+    lines = ["  ".join([f"{'task':<{width}}", *columns])]
+    for i, task in enumerate(found["tasks"]):
+        cells = [f"{values[i]:>{len(name)}.1f}" for name, values in columns.items()]
+        lines.append("  ".join([f"{task:<{width}}", *cells]))
+    measures = found["metrics"]
+    figures = [f"{n.upper()} {measures[n]:.1f}" for n in ("last", "mft", "maa", "bwt")]
+    if found["location"]:
+        figures.append(f"location {found['location']['accuracy']:.1f}")
+    added = sum(sum(parts.values()) for parts in found["parameters"]["tasks"].values())
+    figures.append(f"added parameters {100 * added / found['parameters']['base']:.1f}% of the base")
+    return "\n".join(
+        [*lines, f"{found['method']}, {found['scoring']} scoring, percent:", "  ".join(figures)]
+    )
+
+
 def write_json(file: Path, value: Any) -> None:
     """Write beside, then rename: a file is whole or not there."""
     beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")

@@ -115,7 +115,7 @@ class CMoE:
         self._grow(task, experts, "train", start.weights)
         trainer.fit("train", samples, self._loss(task))
         shown = samples[: self.experts.usage_samples]
-        usage = self._usage(task, trainer.map("usage", shown, self._record(task), answers=True))
+        usage, _ = self._usage(task, trainer.map("usage", shown, self._record(task), answers=True))
         features = torch.cat(trainer.map("features", samples, model.features))
         seed = seed_of(self.seed, task, "locator")
         entry = trainer.once(lambda: model.bank.fit(features.to(model.device), seed))

@@ -86,6 +86,31 @@ def find_decoder(model: nn.Module) -> nn.Module:
     return decoder
 
 
+def find_optional(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The largest parts of a model that a pass without pictures leaves out: parent and name.
+
+    Everything but the decoder and the output embeddings: the vision tower, its projector.
+    """
+    heads = [find_decoder(model)]
+    get_head = getattr(model, "get_output_embeddings", None)
+    if callable(get_head) and (head := get_head()) is not None:
+        heads.append(head)
+    always = {id(m) for head in heads for m in head.modules()}
+    optional: list[tuple[nn.Module, str]] = []
+
+    def visit(parent: nn.Module) -> None:
+        for name, child in parent.named_children():
+            if id(child) in always:
+                continue
+            if any(id(m) in always for m in child.modules()):
+                visit(child)
+            else:
+                optional.append((parent, name))
+
+    visit(model)
+    return optional
+
+
 def find_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder's layers, in order."""
     decoder = find_decoder(model)

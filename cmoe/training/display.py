@@ -87,11 +87,11 @@ class Display:
             text += f"  loss {event['loss']:.3f}"
         if done := step - self._from_step:
             pace = (now - self._phase_start) / done
-            text += f"  {pace:.2f} s a step, {_duration(pace * (steps - step))} left"
+            text += f"  {pace:.2f} s a step  {_duration(pace * (steps - step))} left"
         if self._task_times:
             mean = sum(self._task_times) / len(self._task_times)
             left = mean * (len(self.tasks) - index) - (now - self._task_start)
-            text += f", of the run about {_duration(max(left, 0))}"
+            text += f"  (run: about {_duration(max(left, 0))} left)"
         return text
 
     def _stage(self, index: int, results: Mapping[str, Any], now: float) -> None:

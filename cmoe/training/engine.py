@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from cmoe.modeling.base import find_optional
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainingConfig:
         weight_decay: Of AdamW.
         clip: Largest gradient norm.
         zero: DeepSpeed's ZeRO stage: 0 replicates all, 1 shards optimizer states, 2 gradients
-            too, 3 weights too, the frozen base's included.
+            too, 3 the decoder's weights too, the frozen ones included (not the vision tower's).
         gradient_checkpointing: Recompute activations in the backward pass.
         checkpoint_every: Steps from one checkpoint within a phase to the next.
         log_every: Steps from one progress report to the next.
@@ -127,6 +129,7 @@ class Engine:
             "gradient_clipping": config.clip,
         }
         module.train()
+        self._hidden = _hide_optional(module, config.zero)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=settings
         )
@@ -150,7 +153,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the engine; the trained parameters are whole again on every rank."""
-        _free(self.engine, self.module, self.zero)
+        _free(self.engine, self.module, self._hidden, self.zero)
         self.module.eval()
         del self.engine, self.parameters
         gc.collect()
@@ -164,11 +167,30 @@ def running(module: nn.Module, zero: int) -> Iterator[None]:
         return
     deepspeed = prepare()
     settings = _settings(module, zero) | {"train_micro_batch_size_per_gpu": 1}
+    hidden = _hide_optional(module, zero)
     engine, *_ = deepspeed.initialize(model=module, config=settings)
     try:
         yield
     finally:
-        _free(engine, module, zero)
+        _free(engine, module, hidden, zero)
+
+
+def _hide_optional(module: nn.Module, zero: int) -> list[tuple[nn.Module, str]]:
+    """Keep from ZeRO 3 what a batch without pictures leaves out, until `_free`.
+
+    A rank with such a batch doesn't run the vision tower and would not take part in gathering its
+    shards: the others would wait for ever, or get another weight's. As plain attributes these
+    parts work as before, and nobody finds them among the modules.
+    """
+    if zero < 3:
+        return []
+    from transformers import PreTrainedModel
+
+    base = next(m for m in module.modules() if isinstance(m, PreTrainedModel))
+    parts = find_optional(base)
+    for parent, name in parts:
+        parent.__dict__[name] = parent._modules.pop(name)
+    return parts
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -188,7 +210,9 @@ def _settings(module: nn.Module, zero: int) -> dict[str, Any]:
     }
 
 
-def _free(engine: Any, module: nn.Module, zero: int) -> None:
+def _free(
+    engine: Any, module: nn.Module, hidden: Sequence[tuple[nn.Module, str]], zero: int
+) -> None:
     """Destroy an engine and its traces; parameters that require a gradient are whole again."""
     learning = [p for p in module.parameters() if p.requires_grad] if zero == 3 else []
     with prepare().zero.GatheredParameters(learning, modifier_rank=None):
@@ -215,6 +239,8 @@ def _free(engine: Any, module: nn.Module, zero: int) -> None:
         for name, p in list(child.named_parameters(recurse=False)):
             if id(p) in whole:
                 setattr(child, name, nn.Parameter(whole[id(p)]))
+    for parent, name in hidden:
+        parent._modules[name] = parent.__dict__.pop(name)
 
 
 def _remove_engine_hooks(hooks: dict[int, Any] | None) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def _train(config: RunConfig, display: Display) -> None:
         while True:
             trainer = TorchTrainer(
                 work,
-                train_loop_config={"config": config, "board": board},
+                train_loop_config={"config": _rooted(config), "board": board},
                 scaling_config=ScalingConfig(
                     num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources
                 ),
@@ -191,6 +192,18 @@ def _train(config: RunConfig, display: Display) -> None:
                 )
     finally:
         ray.shutdown()
+
+
+def _rooted(config: RunConfig) -> RunConfig:
+    """The same run for a process that works in another folder."""
+    name = config.model.name
+    local = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return replace(
+        config,
+        runs=str(Path(config.runs).resolve()),
+        model=replace(config.model, name=local),
+        data=replace(config.data, root=str(Path(config.data.root).resolve())),
+    )
 
 
 def _connect(config: RunConfig) -> None:

@@ -1,0 +1,102 @@
+"""The worker program on real process groups with DeepSpeed, without a cluster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workers import TASKS, FolderLink, run_group, small_config
+
+from cmoe.config import RunConfig
+from cmoe.data.coin import ensure_data
+from cmoe.evaluation.predict import read_answers
+from cmoe.group import Group
+from cmoe.store import Store
+from cmoe.training.stream import run_stream
+
+
+def stream(group: Group, config: RunConfig) -> None:
+    run_stream(config, group, FolderLink(group, config.folder / "checkpoint"))
+
+
+def run(config: RunConfig, workers: int) -> dict[str, Any]:
+    """Run a stream; its matrix, its decisions and its losses."""
+    ensure_data(config.data)
+    config.folder.mkdir(parents=True)
+    run_group(workers, stream, config)
+    stages = [
+        json.loads(file.read_text()) for file in sorted((config.folder / "stages").glob("*.json"))
+    ]
+    return {
+        "matrix": json.loads((config.folder / "matrix.json").read_text()),
+        "records": Store.open(config.folder / "store").records(),
+        "loss": {s["task"]: s["loss"] for s in stages},
+    }
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stream")
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path) -> dict[str, Any]:
+    return run(small_config(root, "alone"), workers=1)
+
+
+@pytest.mark.parametrize(("workers", "zero"), [(2, 0), (1, 3), (2, 2), (2, 3)])
+def test_workers_and_zero_stages_decide_and_learn_alike(
+    root: Path, alone: dict[str, Any], workers: int, zero: Any
+) -> None:
+    config = small_config(root, f"{workers}-{zero}")
+    config = replace(config, training=replace(config.training, zero=zero))
+    found = run(config, workers)
+    for mine, theirs in zip(found["records"], alone["records"], strict=True):
+        assert mine.task == theirs.task
+        assert mine.parameters == theirs.parameters
+        for key in ("experts", "sources", "cut"):
+            assert mine.decision.get(key) == theirs.decision.get(key)
+        for name, scores in theirs.decision.get("scores", {}).items():
+            assert mine.decision["scores"][name] == pytest.approx(scores, abs=1e-3)
+    for task in TASKS:
+        for phase, losses in alone["loss"][task].items():
+            assert found["loss"][task][phase] == pytest.approx(losses, abs=1e-4)
+
+
+def test_matrix_has_what_readers_of_it_need(alone: dict[str, Any]) -> None:
+    matrix = alone["matrix"]
+    assert matrix["tasks"] == list(TASKS)
+    for name in ("located", "oracle"):
+        for i, row in enumerate(matrix[name]):
+            assert [cell is None for cell in row] == [j > i for j in range(len(TASKS))]
+            assert all(0 <= cell <= 100 for cell in row[: i + 1])
+    assert set(matrix["metrics"]) == {"last", "mft", "maa", "bwt", "bwt_t_minus_1"}
+    assert sum(map(sum, matrix["location"]["confusion"])) == len(TASKS) * 21
+    assert set(matrix["parameters"]["tasks"]) == set(TASKS)
+    assert all(phases["train"] > 0 for phases in matrix["seconds"].values())
+
+
+def test_the_oracle_does_not_drift(alone: dict[str, Any]) -> None:
+    oracle = alone["matrix"]["oracle"]
+    for i, row in enumerate(oracle):
+        assert row[: i + 1] == [oracle[j][j] for j in range(i + 1)]
+
+
+def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str, Any]) -> None:
+    config = small_config(root, "uncached")
+    config = replace(config, evaluation=replace(config.evaluation, cache=False, batch_size=5))
+    config = replace(config, training=replace(config.training, zero=2))
+    kept = run(replace(config, name="cached", evaluation=replace(config.evaluation, cache=True)), 1)
+    again = run(config, 1)
+    assert [r.digest for r in again["records"]] == [r.digest for r in kept["records"]]
+    first, second = (
+        {k: text for k, (text, _) in read_answers(root / "runs" / n / "predictions").items()}
+        for n in ("cached", "uncached")
+    )
+    assert first == second
+    assert sum(again["matrix"]["generated"].values()) > sum(kept["matrix"]["generated"].values())
+    for name in ("located", "oracle", "metrics", "location"):
+        assert again["matrix"][name] == kept["matrix"][name]

@@ -1,0 +1,91 @@
+"""Worker groups without a cluster: processes of this machine that share a stream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cmoe.config import RunConfig
+from cmoe.data.coin import DataConfig
+from cmoe.evaluation.predict import EvaluationConfig
+from cmoe.group import Group
+from cmoe.methods.cmoe import ExpertsConfig
+from cmoe.methods.probe import ProbeConfig
+from cmoe.modeling.locator import LocatorConfig
+from cmoe.training.engine import TrainingConfig
+
+TASKS = ("ScienceQA", "VizWiz", "Grounding")
+
+
+def small_config(folder: Path, name: str, **changes: Any) -> RunConfig:
+    """A stream of three tasks that one core learns in seconds."""
+    parts: dict[str, Any] = {
+        "data": DataConfig(
+            root=str(folder / "data"),
+            tasks=TASKS,
+            generate=True,
+            train_samples=96,
+            test_samples=21,
+        ),
+        "experts": ExpertsConfig(rank=8, usage_samples=32),
+        "probe": ProbeConfig(steps=4, fraction=0.25, gain_samples=16),
+        "locator": LocatorConfig(layer=1, pooling="mean_text", steps=100),
+        "training": TrainingConfig(
+            steps=12, global_batch=16, micro_batch=4, learning_rate=6e-3, checkpoint_every=5
+        ),
+        "evaluation": EvaluationConfig(batch_size=8, flush_every=2),
+    }
+    return RunConfig(name, runs=str(folder / "runs"), **(parts | changes))
+
+
+def run_group(workers: int, work: Callable[..., None], *args: Any) -> None:
+    """`work(group, *args)` in as many processes, over gloo. An error of one ends all."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_member, (workers, port, work, args), nprocs=workers)
+
+
+def _member(rank: int, workers: int, port: int, work: Callable[..., None], args: Any) -> None:
+    torch.set_num_threads(1)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": workers}
+    os.environ.update({n: str(v) for n, v in place.items()} | {"LOCAL_RANK": str(rank)})
+    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    work(Group(rank, workers), *args)
+    dist.destroy_process_group()
+
+
+class FolderLink:
+    """A link that keeps the latest checkpoint in a folder, and its events."""
+
+    def __init__(self, group: Group, folder: Path) -> None:
+        self.group, self.folder = group, folder
+        self.events: list[Mapping[str, Any]] = []
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+
+    def save(self, folder: Path) -> None:
+        beside = self.folder.with_suffix(".new")
+        if self.group.first:
+            shutil.rmtree(beside, ignore_errors=True)
+        self.group.gather(None)
+        shutil.copytree(folder, beside, dirs_exist_ok=True)
+        self.group.gather(None)
+        if self.group.first:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            beside.rename(self.folder)
+        self.group.gather(None)
+
+    @contextmanager
+    def saved(self) -> Iterator[Path | None]:
+        yield self.folder if self.folder.is_dir() else None
