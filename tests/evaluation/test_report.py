@@ -1,0 +1,401 @@
+"""The report of real, small runs: what a reader of the page and of the card may rely on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from cmoe.assets import MINI_BASE
+from cmoe.config import RunConfig
+from cmoe.data.batches import Collator, slices
+from cmoe.data.coin import DataConfig, Sample, Task, read_tasks
+from cmoe.data.mini import write_mini_coin
+from cmoe.evaluation.predict import EvaluationConfig, Predictor, read_answers
+from cmoe.evaluation.report import write_report
+from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.group import Group
+from cmoe.loading import create_store
+from cmoe.methods.cmoe import CMoE, ExpertsConfig
+from cmoe.methods.method import Method
+from cmoe.methods.peers import LoRAConfig, SequentialLoRA
+from cmoe.methods.probe import ProbeConfig
+from cmoe.modeling.base import load_base
+from cmoe.modeling.locator import LocatorConfig
+from cmoe.modeling.routers import BASE
+
+TASKS = ("VizWiz", "Grounding", "ScienceQA")
+TESTED = 4  # samples of each task: the page shows them all
+ATTACK = "<script>alert(1)</script>"
+VOID = {"meta", "img", "br"}
+
+Stream = tuple[RunConfig, tuple[Task, ...]]
+
+
+class OneProcess:
+    """A trainer without a cluster: two steps a phase, all that it is asked for."""
+
+    def __init__(self, method: Method, collator: Collator) -> None:
+        self.method, self.collator = method, collator
+        self.loss: dict[str, list[float]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def fit(self, phase: str, samples: Sequence[Sample], loss: Any, steps: Any = None) -> None:
+        self.loss[phase], self.seconds[phase] = [], 1.5
+        trained = [p for p in self.method.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=1e-3)
+        batch = self.collator.training(samples[:4])
+        tokens = float((batch["labels"] != -100).sum())
+        for _ in range(2):
+            value = loss(self.method.module, batch, tokens)
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            self.loss[phase].append(float(value.detach()))
+
+    def map(
+        self,
+        phase: str,
+        samples: Sequence[Sample],
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        *,
+        answers: bool = False,
+    ) -> list[Tensor]:
+        self.seconds[phase] = 0.25
+        collate = self.collator.training if answers else self.collator.prompts
+        cuts = slices(len(samples), 8)
+        return [compute(collate([samples[i] for i in cut])).float() for cut in cuts]
+
+    def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        return make()
+
+    def recall(self, name: str, make: Callable[[], Any]) -> Any:
+        return json.loads(json.dumps(make()))
+
+
+def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) -> Path:
+    """A run's folder after so many tasks of the stream, and its report."""
+    base, processor = load_base(str(MINI_BASE), dtype=torch.float32)
+    method: Method
+    if config.method == "lora":
+        method = SequentialLoRA(base, config.lora, 0)
+    else:
+        method = CMoE(base, config.experts, config.probe, config.locator, 0)
+    collator = Collator(processor, 256, config.evaluation.max_new_tokens)
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "stages").mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    store = create_store(folder / "store", method, name="mini", revision="r1", config={})
+    predictor = Predictor(
+        method,
+        Group(),
+        tasks,
+        folder / "predictions",
+        config.evaluation,
+        collator,
+        running=torch.no_grad,
+        synced=False,
+        loader_workers=0,
+        emit=lambda **_: None,
+    )
+    digests, seconds = {BASE: method.base_digest}, {}
+    predictor.evaluate(BASE, digests)
+    for index, task in enumerate(tasks[:learned]):
+        trainer = OneProcess(method, collator)
+        digests[index] = store.append(method.learn(task.name, task.train, trainer)).digest
+        seconds[task.name] = trainer.seconds
+        noted = {"task": task.name, "seconds": trainer.seconds, "loss": trainer.loss}
+        write_json(folder / "stages" / f"{index:03d}.json", noted)
+        predictor.evaluate(index, digests)
+    facts = Facts(
+        method=config.method,
+        digests=digests,
+        parameters=[record.parameters for record in store.records()],
+        base_parameters=method.base_parameters,
+        flops={t: method.flops_per_token(t) for t in (BASE, *range(learned))},
+        seconds=seconds,
+        locates=method.locates,
+    )
+    tasks = agreed(tasks, folder)
+    write_json(folder / MATRIX, results(folder / "predictions", tasks, facts, "official"))
+    write_report(folder, tasks)
+    return folder
+
+
+def agreed(tasks: Sequence[Task], folder: Path) -> tuple[Task, ...]:
+    """The stream with half of the first task's answers as they were said: those are right."""
+    said = {id_: text for (_, id_, _), (text, _) in read_answers(folder / "predictions").items()}
+    first, *others = tasks
+    half = TESTED // 2
+    right = tuple(replace(s, answer=said[s.id] or "nothing") for s in first.test[:half])
+    return replace(first, test=(*right, *first.test[half:])), *others
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+    root = tmp_path_factory.mktemp("data")
+    write_mini_coin(root, train=16, test=TESTED)
+    config = RunConfig(
+        "small",
+        data=DataConfig(root=str(root), tasks=TASKS),
+        experts=ExpertsConfig(rank=2, usage_samples=4),
+        probe=ProbeConfig(fraction=0.25, gain_samples=2, steps=2, max_layers=2),
+        locator=LocatorConfig(layer=1, pooling="mean_text", steps=20, hidden=8, latent=2),
+        lora=LoRAConfig(rank=2, lora_alpha=4),
+        evaluation=EvaluationConfig(batch_size=4, max_new_tokens=8),
+    )
+    first, *others = read_tasks(config.data, 0)
+    asked = tuple(replace(s, text=f"{ATTACK} {s.text}") for s in first.test)
+    return config, (replace(first, test=asked), *others)
+
+
+@pytest.fixture(scope="module")
+def grown(stream: Stream, tmp_path_factory: Any) -> Path:
+    """CMoE after the whole stream."""
+    config, tasks = stream
+    return run(tmp_path_factory.mktemp("cmoe") / "run", config, tasks, len(tasks))
+
+
+@pytest.fixture(scope="module")
+def overwritten(stream: Stream, tmp_path_factory: Any) -> Path:
+    """Sequential LoRA after two tasks."""
+    config, tasks = stream
+    return run(
+        tmp_path_factory.mktemp("lora") / "run", replace(config, method="lora"), tasks[:2], 2
+    )
+
+
+@pytest.fixture(scope="module")
+def begun(stream: Stream, tmp_path_factory: Any) -> Path:
+    """CMoE after the first task of three."""
+    config, tasks = stream
+    return run(tmp_path_factory.mktemp("begun") / "run", config, tasks, 1)
+
+
+@pytest.fixture(scope="module")
+def single(stream: Stream, tmp_path_factory: Any) -> Path:
+    """CMoE on a stream of one task."""
+    config, tasks = stream
+    return run(tmp_path_factory.mktemp("single") / "run", config, tasks[:1], 1)
+
+
+@pytest.fixture(params=["grown", "overwritten", "begun", "single"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+class Page(HTMLParser):
+    """A page's elements, its figures' texts, and whatever isn't closed in its turn."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.source = (folder / "report.html").read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: dict[str, list[str]] = {}
+        self.tiles = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd><b>(.*?)</b>", self.source))
+        self.text = ""
+        self._open: list[str] = []
+        self._figure: str | None = None
+        self.feed(self.source)
+        self.close()
+        assert not self._open, "closed in their turn"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "svg":
+            self._figure = dict(attrs)["aria-label"] or ""
+            assert self._figure not in self.figures, "a figure's name says which one it is"
+            self.figures[self._figure] = []
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        self._figure = None if tag == "svg" else self._figure
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._figure is not None and data.strip():
+            self.figures[self._figure].append(data.strip())
+
+    def values(self, *names: str) -> list[str]:
+        """All values of these attributes."""
+        return [v for _, attrs in self.elements for n in names if (v := attrs.get(n))]
+
+
+def found(folder: Path) -> dict[str, Any]:
+    matrix: dict[str, Any] = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
+    return matrix
+
+
+def test_page_is_well_formed_and_loads_nothing(folder: Path) -> None:
+    page = Page(folder)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert all(v.startswith("data:image/") for v in page.values("src"))
+    assert all(v.startswith("#") for v in page.values("href", "xlink:href"))
+    assert not re.search(r"https?:|@import|url\((?!#)", page.source)
+
+
+def test_every_link_and_id_in_the_page_is_its_own(folder: Path) -> None:
+    page = Page(folder)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    used = {v.removeprefix("#") for v in page.values("href", "xlink:href")}
+    used |= set(re.findall(r"url\(#([^)]*)\)", page.source))
+    assert used <= set(ids)
+
+
+def test_questions_are_escaped(folder: Path) -> None:
+    page = Page(folder)
+    assert ATTACK not in page.source
+    assert page.text.count(ATTACK) == TESTED
+
+
+def test_matrix_shows_every_task_and_accuracy(folder: Path) -> None:
+    matrix = found(folder)
+    figures = Page(folder).figures
+    names = {"located": "Accuracy matrix", "oracle": "Accuracy matrix, oracle"}
+    for key in names if matrix["oracle"] else ("located",):
+        cells = figures[names[key]]
+        rows = [matrix["zero_shot"], *matrix[key]]
+        expected = [f"{value:.1f}" for row in rows for value in row if value is not None]
+        assert set(matrix["tasks"]) <= set(cells)
+        assert [cell for cell in cells if re.fullmatch(r"\d+\.\d", cell)] == expected
+
+
+def test_headline_is_the_last_rows_mean(folder: Path) -> None:
+    row = [value for value in found(folder)["located"][-1] if value is not None]
+    assert Page(folder).tiles["Last"] == f"{sum(row) / len(row):.1f}"
+
+
+def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
+    """All samples are shown, so that the marks add up to the accuracy."""
+    matrix = found(folder)
+    learned = len(matrix["located"])
+    parts = re.split(r"<h3>(\w+)</h3>", Page(folder).source.split('id="samples"')[1])
+    assert parts[1::2] == matrix["tasks"][:learned]
+    for section, accuracy in zip(parts[2::2], matrix["located"][-1], strict=False):
+        shown = section.split("</section>")[0]
+        assert shown.count("<article") == TESTED
+        assert 100 * shown.count("✓") / TESTED == accuracy
+        assert shown.count("✓") + shown.count("✗") == TESTED
+    assert 0 < parts[2].count("✓") < TESTED
+
+
+def test_pictures_are_small(folder: Path) -> None:
+    sources = Page(folder).values("src")
+    assert sources
+    for source in sources:
+        with Image.open(BytesIO(b64decode(source.partition("base64,")[2]))) as picture:
+            assert max(picture.size) <= 160
+
+
+def test_growth_and_location_of_a_growing_run(grown: Path) -> None:
+    page = Page(grown)
+    records = [json.loads((grown / f"store/{i:03d}.json").read_text()) for i in range(3)]
+    counts = [n for record in records for n in record["decision"]["experts"].values()]
+    cut = sum(len(record["decision"].get("cut", ())) for record in records)
+    cells = page.figures["Experts added by layer and task"]
+    assert cells.count("1") - 1 == len(counts) == sum(counts)  # a layer is called 1, too
+    assert cells.count("cut") == cut
+    confusion = [n for row in found(grown)["location"]["confusion"] for n in row if n]
+    cells = page.figures["Location confusion"]
+    assert sorted(int(c) for c in cells if c.isdigit()) == sorted(confusion)
+    assert {f"Probe scores of {task} by layer" for task in TASKS[1:]} <= set(page.figures)
+    assert f"Probe scores of {TASKS[0]} by layer" not in page.figures
+
+
+def test_a_method_that_does_not_locate_has_no_empty_sections(overwritten: Path) -> None:
+    page, card = Page(overwritten), (overwritten / "report.md").read_text(encoding="utf-8")
+    assert not {"decomposition", "experts", "routing", "location"} & set(page.values("id"))
+    for text in (page.text, card):
+        assert "oracle" not in text.lower()
+        assert "located" not in text.lower()
+    # The adapter is one: what two stages hold is not added.
+    matrix = found(overwritten)
+    adapter = sum(matrix["parameters"]["tasks"][TASKS[1]].values())
+    share = 100 * adapter / matrix["parameters"]["base"]
+    assert page.tiles["Parameters added"] == f"{share:.1f}"
+
+
+def test_an_unfinished_run_says_so(begun: Path, grown: Path) -> None:
+    assert "1 of 3 tasks" in Page(begun).text
+    assert "of 3 tasks" not in Page(grown).text
+
+
+def tables(card: str) -> list[list[list[str]]]:
+    """The Markdown's tables, as rows of cells."""
+    blocks = re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE)
+    return [[re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()] for block in blocks]
+
+
+def test_markdown_tables_are_valid(folder: Path) -> None:
+    card = (folder / "report.md").read_text(encoding="utf-8")
+    assert len(tables(card)) >= 4
+    for header, rule, *rows in tables(card):
+        assert set(rule) == {"---"}
+        assert rows
+        assert {len(row) for row in (rule, *rows)} == {len(header)}
+    assert not re.search(r"\n{3,}", card)
+
+
+def test_markdown_has_the_matrix_and_the_configuration(folder: Path) -> None:
+    card, matrix = (folder / "report.md").read_text(encoding="utf-8"), found(folder)
+    table = next(t for t in tables(card) if t[0][0].strip() == "After learning")
+    rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in table}
+    assert rows["After learning"] == matrix["tasks"]
+    for task, accuracies in zip(matrix["tasks"], matrix["located"], strict=False):
+        assert rows[task] == ["" if a is None else f"{a:.1f}" for a in accuracies]
+    block = card.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(block) == yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_a_configuration_cannot_leave_its_block(
+    single: Path, stream: Stream, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(single, folder)
+    with (folder / "config.yaml").open("a") as file:
+        file.write("# </pre><b>\n# ```\n")
+    write_report(folder, agreed(stream[1][:1], folder))
+    assert "</pre><b>" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert (folder / "report.md").read_text(encoding="utf-8").endswith("\n# ```\n````\n")
+
+
+def test_writing_again_gives_the_same_and_leaves_nothing_else(grown: Path, stream: Stream) -> None:
+    names = ("report.html", "report.md")
+    before, files = [(grown / n).read_bytes() for n in names], sorted(grown.iterdir())
+    write_report(grown, agreed(stream[1], grown))
+    assert [(grown / n).read_bytes() for n in names] == before
+    assert sorted(grown.iterdir()) == files
+
+
+def test_nothing_to_report(single: Path, stream: Stream, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(single, folder, ignore=shutil.ignore_patterns("report.*"))
+    write_json(folder / MATRIX, found(folder) | {"located": []})
+    with pytest.raises(ValueError, match="no task has been tested"):
+        write_report(folder, stream[1])
+    assert not list(folder.glob("report*"))
+
+
+def test_import_is_light() -> None:
+    code = "import sys, cmoe.evaluation.report; print(*{'matplotlib', 'jinja2'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()
