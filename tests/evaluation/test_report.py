@@ -119,7 +119,7 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
         trainer = OneProcess(method, collator)
         digests[index] = store.append(method.learn(task.name, task.train, trainer)).digest
         seconds[task.name] = trainer.seconds
-        noted = {"task": task.name, "seconds": trainer.seconds, "loss": trainer.loss}
+        noted = {"seconds": trainer.seconds, "loss": trainer.loss}
         write_json(folder / "stages" / f"{index:03d}.json", noted)
         predictor.evaluate(index, digests)
     facts = Facts(
@@ -287,9 +287,8 @@ def test_headline_is_the_last_rows_mean(folder: Path) -> None:
 def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
     """All samples are shown, so that the marks add up to the accuracy."""
     matrix = found(folder)
-    learned = len(matrix["located"])
     parts = re.split(r"<h3>(\w+)</h3>", Page(folder).source.split('id="samples"')[1])
-    assert parts[1::2] == matrix["tasks"][:learned]
+    assert parts[1::2] == matrix["tasks"][: len(matrix["located"])]
     for section, accuracy in zip(parts[2::2], matrix["located"][-1], strict=False):
         shown = section.split("</section>")[0]
         assert shown.count("<article") == TESTED
@@ -299,8 +298,7 @@ def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
 
 
 def test_pictures_are_small(folder: Path) -> None:
-    sources = Page(folder).values("src")
-    assert sources
+    assert (sources := Page(folder).values("src"))
     for source in sources:
         with Image.open(BytesIO(b64decode(source.partition("base64,")[2]))) as picture:
             assert max(picture.size) <= 160
