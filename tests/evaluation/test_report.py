@@ -298,7 +298,8 @@ def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
 
 
 def test_pictures_are_small(folder: Path) -> None:
-    assert (sources := Page(folder).values("src"))
+    sources = Page(folder).values("src")
+    assert sources
     for source in sources:
         with Image.open(BytesIO(b64decode(source.partition("base64,")[2]))) as picture:
             assert max(picture.size) <= 160
