@@ -26,6 +26,7 @@ class Display:
 
     def __init__(self, config: RunConfig, out: TextIO = sys.stdout) -> None:
         self.tasks = config.data.tasks
+        self.max_failures = config.cluster.max_failures
         self.out = out
         self.live = out.isatty()
         self._log = open(config.folder / "run.log", "a", encoding="utf-8")  # noqa: SIM115
@@ -52,6 +53,9 @@ class Display:
         """One event of the worker program."""
         if event["phase"] == "stage":
             self._stage(event["index"], event["results"], event["time"])
+            return
+        if event["phase"] == "restart":
+            self.line(f"lost a worker ({event['lost']} of at most {self.max_failures}); going on")
             return
         now = event["time"]
         phase = event["index"], event["phase"], event.get("of")

@@ -138,10 +138,12 @@ def check_model(config: RunConfig) -> None:
 
 
 def _train(config: RunConfig, display: Display) -> None:
-    """Let Ray Train carry the worker program; start lost groups again from the last checkpoint."""
+    """Let Ray Train carry the worker program, also over lost workers."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if not display.live:
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
-    from ray.train import CheckpointConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -151,47 +153,37 @@ def _train(config: RunConfig, display: Display) -> None:
     _connect(config)
     gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
-    board = ray.remote(num_cpus=0)(Board).remote()
-    failures = 0
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    lost: WorkerGroupError | None = None
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"config": _rooted(config), "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources
+        ),
+        run_config=TrainRunConfig(
+            name="train",
+            storage_path=str(config.folder.resolve()),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+    )
     try:
-        while True:
-            trainer = TorchTrainer(
-                work,
-                train_loop_config={"config": _rooted(config), "board": board},
-                scaling_config=ScalingConfig(
-                    num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources
-                ),
-                run_config=TrainRunConfig(
-                    name="train",
-                    storage_path=str(config.folder.resolve()),
-                    checkpoint_config=CheckpointConfig(num_to_keep=1),
-                ),
-                torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            )
-            try:
-                with _following(board, display):
-                    trainer.fit()
-                return
-            except WorkerGroupError as error:
-                cause = next(
-                    (c for e in error.worker_failures.values() if (c := final_cause(e))), None
-                )
-                if cause is not None:
-                    raise RunError(cause) from error
-                failures += 1
-                if failures > cluster.max_failures:
-                    raise RunError(
-                        f"lost the workers {failures} times (cluster.max_failures is "
-                        f"{cluster.max_failures}); the same command goes on from the last "
-                        f"checkpoint. The last time: {error}"
-                    ) from error
-                lost = ", ".join(map(str, sorted(error.worker_failures)))
-                display.line(
-                    f"lost worker {lost}; going on from the last checkpoint "
-                    f"({failures} of at most {cluster.max_failures})"
-                )
+        with _following(board, display):
+            trainer.fit()
+    except WorkerGroupError as error:
+        lost = error
     finally:
+        cause = ray.get(board.cause.remote())
         ray.shutdown()
+    if cause is not None:
+        raise RunError(cause)
+    if lost is not None:
+        raise RunError(
+            f"lost workers more than {cluster.max_failures} times (cluster.max_failures); the same "
+            f"command goes on from the last checkpoint. The last time: {lost}"
+        )
 
 
 def _rooted(config: RunConfig) -> RunConfig:
@@ -224,17 +216,34 @@ def _connect(config: RunConfig) -> None:
 
 
 class Board:
-    """Where rank 0 posts its events, and the driver takes them."""
+    """Where the workers post what happens, and the driver reads it."""
 
     def __init__(self) -> None:
-        self.events: list[Mapping[str, Any]] = []
+        self._events: list[Mapping[str, Any]] = []
+        self._cause: str | None = None
+        self._starts = 0
 
     def post(self, event: Mapping[str, Any]) -> None:
-        self.events.append(event)
+        """An event for the display."""
+        self._events.append(event)
 
     def take(self) -> list[Mapping[str, Any]]:
-        events, self.events = self.events, []
+        """The events since the last call."""
+        events, self._events = self._events, []
         return events
+
+    def start(self) -> int:
+        """How often rank 0 has started before."""
+        self._starts += 1
+        return self._starts - 1
+
+    def fail(self, cause: str) -> None:
+        """End the run: trying again would end the same."""
+        self._cause = self._cause or cause
+
+    def cause(self) -> str | None:
+        """Why the run has to end, if it has."""
+        return self._cause
 
 
 @contextmanager
@@ -262,15 +271,13 @@ def _following(board: Any, display: Display) -> Iterator[None]:
         show()
 
 
-def final_cause(failure: BaseException) -> str | None:
-    """What to tell of a worker's failure that would only come again; None for any other."""
-    if not isinstance(failure, OWN_FAILURES) or isinstance(failure, LOST_PEER):
-        return None
-    return "\n  ".join([f"{type(failure).__name__}: {failure}", *getattr(failure, "__notes__", [])])
-
-
 def work(settings: Mapping[str, Any]) -> None:
-    """What every worker of the group runs."""
+    """What every worker of the group runs.
+
+    Ray Train starts a failed group again, whatever the failure was. One that would come again is
+    told to the board, and the group that is started for it ends at once.
+    """
+    import ray
     import ray.train
     import ray.train.torch
     import torch
@@ -278,11 +285,22 @@ def work(settings: Mapping[str, Any]) -> None:
     from cmoe.group import Group
     from cmoe.training.stream import run_stream
 
-    config: RunConfig = settings["config"]
+    config, board = settings["config"], settings["board"]
+    if ray.get(board.cause.remote()) is not None:
+        return
     torch.set_num_threads(config.cluster.cpus_per_worker)
     context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    run_stream(config, group, RayLink(settings["board"]))
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    link = RayLink(board)
+    if rank == 0 and (lost := ray.get(board.start.remote())):
+        link.emit({"phase": "restart", "lost": lost})
+    try:
+        run_stream(config, Group(rank, workers, ray.train.torch.get_device()), link)
+    except OWN_FAILURES as error:
+        if not isinstance(error, LOST_PEER):
+            notes = getattr(error, "__notes__", [])
+            ray.get(board.fail.remote("\n  ".join([f"{type(error).__name__}: {error}", *notes])))
+        raise
 
 
 class RayLink:

@@ -232,5 +232,6 @@ class Phases:
 
 def _micro_batches(order: Any, micro_batch: int, group: Group) -> list[list[int]]:
     """This rank's micro-batches of every step: whole ones, cut alike for any number of workers."""
-    cut = order.reshape(len(order), -1, micro_batch)
+    steps, batch = order.shape
+    cut = order.reshape(steps, batch // micro_batch, micro_batch)
     return [row.tolist() for step in cut for row in step[group.rank :: group.workers]]

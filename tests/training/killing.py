@@ -1,0 +1,93 @@
+"""Run a stream as the job does, and kill its processes: `killing.py MOMENT,MOMENT.. FLAGS`.
+
+The kill is a real SIGKILL, sent by the worker that has come to the moment, to itself or to the
+driver. A moment happens once: a file beside the run marks it, and the run that goes on passes it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cmoe.config import RunConfig, parse
+from cmoe.training import launch
+
+Moment = tuple[str, str]
+
+
+def main() -> None:
+    moments, arguments = sys.argv[1].split(","), sys.argv[2:]
+    config = parse(arguments)
+    work = launch.work
+    driver = os.getpid()
+
+    def work_and_die(settings: Mapping[str, Any]) -> None:
+        sys.path.insert(0, str(Path(__file__).parent))
+        import killing
+
+        killing.plant(settings["config"], moments, driver)
+        work(settings)
+
+    launch.work = work_and_die
+    launch.run(config)
+
+
+def plant(config: RunConfig, moments: list[str], driver: int) -> None:
+    """Make the product's own functions kill a process when they come to a moment."""
+    import ray.train
+
+    from cmoe.evaluation.predict import Predictor
+    from cmoe.store import _Folder
+    from cmoe.training.engine import Engine
+
+    rank = ray.train.get_context().get_world_rank()
+
+    def kill(moment: str, of: int) -> None:
+        if moment in moments and rank == of:
+            marker = config.folder / f"killed-{moment}"
+            if not marker.exists():
+                marker.touch()
+                os.kill(driver if "driver" in moment else os.getpid(), signal.SIGKILL)
+
+    def before(owner: Any, name: str, happens: Callable[..., None]) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            happens(self, *args)
+            return original(self, *args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    steps = [0]
+
+    def stepping(engine: Any, *_: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 8:  # behind a checkpoint, and before the next
+            kill("worker-training", 1)
+        if steps[0] == 12:
+            kill("driver-training", 0)
+
+    def answering(predictor: Any, stage: int, *_: Any) -> None:
+        if stage == 1:
+            kill("worker-predicting", 0)
+
+    def evaluating(predictor: Any, stage: int, *_: Any) -> None:
+        if stage == 0:
+            kill("driver-between", 0)
+
+    def creating(folder: Any, name: str, *_: Any) -> None:
+        if name == "002.json":  # its tensors are written, its record is not
+            kill("worker-committing", 0)
+
+    before(Engine, "step", stepping)
+    before(Predictor, "_write_answers", answering)
+    before(Predictor, "evaluate", evaluating)
+    before(_Folder, "create", creating)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The job on a real Ray cluster of this machine: from the command to the report, through kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from workers import TASKS, small_config
+
+from cmoe.config import RunConfig
+from cmoe.store import Store
+
+REPOSITORY = Path(__file__).parents[2]
+JOB = REPOSITORY / "ray_jobs" / "coin_stream.py"
+KILLING = Path(__file__).with_name("killing.py")
+MINUTES = 60
+
+
+def write_config(root: Path, name: str, **changes: Any) -> Path:
+    """A small run's YAML, for two workers that are a micro-batch of eight each."""
+    config = small_config(root, name, **changes).as_dict()
+    file = root / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def start(*command: object, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str], minutes: float = 5) -> str:
+    out, _ = process.communicate(timeout=minutes * MINUTES)
+    return out
+
+
+def matrix_of(folder: Path) -> dict[str, Any]:
+    matrix: dict[str, Any] = json.loads((folder / "matrix.json").read_text())
+    matrix.pop("seconds")
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job")
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> tuple[Path, str]:
+    """The folder and the output of a run that nothing disturbed."""
+    job = start(JOB, "--config", write_config(root, "whole"))
+    out = finish(job)
+    assert job.returncode == 0, out
+    return root / "runs" / "whole", out
+
+
+def test_the_job_leaves_a_whole_run_folder(whole: tuple[Path, str]) -> None:
+    folder, out = whole
+    for name in ("config.yaml", "matrix.json", "report.html", "report.md", "run.log"):
+        assert (folder / name).stat().st_size > 0, name
+    assert Store.open(folder / "store").tasks == TASKS
+    assert list((folder / "predictions").glob("*.parquet"))
+    assert (
+        RunConfig(**{"name": "whole"}).as_dict().keys()
+        == yaml.safe_load((folder / "config.yaml").read_text()).keys()
+    )
+    located = matrix_of(folder)["located"]
+    assert f"{located[-1][0]:.1f}" in out
+
+
+def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path, str]) -> None:
+    folder, out = whole
+    for text in (out, (folder / "run.log").read_text()):
+        assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+        assert re.search(r"task 2/3 VizWiz +train +\d+/12 +loss \d", text)
+
+
+def test_a_finished_run_says_so_and_does_nothing(whole: tuple[Path, str], root: Path) -> None:
+    folder, _ = whole
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    job = start(JOB, "--config", root / "whole.yaml")
+    out = finish(job)
+    assert job.returncode == 0
+    assert "finished" in out
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()} == before
+
+
+def test_another_configuration_of_a_name_is_refused(whole: tuple[Path, str], root: Path) -> None:
+    job = start(JOB, "--config", root / "whole.yaml", "--probe.alpha", "0.25", "--seed", "7")
+    out = finish(job)
+    assert job.returncode == 1
+    assert "probe.alpha: 0.5 -> 0.25" in out
+    assert "seed: 0 -> 7" in out
+
+
+def test_killed_workers_end_in_the_same_matrix(whole: tuple[Path, str], root: Path) -> None:
+    config = write_config(root, "workers")
+    moments = "worker-training,worker-predicting,worker-committing"
+    job = start(KILLING, moments, "--config", config)
+    out = finish(job)
+    assert job.returncode == 0, out
+    for moment in moments.split(","):
+        assert (root / "runs" / "workers" / f"killed-{moment}").exists(), out
+    assert out.count("lost a worker") == 3
+    same_as_whole(root / "runs" / "workers", whole[0])
+
+
+def test_a_killed_driver_started_again_ends_in_the_same_matrix(
+    whole: tuple[Path, str], root: Path
+) -> None:
+    config = write_config(root, "driver")
+    for moment in ("driver-between", "driver-training"):
+        job = start(KILLING, moment, "--config", config)
+        out = finish(job)
+        assert job.returncode == -signal.SIGKILL, out
+        assert (root / "runs" / "driver" / f"killed-{moment}").exists(), out
+        assert not (root / "runs" / "driver" / "report.html").exists()
+    job = start(JOB, "--config", config)
+    out = finish(job)
+    assert job.returncode == 0, out
+    same_as_whole(root / "runs" / "driver", whole[0])
+
+
+def same_as_whole(folder: Path, whole: Path) -> None:
+    assert matrix_of(folder) == matrix_of(whole)
+    mine, theirs = (Store.open(f / "store") for f in (folder, whole))
+    mine.verify()
+    for i, task in enumerate(TASKS):
+        for part, file in theirs.records()[i].files.items():
+            assert mine.records()[i].files[part] == file, (task, part)
+
+
+def test_a_broken_picture_ends_the_run_by_name(root: Path) -> None:
+    config = small_config(root, "broken")
+    data = root / "broken-data"
+    config_file = write_config(
+        root,
+        "broken",
+        data=type(config.data)(
+            root=str(data), tasks=("VizWiz",), generate=True, train_samples=32, test_samples=8
+        ),
+    )
+    from cmoe.data.mini import write_mini_coin
+
+    write_mini_coin(data, train=32, test=8)
+    picture = data / "images" / "VizWiz" / "train" / "00007.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    started = time.monotonic()
+    job = start(JOB, "--config", config_file)
+    out = finish(job)
+    assert job.returncode == 1
+    assert "VizWiz-train-00007" in out
+    assert str(picture) in out
+    assert "lost a worker" not in out, "what is wrong with the data isn't tried again"
+    assert time.monotonic() - started < 2 * MINUTES
+
+
+def test_wandb_offline_keeps_the_run_on_the_disk(root: Path) -> None:
+    environment = {**os.environ, "WANDB_SILENT": "true"}
+    file = write_config(root, "tracked")
+    tasks = "--data.tasks=[ScienceQA]"
+    job = start(JOB, "--config", file, tasks, "--wandb.mode", "offline", env=environment)
+    out = finish(job)
+    assert job.returncode == 0, out
+    assert list((root / "runs" / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
