@@ -17,6 +17,7 @@ import yaml
 
 from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
+from cmoe.evaluation.report import write_report
 from cmoe.evaluation.results import MATRIX
 from cmoe.store import StoreError
 from cmoe.training.display import Display
@@ -65,13 +66,14 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
     check_model(config)
     show(f"{config.folder}: reading {len(config.data.tasks)} tasks from {config.data.root}")
     ensure_data(config.data)
-    read_tasks(config.data, config.seed)
+    tasks = read_tasks(config.data, config.seed)
     claim_folder(config)
     display = Display(config)
     try:
         _train(config, display)
     finally:
         display.close()
+    write_report(config.folder, tasks)
     matrix: dict[str, Any] = json.loads((config.folder / MATRIX).read_text(encoding="utf-8"))
     return matrix
 
