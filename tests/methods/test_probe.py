@@ -1,0 +1,398 @@
+"""PGKE's rule restated: what probes measured decides where a task grows and what it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tiny_models import LAYERS, WIDTH, make_base, make_inputs
+
+from cmoe.data.coin import Sample
+from cmoe.methods.probe import (
+    Decision,
+    ProbeConfig,
+    Probing,
+    decide,
+    split,
+    starting_weights,
+)
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.primitive import Primitive
+
+SCORES = ("frequency", "excess", "loss_gain")
+
+
+@st.composite
+def probings(draw: st.DrawFn, probes: int | None = None) -> Probing:
+    """Frequencies and gates of any layers; each layer's add up to 1."""
+    layers = draw(st.integers(1, 8))
+    own = draw(st.integers(1, 3)) if probes is None else probes
+    older = tuple(draw(st.lists(st.integers(0, 4), min_size=layers, max_size=layers)))
+
+    def shares() -> tuple[tuple[float, ...], ...]:
+        out = []
+        for count in older:
+            size = count + own
+            weights = draw(st.lists(st.integers(0, 9), min_size=size, max_size=size))
+            weights[0] += not sum(weights)
+            out.append(tuple(w / sum(weights) for w in weights))
+        return tuple(out)
+
+    gain = draw(st.lists(st.integers(-9, 30), min_size=layers, max_size=layers))
+    return Probing(older, shares(), shares(), tuple(g / 16 for g in gain))
+
+
+def expected_scores(probing: Probing, score: str) -> list[float]:
+    """Method, "PGKE", step 3 and the alternatives below it."""
+    if score == "loss_gain":
+        return list(probing.gain)
+    out = []
+    for older, largest in zip(probing.older, probing.largest, strict=True):
+        frequency = sum(largest[older:])
+        probes = len(largest) - older
+        out.append(frequency - (probes / (older + probes) if score == "excess" else 0))
+    return out
+
+
+# Scores
+
+
+@settings(max_examples=60, deadline=None)
+@given(probings())
+def test_all_three_scores_are_the_published_ones(probing: Probing) -> None:
+    scores = probing.scores()
+    assert set(scores) == set(SCORES)
+    for name in SCORES:
+        np.testing.assert_allclose(scores[name], expected_scores(probing, name), atol=1e-12)
+        shared = probing.by_probe(name)  # each layer's score is shared out to its probes
+        sizes = zip(probing.largest, probing.older, strict=True)
+        assert [len(own) for own in shared] == [len(row) - older for row, older in sizes]
+        used = [name != "loss_gain" or f > 0 for f in scores["frequency"]]
+        for own, whole, known in zip(shared, scores[name], used, strict=True):
+            assert not known or sum(own) == pytest.approx(whole, abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 4))
+def test_a_uniform_routers_excess_is_nothing(older: list[int], probes: int) -> None:
+    uniform = tuple((1 / (n + probes),) * (n + probes) for n in older)
+    probing = Probing(tuple(older), uniform, uniform, (0.0,) * len(older))
+    np.testing.assert_allclose(probing.scores()["excess"], 0, atol=1e-12)
+
+
+# Decisions
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    probing=probings(),
+    score=st.sampled_from(SCORES),
+    alpha=st.sampled_from([-1.0, -0.3, 0.0, 0.3, 0.5, 1.0, 2.0]),
+    per_layer=st.integers(1, 3),
+)
+def test_layers_above_the_threshold_grow(
+    probing: Probing, score: Any, alpha: float, per_layer: int
+) -> None:
+    values = np.array(expected_scores(probing, score))
+    threshold = values.mean() - alpha * values.std()
+    assume(np.abs(values - threshold).min() > 1e-9)
+    config = ProbeConfig(score=score, alpha=alpha)
+    decision = decide(probing, config, per_layer=per_layer, costs=[1] * len(values))
+    assert decision.threshold == pytest.approx(threshold, abs=1e-12)
+    assert decision.experts == dict.fromkeys(np.flatnonzero(values > threshold), per_layer)
+    assert decision.cut == ()
+
+
+def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
+    probing = Probing((0,) * 3, ((1.0,),) * 3, ((1.0,),) * 3, (0.25, 0.5, 0.75))
+    config = ProbeConfig(score="loss_gain", alpha=0.0)
+    assert decide(probing, config, per_layer=1, costs=[1] * 3).experts == {2: 1}
+    even = replace(probing, gain=(0.5,) * 3)
+    for alpha in (0.0, 0.5, 3.0):  # nothing deviates: no layer stands out
+        same = decide(even, replace(config, alpha=alpha), per_layer=1, costs=[1] * 3)
+        assert same.experts == {}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    probing=probings(),
+    score=st.sampled_from(SCORES),
+    count=st.sampled_from(["fixed", "per_probe"]),
+    max_layers=st.none() | st.integers(0, 5),
+    max_added=st.none() | st.integers(0, 40),
+    costs=st.lists(st.integers(1, 12), min_size=8, max_size=8),
+)
+def test_a_budget_cuts_from_the_lowest_score(
+    probing: Probing,
+    score: Any,
+    count: Any,
+    max_layers: int | None,
+    max_added: int | None,
+    costs: list[int],
+) -> None:
+    costs = costs[: len(probing.older)]
+    free = ProbeConfig(score=score, count=count)
+    config = replace(free, max_layers=max_layers, max_added_parameters=max_added)
+    whole = decide(probing, free, per_layer=2, costs=costs).experts
+    decision = decide(probing, config, per_layer=2, costs=costs)
+    kept, cut = decision.experts, decision.cut
+    # Every layer that passed either grows as much as without a budget, or is cut.
+    assert {**kept, **{layer: whole[layer] for layer in cut}} == whole
+    assert not set(kept) & set(cut)
+    values = probing.scores()[score]
+    assert min((values[i] for i in kept), default=9) >= max((values[i] for i in cut), default=-9)
+    spent = sum(n * costs[layer] for layer, n in kept.items())
+    assert max_layers is None or len(kept) <= max_layers
+    assert max_added is None or spent <= max_added
+    if cut:  # and no more is cut than needs be: the next in line would break a budget
+        best = min(cut, key=lambda layer: (-values[layer], layer))
+        full = max_layers is not None and len(kept) == max_layers
+        assert full or (max_added is not None and spent + whole[best] * costs[best] > max_added)
+
+
+def test_ties_are_cut_from_the_top_layer_whatever_the_order_of_costs() -> None:
+    gain = (0.5, 1.0, 0.0, 1.0, 1.0)
+    probing = Probing((0,) * 5, ((1.0,),) * 5, ((1.0,),) * 5, gain)
+    config = ProbeConfig(score="loss_gain", alpha=0.0, max_layers=2)
+    decision = decide(probing, config, per_layer=1, costs=[1] * 5)
+    assert (decision.experts, decision.cut) == ({1: 1, 3: 1}, (4,))
+    cheap = replace(config, max_layers=None, max_added_parameters=5)
+    # Layer 3 is too dear; layer 4 would fit, but comes behind it.
+    decision = decide(probing, cheap, per_layer=1, costs=[1, 3, 1, 3, 1])
+    assert (decision.experts, decision.cut) == ({1: 1}, (3, 4))
+    exact = replace(cheap, max_added_parameters=6)
+    assert decide(probing, exact, per_layer=1, costs=[1, 3, 1, 3, 1]).experts == {1: 1, 3: 1}
+    for nothing in ({"max_layers": 0}, {"max_added_parameters": 0}):
+        none = decide(probing, replace(config, **nothing), per_layer=1, costs=[1] * 5)
+        assert (none.experts, none.cut) == ({}, (1, 3, 4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(probing=probings(probes=3), score=st.sampled_from(["frequency", "excess"]))
+def test_per_probe_adds_as_many_as_pass_alone(probing: Probing, score: Any) -> None:
+    config = ProbeConfig(score=score, count="per_probe", alpha=0.5)
+    decision = decide(probing, config, per_layer=7, costs=[1] * len(probing.older))
+    values = np.array(expected_scores(probing, score))
+    threshold = values.mean() - 0.5 * values.std()
+    alone = []
+    for older, largest in zip(probing.older, probing.largest, strict=True):
+        baseline = 1 / len(largest) if score == "excess" else 0
+        alone.append(np.array(largest[older:]) - baseline)
+    near = np.concatenate([values, *alone]) - threshold
+    assume(np.abs(near).min() > 1e-9)
+    for layer in np.flatnonzero(values > threshold):
+        # A layer that passed grows, even where its probes pass only together.
+        assert decision.experts[layer] == max(1, (alone[layer] > threshold).sum())
+    assert set(decision.experts) == set(np.flatnonzero(values > threshold))
+
+
+@settings(max_examples=40, deadline=None)
+@given(probing=probings(), alphas=st.lists(st.floats(-2, 2), min_size=2, max_size=4))
+def test_one_probing_serves_every_rule(probing: Probing, alphas: Sequence[float]) -> None:
+    before, costs = deepcopy(probing), [1] * len(probing.older)
+    grown: list[set[int]] = []
+    for alpha in sorted(alphas):
+        for count, max_layers in (("fixed", None), ("per_probe", 1)):
+            config = ProbeConfig(alpha=alpha, count=count, max_layers=max_layers)  # type: ignore[arg-type]
+            decision = decide(probing, config, per_layer=1, costs=costs)
+            assert probing == before
+            if count == "fixed":
+                grown.append(set(decision.experts))
+    # The larger alpha, the lower the threshold: more layers grow, never others.
+    assert all(fewer <= more for fewer, more in pairwise(grown))
+
+
+# The split
+
+
+def samples(count: int) -> list[Sample]:
+    return [Sample(str(i), "?", "!") for i in range(count)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    count=st.integers(2, 300),
+    fraction=st.sampled_from([0.01, 0.1, 0.25, 0.5]),
+    most=st.integers(1, 40),
+    seed=st.integers(0, 50),
+)
+def test_the_split_is_disjoint_and_as_large_as_asked_for(
+    count: int, fraction: float, most: int, seed: int
+) -> None:
+    all_, config = samples(count), ProbeConfig(fraction=fraction, max_samples=most)
+    train, measure = split(all_, config, seed)
+    assert not set(train) & set(measure)
+    assert set(train) | set(measure) <= set(all_)
+    assert len(set(train)) == len(train)
+    assert len(set(measure)) == len(measure)
+    assert 0 <= len(measure) - len(train) <= 1
+    wanted = min(max(1, fraction * count), most)
+    assert abs(len(measure) - wanted) <= 0.5
+    assert (train, measure) == split(all_, config, seed)
+
+
+def test_other_seeds_choose_other_samples() -> None:
+    config = ProbeConfig(fraction=0.1)
+    chosen = {tuple(s.id for s in split(samples(100), config, seed)[0]) for seed in range(6)}
+    assert len(chosen) == 6
+    train, measure = split(samples(100), config, 0)
+    assert [s.id for s in train + measure] != [str(i) for i in range(20)], "not the file's first"
+
+
+# What new experts start from
+
+TASK = {0: 1, 1: 2, 2: 1}  # older experts, of rank 4; layer 3 has none
+
+
+@pytest.fixture(scope="module")
+def probed() -> tuple[GrowingVLM, Primitive]:
+    """A model with older experts of ranks 4 and 2, and the trained probes: two a layer, rank 4."""
+    model = GrowingVLM(make_base())
+    for seed, (task, experts, rank) in enumerate(
+        [("old", TASK, 4), ("thin", {1: 1}, 2), ("probed", dict.fromkeys(range(LAYERS), 2), 4)]
+    ):
+        parameters = model.grow(task, experts, rank=rank, lora_alpha=8, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in parameters:
+                p.copy_(torch.randn(p.shape, generator=generator))
+        if task != "probed":
+            model.commit({})
+    probes = model.learning()
+    model.discard()
+    return model, probes
+
+
+def start(
+    probed: tuple[GrowingVLM, Primitive],
+    gates: Sequence[Sequence[float]],
+    experts: dict[int, int],
+    init: Any,
+    seed: int = 0,
+) -> tuple[dict[str, torch.Tensor], dict[int, list[int | None]]]:
+    model, probes = probed
+    rows = tuple(tuple(row) for row in gates)
+    older = tuple(len(f.frozen) for f in model.ffns)
+    # Where the largest gates fall is none of its business: mean gates tell what is used.
+    probing = Probing(older, tuple(row[::-1] for row in rows), rows, (0.0,) * LAYERS)
+    return starting_weights(
+        model, probes, probing, Decision(experts, 0.0, ()), ProbeConfig(init=init), seed
+    )
+
+
+# Per layer: older experts first (in layer 1 the third has another rank), then two probes.
+GATES = ((0.6, 0.3, 0.1), (0.1, 0.2, 0.5, 0.05, 0.15), (0.2, 0.3, 0.5), (0.9, 0.1))
+
+
+def pair(probed: tuple[GrowingVLM, Primitive], layer: int, source: int, key: str) -> torch.Tensor:
+    """One map's `A` or `B` of an expert, an older one by its place or a probe behind them."""
+    model, probes = probed
+    older = len(model.ffns[layer].frozen)
+    if source < older:
+        return model.ffns[layer].expert(source)[key][0]
+    return probes.experts[key][source - older]
+
+
+@pytest.mark.parametrize(
+    ("init", "experts", "sources"),
+    [
+        ("used", dict.fromkeys(range(LAYERS), 1), {0: [0], 1: [1], 2: [2], 3: [0]}),
+        ("used", {0: 2, 1: 3, 3: 2}, {0: [0, 1], 1: [1, 4, 0], 3: [0, 1]}),
+        ("probe", dict.fromkeys(range(LAYERS), 1), {0: [1], 1: [4], 2: [2], 3: [0]}),
+        ("probe", {1: 3, 2: 2}, {1: [4, 3, None], 2: [2, 1]}),
+        ("used", {0: 4, 1: 5}, {0: [0, 1, 2, None], 1: [1, 4, 0, 3, None]}),
+        ("fresh", {0: 1, 3: 2}, {0: [None], 3: [None, None]}),
+        ("used", {}, {}),
+    ],
+)
+def test_new_experts_copy_the_right_ones_with_their_router_rows(
+    probed: tuple[GrowingVLM, Primitive],
+    init: str,
+    experts: dict[int, int],
+    sources: dict[int, list[int | None]],
+) -> None:
+    model, probes = probed
+    weights, found = start(probed, GATES, experts, init)
+    assert found == sources
+    for layer, ffn in enumerate(model.ffns):
+        chosen, router = sources.get(layer, []), weights[f"layers.{layer}"]
+        older = len(ffn.frozen)
+        assert router.shape == (older + len(chosen), WIDTH)
+        assert torch.equal(router[:older], probes.routers[f"layers.{layer}"][:older])
+        for place, source in enumerate(chosen):
+            row = router[older + place]
+            if source is None:
+                assert not (row == probes.routers[f"layers.{layer}"]).all(1).any()
+            else:
+                assert torch.equal(row, probes.routers[f"layers.{layer}"][source])
+            for name in ffn.maps:
+                key = f"layers.{layer}.{name}"
+                if source is None:
+                    assert not weights[f"{key}.B"][place].any(), "a fresh expert changes nothing"
+                    assert weights[f"{key}.A"][place].any()
+                else:
+                    for suffix in ("A", "B"):
+                        copy = weights[f"{key}.{suffix}"][place]
+                        assert torch.equal(copy, pair(probed, layer, source, f"{key}.{suffix}"))
+    names = {key.split(".")[1] for key in weights if key.count(".") > 1}
+    assert names == {str(layer) for layer, count in experts.items() if count}
+
+
+def test_a_model_grows_from_what_it_is_given(probed: tuple[GrowingVLM, Primitive]) -> None:
+    model, _ = probed
+    weights, _ = start(probed, GATES, {0: 2, 1: 5, 3: 1}, "used")
+    before = model(make_inputs(), "thin").logits
+    model.grow("next", {0: 2, 1: 5, 3: 1}, rank=4, lora_alpha=8, seed=9, init=weights)
+    grown = model.learning()
+    model.discard()
+    for name, tensor in (grown.experts | grown.routers).items():
+        assert torch.equal(tensor, weights[name]), name
+    assert (grown.experts | grown.routers).keys() == weights.keys()
+    assert torch.equal(model(make_inputs(), "thin").logits, before)
+
+
+def test_fresh_experts_are_the_seeds_and_equal_gates_take_the_first(
+    probed: tuple[GrowingVLM, Primitive],
+) -> None:
+    once, again, other = (
+        start(probed, GATES, {0: 1, 2: 2}, "fresh", seed)[0] for seed in (3, 3, 4)
+    )
+    key = next(name for name in once if name.endswith(".A"))
+    assert all(torch.equal(t, again[name]) for name, t in once.items())
+    assert not torch.equal(once[key], other[key])
+    even = [[1 / len(row)] * len(row) for row in GATES]
+    _, sources = start(probed, even, dict.fromkeys(range(LAYERS), 1), "used")
+    assert sources == {0: [0], 1: [0], 2: [0], 3: [0]}
+
+
+def test_starting_weights_are_copies(probed: tuple[GrowingVLM, Primitive]) -> None:
+    model, _ = probed
+    weights, _ = start(probed, GATES, {0: 1}, "used")
+    before = model.ffns[0].expert(0)
+    kept = {name: t.clone() for name, t in before.items()}
+    for tensor in weights.values():
+        tensor.zero_()
+    assert all(torch.equal(model.ffns[0].expert(0)[name], t) for name, t in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"fraction": 0.0}, "more than 0 and at most 0.5"),
+        ({"fraction": 0.6}, "more than 0 and at most 0.5"),
+        ({"experts": 0}, "probe.experts is 0; at least 1"),
+        ({"max_samples": 0}, "probe.max_samples is 0; at least 1"),
+        ({"max_layers": -1}, "probe.max_layers is -1; at least 0, or null"),
+        ({"max_added_parameters": -1}, "at least 0, or null"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], cause: str) -> None:
+    with pytest.raises(ValueError, match=cause):
+        ProbeConfig(**changes)
