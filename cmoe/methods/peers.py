@@ -73,7 +73,7 @@ class SequentialLoRA:
         return {"method": "lora", "rank": self.config.rank, "lora_alpha": self.config.lora_alpha}
 
     def enable_gradient_checkpointing(self) -> None:
-        self._base.gradient_checkpointing_enable({"use_reentrant": False})
+        self._base.activation_checkpointing_enable({"use_reentrant": False})
 
     def flops_per_token(self, task: int) -> int:
         if task == BASE:
