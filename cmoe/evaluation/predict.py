@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ from torch import Tensor
 from cmoe.data.batches import LENGTH_STEP, Collator, loader, slices
 from cmoe.data.coin import Sample, Task
 from cmoe.evaluation.scorers import Mode
+from cmoe.files import whole
 from cmoe.group import Group
 from cmoe.methods.method import Method
 from cmoe.modeling.routers import BASE
@@ -319,13 +319,11 @@ def read_answers(folder: Path) -> dict[tuple[str, str, str], tuple[str, int]]:
 
 
 def _write(file: Path, table: Mapping[str, list[Any]]) -> None:
-    """Write beside, then rename: a file is whole or not there."""
-    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
     schema = {"unknown": pa.bool_(), "scores": pa.list_(pa.float32())}
     types = {"by": pa.int32(), "stage": pa.int32()} | schema
     arrays = {n: pa.array(v, types.get(n, pa.string())) for n, v in table.items()}
-    pq.write_table(pa.table(arrays), beside)
-    beside.rename(file)
+    with whole(file) as beside:
+        pq.write_table(pa.table(arrays), beside)
 
 
 def _read_survey(file: Path) -> Survey | None:
@@ -343,6 +341,5 @@ def _write_survey(file: Path, survey: Survey) -> None:
     tensors = {"lengths": torch.tensor(survey.lengths)}
     if survey.features is not None:
         tensors["features"] = survey.features.contiguous()
-    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
-    save_file(tensors, beside)
-    beside.rename(file)
+    with whole(file) as beside:
+        save_file(tensors, beside)

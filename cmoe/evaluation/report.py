@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from uuid import uuid4
 
 from cmoe.data.coin import Task
 from cmoe.evaluation.metrics import forgetting
 from cmoe.evaluation.pictures import pictures
 from cmoe.evaluation.run import Run, read_run
+from cmoe.files import whole
 from cmoe.modeling.routers import BASE
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -57,9 +57,8 @@ def write_report(folder: Path, tasks: Sequence[Task]) -> None:
     facts = _facts(run)
     for name, more in ((HTML, pictures(run, facts)), (MARKDOWN, {})):
         text = environment.get_template(f"{name}.j2").render(run=run, **facts, **more)
-        beside = folder / f"{name}.{uuid4().hex}.tmp"
-        beside.write_text(text, encoding="utf-8")
-        beside.rename(folder / name)
+        with whole(folder / name) as beside:
+            beside.write_text(text, encoding="utf-8")
 
 
 # Figures in numbers: what both files say

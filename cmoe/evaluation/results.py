@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow.parquet as pq
 
@@ -17,6 +16,7 @@ from cmoe.data.coin import Sample, Task
 from cmoe.evaluation.metrics import summary
 from cmoe.evaluation.predict import ANSWERS, read_answers, stage_file
 from cmoe.evaluation.scorers import Mode, Target, score
+from cmoe.files import whole
 from cmoe.modeling.routers import BASE
 
 MATRIX = "matrix.json"
@@ -61,6 +61,8 @@ def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) ->
     answers = {key: text for key, (text, _) in read_answers(folder).items()}
     stages = [s for s in range(len(facts.digests) - 1) if stage_file(folder, s).is_file()]
     by = {s: _answerers(folder, s) for s in (BASE, *stages) if stage_file(folder, s).is_file()}
+    # A method that doesn't locate answers with its latest stage alone.
+    answering = facts.parameters if facts.locates else facts.parameters[-1:]
     other: Mode = "strict" if scoring == "official" else "official"
     tables = {mode: _tables(tasks, stages, by, answers, facts, mode) for mode in (scoring, other)}
     return {
@@ -72,6 +74,7 @@ def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) ->
         "location": _location(tasks, by[stages[-1]]) if facts.locates and stages else None,
         "parameters": {
             "base": facts.base_parameters,
+            "added": sum(sum(p.values()) for p in answering),
             "tasks": {t.name: dict(p) for t, p in zip(tasks, facts.parameters, strict=False)},
         },
         "flops_per_token": {
@@ -102,18 +105,17 @@ def table(found: Mapping[str, Any]) -> str:
     figures = [f"{n.upper()} {measures[n]:.1f}" for n in ("last", "mft", "maa", "bwt")]
     if found["location"]:
         figures.append(f"location {found['location']['accuracy']:.1f}")
-    added = sum(sum(parts.values()) for parts in found["parameters"]["tasks"].values())
-    figures.append(f"added parameters {100 * added / found['parameters']['base']:.1f}% of the base")
+    added, base = found["parameters"]["added"], found["parameters"]["base"]
+    figures.append(f"added parameters {100 * added / base:.1f}% of the base")
     return "\n".join(
         [*lines, f"{found['method']}, {found['scoring']} scoring, percent:", "  ".join(figures)]
     )
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write beside, then rename: a file is whole or not there."""
-    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.rename(file)
+    """Write a value, or leave what was there."""
+    with whole(file) as beside:
+        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def target(sample: Sample) -> Target:

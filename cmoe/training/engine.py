@@ -7,6 +7,7 @@ would stay in memory for the rest of the stream.
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -241,6 +242,16 @@ def _free(
                 setattr(child, name, nn.Parameter(whole[id(p)]))
     for parent, name in hidden:
         parent._modules[name] = parent.__dict__.pop(name)
+    if zero == 3:
+        from deepspeed.runtime.zero.partitioned_param_coordinator import (
+            PartitionedParameterCoordinator,
+        )
+
+        # Caches of the class, inside decorated methods, would hold every engine's weights.
+        for method in filter(inspect.isfunction, vars(PartitionedParameterCoordinator).values()):
+            for inner in inspect.getclosurevars(method).nonlocals.values():
+                if hasattr(inner, "cache_clear"):
+                    inner.cache_clear()
 
 
 def _remove_engine_hooks(hooks: dict[int, Any] | None) -> None:

@@ -19,10 +19,11 @@ from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
 from cmoe.evaluation.report import write_report
 from cmoe.evaluation.results import MATRIX
+from cmoe.evaluation.run import CONFIG
+from cmoe.files import whole
 from cmoe.store import StoreError
 from cmoe.training.display import Display
 
-CONFIG = "config.yaml"
 POLL_SECONDS = 0.5
 # Failures of a worker's own: trying again would end the same. All others, a dead process or a
 # collective that lost its peer, are worth another try.
@@ -111,10 +112,8 @@ def claim_folder(config: RunConfig) -> None:
     config.folder.mkdir(parents=True, exist_ok=True)
     file = config.folder / CONFIG
     if not file.is_file():
-        beside = file.with_suffix(".tmp")
-        text = yaml.safe_dump(config.as_dict(), sort_keys=False)
-        beside.write_text(text, encoding="utf-8")
-        beside.rename(file)
+        with whole(file) as beside:
+            beside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8")
 
 
 def check_model(config: RunConfig) -> None:

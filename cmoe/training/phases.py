@@ -211,16 +211,26 @@ class Phases:
         self.progress.phase, self.progress.step = phase, step
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            engine.save(folder)
-            if self.group.first:
-                text = json.dumps(asdict(self.progress))
-                (folder / PROGRESS).write_text(text, encoding="utf-8")
-            self.link.save(folder)
+            try:
+                engine.save(folder)
+                if self.group.first:
+                    text = json.dumps(asdict(self.progress))
+                    (folder / PROGRESS).write_text(text, encoding="utf-8")
+                self.link.save(folder)
+            except (OSError, RuntimeError) as error:  # torch's writer raises the second
+                raise OSError(
+                    f"the checkpoint of step {step} can't be written by way of {folder}; is the "
+                    f"disk full? {error}"
+                ) from error
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         start = time.monotonic()
-        yield
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"in task {self.progress.task!r}, phase {phase!r}")
+            raise
         passed = time.monotonic() - start
         self.progress.seconds[phase] = self.progress.seconds.get(phase, 0.0) + passed
 

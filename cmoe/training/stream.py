@@ -19,6 +19,7 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import Task, read_tasks
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.evaluation.run import PREDICTIONS, STAGES, STORE
 from cmoe.group import Group
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
@@ -32,8 +33,6 @@ from cmoe.training.phases import Link, Phases
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-STORE, PREDICTIONS, STAGES = "store", "predictions", "stages"
 
 
 def run_stream(config: RunConfig, group: Group, link: Link) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.multiprocessing as mp
 from workers import TASKS, FolderLink, run_group, small_config
 
 from cmoe.config import RunConfig
@@ -100,3 +105,65 @@ def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str,
     assert sum(again["matrix"]["generated"].values()) > sum(kept["matrix"]["generated"].values())
     for name in ("located", "oracle", "metrics", "location"):
         assert again["matrix"][name] == kept["matrix"][name]
+
+
+# What goes wrong is named, and what was committed stays good
+
+
+def one_task(root: Path, name: str, **changes: Any) -> RunConfig:
+    config = small_config(root, name, **changes)
+    return replace(config, data=replace(config.data, tasks=TASKS[1:]))
+
+
+def fails(config: RunConfig, work: Any = stream) -> str:
+    ensure_data(config.data)
+    config.folder.mkdir(parents=True)
+    with pytest.raises(mp.ProcessRaisedException) as raised:
+        run_group(1, work, config)
+    return str(raised.value)
+
+
+def test_a_loss_that_is_not_finite_names_task_phase_and_step(root: Path) -> None:
+    config = one_task(root, "nan")
+    wild = replace(config.training, learning_rate=1e30, clip=1e30)
+    message = fails(replace(config, training=wild))
+    assert re.search(r"FloatingPointError: task 'VizWiz', phase 'train', step \d+ of 12", message)
+    assert len(Store.open(config.folder / "store")) == 0
+
+
+def test_an_answer_longer_than_the_context_names_its_sample(root: Path) -> None:
+    config = small_config(root, "long")
+    data = replace(config.data, root=str(root / "long-data"), tasks=("VizWiz",))
+    ensure_data(data)
+    file = root / "long-data" / "Instructions_Original" / "VizWiz" / "train.json"
+    rows = json.loads(file.read_text())
+    rows[3]["conversations"][1]["value"] = "word " * 600
+    file.write_text(json.dumps(rows))
+    message = fails(replace(config, data=data))
+    assert "DataError: sample 'VizWiz-train-00003'" in message
+    assert "in task 'VizWiz', phase 'train'" in message
+
+
+class FillsUp(FolderLink):
+    """The disk takes no file of any size once the first task is committed."""
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        if event["phase"] == "stage" and event["index"] == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+
+def filling_up(group: Group, config: RunConfig) -> None:
+    run_stream(config, group, FillsUp(group, config.folder / "checkpoint"))
+
+
+def test_a_full_disk_ends_the_run_and_costs_nothing_committed(root: Path) -> None:
+    config = one_task(root, "full")
+    message = fails(config, filling_up)
+    assert "OSError: the checkpoint of step" in message
+    assert "in task 'Grounding', phase 'probe'" in message
+    store = Store.open(config.folder / "store")
+    assert store.tasks == ("VizWiz",)
+    store.verify()
+    run_group(1, stream, config)  # with room again, the same run goes on
+    assert Store.open(config.folder / "store").tasks == ("VizWiz", "Grounding")

@@ -1,0 +1,19 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `file` when the body ends well, and vanishes if it doesn't."""
+    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
+    try:
+        yield beside
+        beside.rename(file)
+    finally:
+        beside.unlink(missing_ok=True)

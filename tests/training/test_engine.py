@@ -1,0 +1,107 @@
+"""DeepSpeed engines on the growing model: freed after every phase, resumed exactly."""
+
+from __future__ import annotations
+
+import gc
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import make_base, make_inputs
+from torch import Tensor
+from workers import run_group
+
+from cmoe.group import Group
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.training.engine import Engine, TrainingConfig, learning_rate_factor, running
+
+CONFIG = TrainingConfig(steps=4, global_batch=4, micro_batch=2, learning_rate=1e-2)
+
+
+def train(model: GrowingVLM, engine: Engine, steps: range) -> list[float]:
+    def losses(step: int):
+        for micro in range(engine.accumulation):
+            inputs = make_inputs(batch=2, seed=10 * step + micro)
+            inputs["labels"] = inputs["input_ids"].clone()
+            yield engine.engine(inputs, len(model.tasks)).loss
+
+    return [engine.step(losses(step)).item() for step in steps]
+
+
+def alive() -> tuple[int, int]:
+    """Engines, and bytes of tensors that the collector finds."""
+    gc.collect()
+    objects = gc.get_objects()
+    engines = sum(type(o).__name__ == "DeepSpeedEngine" for o in objects)
+    tensors = {o.data_ptr(): o.nbytes for o in objects if isinstance(o, Tensor)}
+    return engines, sum(tensors.values())
+
+
+def memory_stays_flat(group: Group, zero: int) -> None:
+    config = TrainingConfig(**{**CONFIG.__dict__, "zero": zero})
+    model = GrowingVLM(make_base())
+    held = []
+    for task in range(5):
+        model.grow(f"task{task}", {0: 1}, rank=8, lora_alpha=8, seed=task)
+        engine = Engine(model, config, 4, group.workers)
+        train(model, engine, range(2))
+        engine.close()
+        del engine
+        with running(model, zero), torch.no_grad():
+            model(make_inputs(), task)
+        model.commit({})
+        engines, held_bytes = alive()
+        assert engines == 0, f"{engines} engines are alive behind task {task}"
+        held.append(held_bytes)
+    frozen = 4 * 8 * sum(model.ffns[0].widths)
+    router = 2 * 4 * model.ffns[0].hidden_size * 5
+    growth = [after - before for before, after in pairwise(held)]
+    assert all(g <= frozen + router for g in growth[1:]), (growth, frozen, router)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_engines_are_freed_and_memory_grows_by_the_primitives_alone(zero: int) -> None:
+    run_group(1, memory_stays_flat, zero)
+
+
+def resume_is_exact(group: Group, folder: Path) -> None:
+    def begin() -> tuple[GrowingVLM, Engine]:
+        model = GrowingVLM(make_base())
+        model.grow("task", {0: 1, 2: 1}, rank=8, lora_alpha=8, seed=0)
+        return model, Engine(model, CONFIG, 4, group.workers)
+
+    whole_model, whole = begin()
+    expected = train(whole_model, whole, range(4))
+    whole.close()
+    first_model, first = begin()
+    assert train(first_model, first, range(2)) == expected[:2]
+    first.save(folder)
+    first.close()
+    second_model, second = begin()
+    second.load(folder)
+    assert train(second_model, second, range(2, 4)) == expected[2:]
+    second.close()
+    for name, tensor in whole_model.learning().experts.items():
+        assert torch.equal(second_model.learning().experts[name], tensor), name
+
+
+def test_a_loaded_engine_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    run_group(1, resume_is_exact, tmp_path)
+
+
+def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
+    factors = [learning_rate_factor(step, 100, 10) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9] == factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0, abs=1e-12)
+    assert learning_rate_factor(0, 10, 0) == 1
+
+
+def test_accumulation_keeps_the_global_batch() -> None:
+    config = TrainingConfig(global_batch=48, micro_batch=4)
+    for workers in (1, 2, 3, 4, 6, 12):
+        assert config.accumulation(workers) * workers * config.micro_batch == 48
+    with pytest.raises(ValueError, match="multiple of 20"):
+        config.accumulation(5)
