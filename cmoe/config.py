@@ -143,7 +143,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str | None = None) -> Ru
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.")
+    parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
     parser.add_class_arguments(RunConfig, None)
     try:

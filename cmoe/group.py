@@ -57,6 +57,10 @@ class Group:
         dist.all_gather_object(everyone, mine)
         return everyone
 
+    def wait(self) -> None:
+        """Go on when every rank has come here."""
+        self.gather(None)
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, on every rank. If it fails there, the others end with it."""
         if self.workers == 1:

@@ -18,6 +18,9 @@ def main() -> int:
     except (RunError, DataError) as error:
         print(f"coin_stream.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
     print(f"\n{table(found)}\n\n{config.folder / 'report.html'}")
     return 0
 

@@ -8,7 +8,6 @@ before change nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ class Predictor:
         self._generate(stage, open_, digests)
         if self.group.first:
             self._write_stage(stage, located)
-        self.group.from_first(lambda: None)  # no rank goes on before the stage is on the disk
+        self.group.wait()  # no rank goes on before the stage is on the disk
 
     # What each sample needs
 
@@ -226,7 +225,6 @@ class Predictor:
         mine = self.group.share(batches, equal=self.synced)
         rounds = -(-len(batches) // self.group.workers)
         every = self.config.flush_every
-        start = time.monotonic()
         with self.running():
             answers = self._answers(mine)
             for first in range(0, rounds, every):
@@ -238,9 +236,6 @@ class Predictor:
                 if self.group.first and merged:
                     answered = [(batches[n], merged[n]) for n in sorted(merged)]
                     self._write_answers(stage, answered, digests)
-        self.emit(
-            phase="predicted", step=len(wanted), steps=rounds, seconds=time.monotonic() - start
-        )
 
     def _answers(self, mine: Sequence[tuple[int, list[Wanted]]]) -> Iterator[list[str]]:
         """The texts of each of this rank's batches."""

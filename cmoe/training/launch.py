@@ -17,7 +17,7 @@ import yaml
 
 from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
-from cmoe.evaluation.report import write_report
+from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.run import CONFIG
 from cmoe.files import whole
@@ -90,7 +90,8 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found if len(found["located"]) == len(config.data.tasks) else None
+    complete = len(found["located"]) == len(config.data.tasks) and (config.folder / HTML).is_file()
+    return found if complete else None
 
 
 def require_same(config: RunConfig) -> None:
@@ -141,6 +142,7 @@ def check_model(config: RunConfig) -> None:
 def _train(config: RunConfig, display: Display) -> None:
     """Let Ray Train carry the worker program, also over lost workers."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not display.live:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
@@ -292,11 +294,14 @@ def work(settings: Mapping[str, Any]) -> None:
     torch.set_num_threads(config.cluster.cpus_per_worker)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     link = RayLink(board)
     if rank == 0 and (lost := ray.get(board.start.remote())):
         link.emit({"phase": "restart", "lost": lost})
     try:
-        run_stream(config, Group(rank, workers, ray.train.torch.get_device()), link)
+        run_stream(config, Group(rank, workers, device), link)
     except OWN_FAILURES as error:
         if not isinstance(error, LOST_PEER):
             notes = getattr(error, "__notes__", [])

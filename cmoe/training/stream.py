@@ -7,6 +7,7 @@ means that the fourth task is next, whoever wrote them and however that process 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -118,17 +119,21 @@ class Stream:
                 spent = {"seconds": progress.seconds, "loss": progress.loss}
                 self._note(index, {"task": task.name, **spent})
                 self.store.append(primitive)
-            self.group.from_first(lambda: None)  # it is in the store now
+            self.group.wait()  # it is in the store now
             if not self.group.first:
                 self.store.refresh()
 
     def evaluate(self, stage: int) -> None:
         """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
         if not self.predictor.done(stage):
-            self._index = stage
+            self._index, start = stage, time.monotonic()
             name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
             with _named(f"while evaluating {name}"):
                 self.predictor.evaluate(stage, self._digests())
+            if self.group.first and stage != BASE:
+                spent = self._noted(stage).get("seconds", {})
+                passed = {"predict": time.monotonic() - start}
+                self._note(stage, {"seconds": spent | passed})
         if self.group.first:
             found = results(
                 self.folder / PREDICTIONS, self.tasks, self._facts(), self.config.evaluation.scoring
@@ -163,17 +168,10 @@ class Stream:
         write_json(self.folder / STAGES / f"{index:03d}.json", {**self._noted(index), **values})
 
     def _emit_prediction(self, phase: str, step: int, steps: int, **more: Any) -> None:
-        if not self.group.first:
-            return
-        index = self._index
-        if phase == "predicted":
-            if index != BASE:
-                spent = self._noted(index).get("seconds", {})
-                self._note(index, {"seconds": spent | {"predict": more["seconds"]}})
-            return
-        task = "" if index == BASE else self.tasks[index].name
-        event = {"index": index, "task": task, "phase": phase, "step": step, "steps": steps}
-        self.link.emit(event | more)
+        if self.group.first:
+            task = "" if self._index == BASE else self.tasks[self._index].name
+            at = {"index": self._index, "task": task, "phase": phase}
+            self.link.emit(at | {"step": step, "steps": steps} | more)
 
 
 def make_method(config: RunConfig, base: PreTrainedModel) -> Method:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.multiprocessing as mp
 from workers import TASKS, FolderLink, run_group, small_config
 
-from cmoe.config import RunConfig
+from cmoe.config import ModelConfig, RunConfig
 from cmoe.data.coin import ensure_data
 from cmoe.evaluation.predict import read_answers
 from cmoe.group import Group
@@ -90,21 +91,46 @@ def test_the_oracle_does_not_drift(alone: dict[str, Any]) -> None:
         assert row[: i + 1] == [oracle[j][j] for j in range(i + 1)]
 
 
+def answers(found: dict[str, Any], folder: Path) -> dict[tuple[str, str, str], str]:
+    """Task, question and the name of the answering task -> text."""
+    names = {r.digest: r.task for r in found["records"]}
+    every = read_answers(folder / "predictions").items()
+    return {(task, q, names.get(by, "base")): text for (task, q, by), (text, _) in every}
+
+
 def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str, Any]) -> None:
     config = small_config(root, "uncached")
     config = replace(config, evaluation=replace(config.evaluation, cache=False, batch_size=5))
     config = replace(config, training=replace(config.training, zero=2))
     kept = run(replace(config, name="cached", evaluation=replace(config.evaluation, cache=True)), 1)
     again = run(config, 1)
-    assert [r.digest for r in again["records"]] == [r.digest for r in kept["records"]]
-    first, second = (
-        {k: text for k, (text, _) in read_answers(root / "runs" / n / "predictions").items()}
-        for n in ("cached", "uncached")
-    )
-    assert first == second
+    # The same weights; their digests differ, as a store's header holds its run's configuration.
+    assert [r.files for r in again["records"]] == [r.files for r in kept["records"]]
+    assert answers(again, config.folder) == answers(kept, config.folder.with_name("cached"))
     assert sum(again["matrix"]["generated"].values()) > sum(kept["matrix"]["generated"].values())
     for name in ("located", "oracle", "metrics", "location"):
         assert again["matrix"][name] == kept["matrix"][name]
+
+
+def test_recomputing_activations_changes_no_loss(root: Path, alone: dict[str, Any]) -> None:
+    config = small_config(root, "recomputed")
+    found = run(replace(config, training=replace(config.training, gradient_checkpointing=True)), 1)
+    for task in TASKS:
+        for phase, losses in alone["loss"][task].items():
+            assert found["loss"][task][phase] == pytest.approx(losses, abs=1e-4)
+
+
+def test_bfloat16_learns_and_is_kept_as_bfloat16(root: Path, alone: dict[str, Any]) -> None:
+    config = small_config(root, "half", model=ModelConfig(dtype="bfloat16"))
+    config = replace(config, data=replace(config.data, tasks=TASKS[:2]))
+    found = run(config, 1)
+    for task in TASKS[:2]:
+        losses = found["loss"][task]["train"]
+        assert losses[0] == pytest.approx(alone["loss"][task]["train"][0], rel=0.2)
+        assert sum(losses[-3:]) < sum(losses[:3])
+    primitive = Store.open(config.folder / "store").read(1)
+    assert {t.dtype for t in primitive.experts.values()} == {torch.bfloat16}
+    assert {t.dtype for t in primitive.locator.values()} == {torch.float32}
 
 
 # What goes wrong is named, and what was committed stays good
