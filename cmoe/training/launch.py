@@ -149,7 +149,7 @@ def _train(config: RunConfig, display: Display) -> None:
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     cluster = config.cluster
     display.line("starting Ray")
@@ -157,7 +157,7 @@ def _train(config: RunConfig, display: Display) -> None:
     gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    lost: WorkerGroupError | None = None
+    lost: TrainingFailedError | None = None
     trainer = TorchTrainer(
         work,
         train_loop_config={"config": _rooted(config), "board": board},
@@ -175,7 +175,7 @@ def _train(config: RunConfig, display: Display) -> None:
     try:
         with _following(board, display):
             trainer.fit()
-    except WorkerGroupError as error:
+    except TrainingFailedError as error:
         lost = error
     finally:
         cause = ray.get(board.cause.remote())
@@ -184,8 +184,8 @@ def _train(config: RunConfig, display: Display) -> None:
         raise RunError(cause)
     if lost is not None:
         raise RunError(
-            f"lost workers more than {cluster.max_failures} times (cluster.max_failures); the same "
-            f"command goes on from the last checkpoint. The last time: {lost}"
+            f"the workers failed more than {cluster.max_failures} times (cluster.max_failures); "
+            f"the same command goes on from the last checkpoint. The last time: {lost}"
         )
 
 
