@@ -1,0 +1,321 @@
+"""Configurations: YAML and flags say the same, and what can't be is refused with its key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cmoe.config import RunConfig, differences, parse
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def leaves(kind: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a run with its type."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        if is_dataclass(hint):
+            yield from leaves(hint, f"{key}.")
+        else:
+            yield key, hint
+
+
+LEAVES = dict(leaves())
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        at = out
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[name] = value
+    return out
+
+
+def as_yaml(folder: Path, values: Mapping[str, Any]) -> list[str]:
+    """A YAML file of these values, as arguments."""
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(nested(values)), encoding="utf-8")
+    return ["--config", str(file)]
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """The same as flags."""
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
+
+
+def get(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+# What is refused
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What ends the program with status 2 says, behind the usage."""
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "error: " in said
+    return said.partition("error: ")[2]
+
+
+@pytest.mark.parametrize("key", ["probe.alhpa", "probes.alpha", "alpha", "training.step", "see"])
+def test_an_unknown_key_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    known = ["--name", "x"]
+    assert f"--{key}" in refusal(capsys, *known, f"--{key}", "1")
+    said = refusal(capsys, *known, *as_yaml(tmp_path, {key: 1}))
+    assert key.split(".")[-1] in said
+
+
+def test_an_unknown_key_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--name", "x", "--probe.alhpa", "1"])
+    usage = capsys.readouterr().err
+    assert all(f"--{key}" in usage for key in LEAVES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("probe.alpha", "high", ["float"]),
+        ("training.steps", "1.5", ["int", "None"]),
+        ("seed", "1.0", ["int"]),
+        ("cluster.gpu", "maybe", ["bool", "None"]),
+        ("data.tasks", "GQA", ["tuple"]),
+        ("method", "ewc", ["cmoe", "lora"]),
+        ("model.dtype", "float16", ["float32", "bfloat16"]),
+        ("probe.score", "gain", ["frequency", "excess", "loss_gain"]),
+        ("training.zero", "4", ["0", "1", "2", "3"]),
+        ("evaluation.scoring", "loose", ["official", "strict"]),
+    ],
+)
+def test_a_wrong_type_is_named_with_the_right_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: str, allowed: list[str]
+) -> None:
+    value_ = yaml.safe_load(value)
+    for arguments in ([f"--{key}={value}"], as_yaml(tmp_path, {key: value_})):
+        said = refusal(capsys, "--name", "x", *arguments)
+        assert key in said
+        assert value in said
+        assert all(word in said for word in allowed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("experts.rank", 0, "at least 1"),
+        ("experts.top_k", 0, "at least 1"),
+        ("experts.balance_weight", -0.1, "at least 0"),
+        ("probe.fraction", 0.51, "more than 0 and at most 0.5"),
+        ("probe.steps", 0, "at least 1"),
+        ("probe.max_layers", -1, "at least 0, or null"),
+        ("data.selection", 1.0, "0 or more, and less than 1"),
+        ("data.train_samples", 0, "at least 1, or null"),
+        ("training.steps", 0, "at least 1"),
+        ("training.micro_batch", 0, "at least 1"),
+        ("training.learning_rate", 0.0, "more than 0"),
+        ("training.epochs", -1.0, "more than 0"),
+        ("training.warmup", 1.0, "0 or more, and less than 1"),
+        ("training.weight_decay", -1.0, "at least 0"),
+        ("evaluation.batch_size", 0, "at least 1"),
+        ("evaluation.max_new_tokens", 0, "at least 1"),
+        ("cluster.workers", 0, "at least 1"),
+        ("cluster.cpus_per_worker", 0, "at least 1"),
+        ("cluster.max_failures", -1, "at least 0"),
+        ("name", "a/b", "one folder's name"),
+        ("name", "..", "one folder's name"),
+        ("name", "", "one folder's name"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_the_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any, allowed: str
+) -> None:
+    for write in (lambda v: as_yaml(tmp_path, v), as_flags):
+        said = refusal(capsys, *write({"name": "x", key: value}))
+        assert key in said
+        assert repr(value) in said
+        assert allowed in said
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.integers(1, 80), st.integers(1, 10), st.integers(1, 5))
+def test_a_global_batch_divides_into_micro_batches_of_all_workers(
+    capsys: pytest.CaptureFixture[str], total: int, micro: int, workers: int
+) -> None:
+    arguments = as_flags(
+        {
+            "name": "x",
+            "training.global_batch": total,
+            "training.micro_batch": micro,
+            "cluster.workers": workers,
+        }
+    )
+    if total % (micro * workers):
+        said = refusal(capsys, *arguments)
+        assert f"training.global_batch is {total}" in said
+        assert f"{workers} workers with a micro_batch of {micro}" in said
+        assert f"a multiple of {micro * workers}" in said
+    else:
+        config = parse(arguments)
+        accumulated = config.training.accumulation(workers)
+        assert accumulated * micro * workers == total
+        assert accumulated >= 1
+
+
+def test_files_that_are_no_configuration_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nowhere.yaml" in refusal(capsys, "--config", str(tmp_path / "nowhere.yaml"))
+    file = tmp_path / "broken.yaml"
+    for text in ("{", "- 1", "name: [x]"):
+        file.write_text(text, encoding="utf-8")
+        refusal(capsys, "--config", str(file))
+    assert "name" in refusal(capsys), "a run needs a name"
+
+
+# What is understood
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "name": st.sampled_from(["a", "coin_mini", "run-7"]),
+    "runs": st.sampled_from(["runs", "/tmp/elsewhere"]),
+    "method": st.sampled_from(["cmoe", "lora"]),
+    "seed": st.integers(0, 10**6),
+    "model.revision": st.none() | st.just("main"),
+    "data.tasks": st.lists(st.sampled_from(["GQA", "VQAv2", "OCRVQA"]), min_size=1, unique=True),
+    "data.train_samples": st.none() | st.integers(1, 5000),
+    "data.selection": st.sampled_from([0.0, 0.1, 0.5]),
+    "experts.rank": st.integers(1, 64),
+    "probe.enabled": st.booleans(),
+    "probe.alpha": st.floats(-3, 3).map(lambda x: round(x, 4)),
+    "probe.count": st.sampled_from(["fixed", "per_probe"]),
+    "probe.max_added_parameters": st.none() | st.integers(0, 10**9),
+    "locator.layer": st.integers(-1, 40),
+    "training.learning_rate": st.sampled_from([2e-4, 0.006, 1e-05, 1.0]),
+    "training.global_batch": st.sampled_from([32, 64]),
+    "training.zero": st.sampled_from([0, 1, 2, 3]),
+    "evaluation.cache": st.booleans(),
+    "cluster.gpu": st.none() | st.booleans(),
+    "wandb.mode": st.sampled_from(["online", "offline", "disabled"]),
+}
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> dict[str, Any]:
+    chosen = draw(st.sets(st.sampled_from(sorted(set(VALUES) - {"name"})), max_size=8))
+    return {key: draw(VALUES[key]) for key in ("name", *sorted(chosen))}
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@settings(max_examples=12, deadline=None)
+@given(values=runs(), others=runs())
+def test_yaml_and_flags_agree_and_flags_win(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any], others: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("yaml")
+    from_yaml, from_flags = parse(as_yaml(folder, values)), parse(as_flags(values))
+    assert from_yaml == from_flags
+    both = parse([*as_yaml(folder, values), *as_flags(others)])
+    default = parse(["--name", "x"])
+    for config, given_ in ((from_flags, values), (both, values | others)):
+        for key in LEAVES:
+            wanted = given_[key] if key in given_ else get(default, key)
+            assert plain(get(config, key)) == plain(wanted), key
+    # What a run writes of itself reads as itself.
+    file = folder / "again.yaml"
+    file.write_text(yaml.safe_dump(both.as_dict()), encoding="utf-8")
+    assert parse(["--config", str(file)]) == both
+    assert json.loads(json.dumps(both.as_dict())) == both.as_dict()
+
+
+def test_every_key_is_described_in_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"], prog="stream")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert len(LEAVES) > 60
+    for key, hint in LEAVES.items():
+        found = re.search(
+            rf"^  --{re.escape(key)} [^\n]*?\s{{2,}}([^\n]*)$|"
+            rf"^  --{re.escape(key)} [^\n]*\n\s+([^\n]*)$",
+            text,
+            re.MULTILINE,
+        )
+        assert found, key
+        said, kind = re.split(r"\((?:required, )?type: ", found[1] or found[2])
+        assert len(said.split()) >= 2, f"{key}: {said!r}"
+        assert key == "name" or "default: " in kind
+        if get_origin(hint) is Literal:
+            assert all(str(choice) in kind for choice in get_args(hint))
+    sections = {key.partition(".")[0] for key in LEAVES if "." in key}
+    for section in sections:
+        title = re.search(rf"^(\S[^\n]*):\n  --{section} CONFIG", text, re.MULTILINE)
+        assert title, f"{section} has no title"
+        assert "class" not in title[1]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_in_the_repository_parses(file: Path) -> None:
+    config = parse(["--config", str(file)])
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert config.name == written["name"]
+    for section, values in written.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            assert plain(get(config, f"{section}.{name}")) == value
+    assert config.folder == Path(config.runs) / config.name
+
+
+# What two runs differ in
+
+
+@settings(max_examples=20, deadline=None)
+@given(before=runs(), after=runs())
+def test_differences_name_what_changes_the_outcome(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    a, b = parse(as_flags(before)), parse(as_flags(after))
+    changed = {key for key in LEAVES if get(a, key) != get(b, key)}
+    found = differences(a.as_dict(), b.as_dict())
+    neutral = {key for key in changed if key.partition(".")[0] in ("runs", "cluster", "wandb")}
+    assert {line.partition(":")[0] for line in found} == changed - neutral
+    assert len(found) == len(changed - neutral)
+    for line in found:
+        key, _, said = line.partition(": ")
+        assert said == f"{plain(get(a, key))!r} -> {plain(get(b, key))!r}"
+    assert differences(a.as_dict(), json.loads(json.dumps(a.as_dict()))) == []
+
+
+def test_a_key_that_one_side_lacks_is_a_difference() -> None:
+    run = parse(["--name", "x"]).as_dict()
+    older = {**run, "probe": {n: v for n, v in run["probe"].items() if n != "alpha"}}
+    (line,) = differences(older, run)
+    assert line.startswith("probe.alpha: None -> 0.5")
+    (line,) = differences(run, older)
+    assert line.startswith("probe.alpha: 0.5 -> None")
