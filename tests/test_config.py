@@ -158,7 +158,7 @@ def test_a_value_out_of_range_is_named_with_the_range(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.integers(1, 80), st.integers(1, 10), st.integers(1, 5))
 def test_a_global_batch_divides_into_micro_batches_of_all_workers(
@@ -231,7 +231,7 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(values=runs(), others=runs())
 def test_yaml_and_flags_agree_and_flags_win(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any], others: dict[str, Any]
@@ -295,7 +295,7 @@ def test_every_configuration_in_the_repository_parses(file: Path) -> None:
 # What two runs differ in
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(before=runs(), after=runs())
 def test_differences_name_what_changes_the_outcome(
     before: dict[str, Any], after: dict[str, Any]
