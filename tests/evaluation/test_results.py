@@ -1,0 +1,306 @@
+"""From a folder of answers to figures: a small stream whose figures are worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmoe.data.coin import Sample, Task
+from cmoe.evaluation.predict import _write, read_answers, stage_file
+from cmoe.evaluation.results import Facts, results, table, target, write_json
+from cmoe.modeling.routers import BASE
+
+TASKS = tuple(
+    Task(name, (), tuple(Sample(i, "?", answer) for i, answer in test.items()))
+    for name, test in {
+        "GQA": {"g1": "yes", "g2": "no", "g3": "red", "g4": "blue"},
+        "ImageNet": {"1": "tench", "2": "shark"},
+        "VQAv2": {"1": "2", "2": "yes", "3": "no", "4": "cat"},
+    }.items()
+)
+DIGESTS = {BASE: "base", 0: "p0", 1: "p1", 2: "p2"}
+
+# By stage the answers that it asked for: task, question, who answers, text.
+Answer = tuple[str, str, int, str]
+ANSWERS: dict[int, list[Answer]] = {
+    BASE: [
+        ("GQA", "g1", BASE, "Yes."),  # right in both modes
+        ("GQA", "g2", BASE, "maybe"),
+        ("GQA", "g3", BASE, "blue"),
+        ("GQA", "g4", BASE, ""),
+        ("ImageNet", "1", BASE, ""),  # right officially: an empty string is in any answer
+        ("ImageNet", "2", BASE, "a shark"),  # right in both
+        ("VQAv2", "1", BASE, "2."),  # wrong officially: nothing is stripped
+        ("VQAv2", "2", BASE, "YES"),
+        ("VQAv2", "3", BASE, "yes"),
+        ("VQAv2", "4", BASE, "dog"),
+    ],
+    0: [
+        ("GQA", "g1", 0, "yes"),
+        ("GQA", "g2", 0, "no"),
+        ("GQA", "g3", 0, "red"),
+        ("GQA", "g4", 0, "green"),
+    ],
+    1: [
+        ("GQA", "g1", 1, "no"),
+        ("GQA", "g4", 1, "blue"),  # located wrong, and yet right
+        ("ImageNet", "1", 1, "tench"),
+        ("ImageNet", "2", 1, "shark"),
+        ("ImageNet", "2", 0, "whale"),
+    ],
+    2: [
+        ("GQA", "g3", 2, "red"),
+        ("ImageNet", "2", 2, "ray"),
+        ("VQAv2", "1", 2, "2"),
+        ("VQAv2", "2", 2, "Yes"),
+        ("VQAv2", "3", 2, "no"),
+        ("VQAv2", "3", 0, "no"),
+        ("VQAv2", "4", 2, "Cat."),  # right in strict mode alone
+    ],
+}
+# By stage who answers which task's samples.
+LOCATED: dict[int, dict[str, list[int]]] = {
+    BASE: {"GQA": [BASE] * 4, "ImageNet": [BASE] * 2, "VQAv2": [BASE] * 4},
+    0: {"GQA": [0, 0, 0, 0]},
+    1: {"GQA": [1, 0, 0, 1], "ImageNet": [1, 0]},
+    2: {"GQA": [1, 0, 2, 0], "ImageNet": [1, 2], "VQAv2": [2, 2, 0, 2]},
+}
+FACTS = Facts(
+    method="cmoe",
+    digests=DIGESTS,
+    parameters=[{"experts": 10 + i, "routers": 2, "locator": 3} for i in range(3)],
+    base_parameters=1000,
+    flops={BASE: 500, 0: 10, 1: 20, 2: 30},
+    seconds={"GQA": {"train": 2.0}, "ImageNet": {"probe": 1.0, "train": 2.0}},
+    locates=True,
+)
+
+
+def write_answers(folder: Path, number: int, stage: int, rows: list[Answer]) -> None:
+    columns: dict[str, list[Any]] = {
+        "task": [row[0] for row in rows],
+        "question_id": [row[1] for row in rows],
+        "primitive": [DIGESTS[row[2]] for row in rows],
+        "text": [row[3] for row in rows],
+        "stage": [stage] * len(rows),
+    }
+    _write(folder / f"answers-{number:05d}.parquet", columns)
+
+
+def write_stage(folder: Path, stage: int, located: Mapping[str, list[int]]) -> None:
+    columns: dict[str, list[Any]] = {
+        n: [] for n in ("task", "question_id", "by", "unknown", "scores")
+    }
+    for task in TASKS:
+        for sample, by in zip(task.test, located.get(task.name, ()), strict=False):
+            row = (task.name, sample.id, by, False, [] if stage == BASE else [0.5] * (stage + 1))
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+    _write(stage_file(folder, stage), columns)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, (stage, rows) in enumerate(ANSWERS.items()):
+        write_answers(tmp_path, number, stage, rows)
+        write_stage(tmp_path, stage, LOCATED[stage])
+    return tmp_path
+
+
+def until(stage: int, facts: Facts = FACTS) -> Facts:
+    """What is known after a stage."""
+    return replace(
+        facts,
+        digests={i: d for i, d in facts.digests.items() if i <= stage},
+        parameters=facts.parameters[: stage + 1],
+        flops={i: n for i, n in facts.flops.items() if i <= stage},
+    )
+
+
+def test_a_streams_figures_are_those_worked_out_by_hand(folder: Path) -> None:
+    found = results(folder, TASKS, FACTS, "official")
+    assert found["tasks"] == ["GQA", "ImageNet", "VQAv2"]
+    assert (found["method"], found["scoring"]) == ("cmoe", "official")
+    assert found["zero_shot"] == [25, 100, 25]
+    assert found["located"] == [[75, None, None], [75, 50, None], [50, 50, 75]]
+    assert found["oracle"] == [[75, None, None], [75, 100, None], [75, 100, 75]]
+    assert found["metrics"] == pytest.approx(
+        {
+            "last": (50 + 50 + 75) / 3,
+            "mft": (75 + 50 + 75) / 3,
+            "maa": (75 + (75 + 50) / 2 + (50 + 50 + 75) / 3) / 3,
+            "bwt": (-25 + 0 + 0) / 3,
+            "bwt_t_minus_1": -25 / 2,
+        }
+    )
+    oracle = found["oracle_metrics"]
+    assert oracle["bwt"] == oracle["bwt_t_minus_1"] == 0
+    assert oracle["last"] == pytest.approx((75 + 100 + 75) / 3)
+    # A mean over tasks: 6 of 10 samples would be 60.
+    assert found["location"]["accuracy"] == pytest.approx((50 + 50 + 75) / 3, abs=1e-6)
+    assert found["location"]["confusion"] == [[2, 1, 1], [0, 1, 1], [1, 0, 3]]
+    assert found["generated"] == {"base": 10, "0": 4, "1": 5, "2": 7}
+
+
+def test_strict_figures_stand_beside_the_official_ones(folder: Path) -> None:
+    strict = results(folder, TASKS, FACTS, "official")["strict"]
+    assert strict["zero_shot"] == [25, 50, 50]
+    assert strict["located"] == [[75, None, None], [75, 50, None], [50, 50, 100]]
+    assert strict["oracle"] == [[75, None, None], [75, 100, None], [75, 100, 100]]
+    assert strict["metrics"]["last"] == pytest.approx((50 + 50 + 100) / 3)
+    # The other way round the same two tables, with their names changed.
+    official, turned = (results(folder, TASKS, FACTS, mode) for mode in ("official", "strict"))
+    assert turned["scoring"] == "strict"
+    assert "strict" not in turned
+    for name, value in strict.items():
+        assert turned[name] == value
+        assert turned["official"][name] == official[name]
+    assert turned["location"] == official["location"], "scorers don't tell tasks apart"
+
+
+def test_costs_are_counted_by_task_and_in_all(folder: Path) -> None:
+    found = results(folder, TASKS, FACTS, "official")
+    parameters = found["parameters"]
+    assert parameters["base"] == 1000
+    assert parameters["tasks"]["ImageNet"] == {"experts": 11, "routers": 2, "locator": 3}
+    assert list(parameters["tasks"]) == found["tasks"]
+    assert parameters["added"] == 15 + 16 + 17, "every task's stays"
+    assert found["flops_per_token"] == {
+        "base": 500,
+        "added": {"GQA": 10, "ImageNet": 20, "VQAv2": 30},
+    }
+    assert found["seconds"] == FACTS.seconds
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_method_that_does_not_locate_has_no_oracle(tmp_path: Path) -> None:
+    """As a sequential LoRA: the latest stage answers all, and everything is asked again."""
+    said = {
+        "GQA": [["yes", "no", "red", "x"], ["yes", "no", "x", "x"], ["x", "no", "x", "x"]],
+        "ImageNet": [[], ["tench", "shark"], ["tench", "x"]],
+        "VQAv2": [[], [], ["2", "yes", "x", "x"]],
+    }
+    for stage in range(3):
+        rows = [
+            (task.name, sample.id, stage, text)
+            for task in TASKS[: stage + 1]
+            for sample, text in zip(task.test, said[task.name][stage], strict=True)
+        ]
+        write_answers(tmp_path, stage, stage, rows)
+        write_stage(tmp_path, stage, {t.name: [stage] * 4 for t in TASKS[: stage + 1]})
+    found = results(tmp_path, TASKS, replace(FACTS, method="lora", locates=False), "official")
+    assert found["located"] == [[75, None, None], [50, 100, None], [25, 50, 50]]
+    assert found["oracle"] is found["oracle_metrics"] is found["location"] is None
+    assert found["strict"]["oracle"] is None
+    assert found["metrics"]["bwt"] == pytest.approx((-50 - 50 + 0) / 3)
+    assert found["zero_shot"] is None, "the base was never asked"
+    assert found["generated"] == {"base": 0, "0": 4, "1": 6, "2": 10}
+    assert found["parameters"]["added"] == 17, "only the latest adapter answers"
+
+
+def test_a_run_on_its_way_has_the_rows_that_it_has(folder: Path) -> None:
+    whole = results(folder, TASKS, FACTS, "official")
+    stage_file(folder, 2).unlink()
+    for facts in (FACTS, until(2), until(1)):  # learned, but not evaluated; or not yet learned
+        found = results(folder, TASKS, facts, "official")
+        assert found["located"] == whole["located"][:2]
+        assert found["oracle"] == whole["oracle"][:2]
+        assert found["zero_shot"] == whole["zero_shot"]
+        assert found["metrics"]["bwt"] == 0
+        assert found["metrics"]["last"] == (75 + 50) / 2
+        assert found["location"] == {"accuracy": 50, "confusion": [[2, 2], [1, 1]]}
+    assert list(found["parameters"]["tasks"]) == list(found["flops_per_token"]["added"])
+    assert list(found["parameters"]["tasks"]) == ["GQA", "ImageNet"]
+
+    stage_file(folder, 1).unlink()
+    found = results(folder, TASKS, until(0), "official")
+    assert found["located"] == whole["located"][:1]
+    assert found["metrics"]["bwt_t_minus_1"] is None
+    assert found["location"] == {"accuracy": 100, "confusion": [[4]]}
+
+    stage_file(folder, 0).unlink()
+    found = results(folder, TASKS, until(BASE), "official")
+    assert found["located"] == found["oracle"] == []
+    assert found["metrics"] is found["location"] is None
+    assert found["zero_shot"] == whole["zero_shot"]
+    assert found["parameters"]["added"] == 0
+
+
+def test_an_answer_that_is_missing_is_wrong(folder: Path) -> None:
+    rows = [row for row in ANSWERS[0] if row[1] != "g2"]
+    write_answers(folder, 1, 0, rows)
+    found = results(folder, TASKS, FACTS, "official")
+    assert found["oracle"][0][0] == found["located"][0][0] == 50
+    assert found["strict"]["located"][0][0] == 50
+
+
+def test_the_first_answer_counts_and_all_are_counted(folder: Path) -> None:
+    before = results(folder, TASKS, FACTS, "official")
+    write_answers(folder, 9, 2, [("GQA", "g1", 0, "no"), ("VQAv2", "1", 2, "3")])
+    found = results(folder, TASKS, FACTS, "official")
+    assert found["located"] == before["located"]
+    assert found["generated"]["2"] == before["generated"]["2"] + 2
+    assert read_answers(folder)["GQA", "g1", "p0"] == ("yes", 0)
+
+
+def test_answers_belong_to_the_primitive_that_gave_them(folder: Path) -> None:
+    """Another primitive in a task's place has answered nothing yet."""
+    facts = replace(FACTS, digests=DIGESTS | {1: "q1"})
+    found = results(folder, TASKS, facts, "official")
+    assert found["oracle"] == [[75, None, None], [75, 0, None], [75, 0, 75]]
+
+
+def test_what_is_written_is_whole_and_the_table_shows_it(folder: Path, tmp_path: Path) -> None:
+    found = results(folder, TASKS, FACTS, "official")
+    file = tmp_path / "matrix.json"
+    write_json(file, found)
+    assert json.loads(file.read_text(encoding="utf-8")) == found
+    before = set(tmp_path.iterdir())
+    with pytest.raises(TypeError):
+        write_json(file, {"a": object()})
+    assert json.loads(file.read_text(encoding="utf-8")) == found
+    assert set(tmp_path.iterdir()) == before, "nothing is left beside it"
+
+    head, *rows, title, figures = table(found).splitlines()
+    assert head.split()[0] == "task"
+    cells = {row.split()[0]: [float(x) for x in row.split()[1:]] for row in rows}
+    # Before the stream, just learned, at the end, and with the true task given.
+    assert cells == {
+        "GQA": [25, 75, 50, 75],
+        "ImageNet": [100, 50, 50, 100],
+        "VQAv2": [25, 75, 75, 75],
+    }
+    assert title.startswith("cmoe, official")
+    for figure in ("LAST 58.3", "MFT 66.7", "MAA 65.3", "BWT -8.3", "location 58.3", "4.8%"):
+        assert figure in figures
+
+
+def test_a_scorer_learns_the_choices_and_the_pictures_size() -> None:
+    question = "Which bar is highest?\nA. red\nB. blue\nC. green\nAnswer with the letter."
+    assert target(Sample("1", question, "B")).choices == 3
+    assert target(Sample("1", "What is it? A. nothing", "x")).choices is None
+    boxed = target(Sample("1", "Where?", "[0, 0, 1, 1]", size=(640, 480)))
+    assert (boxed.answer, boxed.size) == ("[0, 0, 1, 1]", (640, 480))
+
+
+def test_a_letter_outside_the_choices_is_wrong(tmp_path: Path) -> None:
+    two = "Which?\nA. red\nB. blue\nAnswer."
+    tests = (Sample("1", two, "B"), Sample("2", two, "C"), Sample("3", "Which?", "C"))
+    tasks = (Task("ScienceQA", (), tests),)
+    rows = [("ScienceQA", str(i), BASE, letter) for i, letter in ((1, "B"), (2, "C"), (3, "C"))]
+    write_answers(tmp_path, 0, BASE, rows)
+    columns = {
+        "task": ["ScienceQA"] * 3,
+        "question_id": ["1", "2", "3"],
+        "by": [BASE] * 3,
+        "unknown": [False] * 3,
+        "scores": [[]] * 3,
+    }
+    _write(stage_file(tmp_path, BASE), columns)
+    found = results(tmp_path, tasks, until(BASE), "official")
+    assert found["zero_shot"] == [pytest.approx(200 / 3, abs=1e-6)]
