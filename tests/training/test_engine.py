@@ -65,11 +65,13 @@ def test_engines_are_freed_and_memory_grows_by_the_primitives_alone(zero: int) -
     run_group(1, memory_stays_flat, zero)
 
 
-def resume_is_exact(group: Group, folder: Path) -> None:
+def resume_is_exact(group: Group, folder: Path, zero: int) -> None:
+    config = TrainingConfig(**{**CONFIG.__dict__, "zero": zero})
+
     def begin() -> tuple[GrowingVLM, Engine]:
         model = GrowingVLM(make_base())
         model.grow("task", {0: 1, 2: 1}, rank=8, lora_alpha=8, seed=0)
-        return model, Engine(model, CONFIG, 4, group.workers)
+        return model, Engine(model, config, 4, group.workers)
 
     whole_model, whole = begin()
     expected = train(whole_model, whole, range(4))
@@ -86,8 +88,9 @@ def resume_is_exact(group: Group, folder: Path) -> None:
         assert torch.equal(second_model.learning().experts[name], tensor), name
 
 
-def test_a_loaded_engine_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    run_group(1, resume_is_exact, tmp_path)
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_loaded_engine_goes_on_bit_for_bit(tmp_path: Path, zero: int) -> None:
+    run_group(1, resume_is_exact, tmp_path, zero)
 
 
 def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
