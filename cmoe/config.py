@@ -141,15 +141,21 @@ def parse(arguments: Sequence[str] | None = None, prog: str | None = None) -> Ru
         arguments: Instead of the process's own.
         prog: Name in the help.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
     parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
     parser.add_class_arguments(RunConfig, None)
+    parsed = parser.parse_args(arguments)
+    parsed.pop("config")
+    defaults = RunConfig("default").as_dict()
+    for name, value in vars(parsed).items():
+        if name not in defaults:
+            parser.error(f"unknown key {name!r}; there are {', '.join(defaults)}")
+        if isinstance(defaults[name], dict) != isinstance(value, Namespace):
+            parser.error(f"{name} is {value!r}; its keys are {', '.join(defaults[name])}")
     try:
-        values = dict(parser.instantiate(parser.parse_args(arguments)))
-        values.pop("config")
-        return RunConfig(**values)
+        return RunConfig(**vars(parser.instantiate(parsed)))
     except ValueError as error:
         parser.error(str(error))
 

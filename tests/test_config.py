@@ -87,6 +87,15 @@ def test_an_unknown_key_is_named(
     assert key.split(".")[-1] in said
 
 
+@pytest.mark.parametrize("value", [3, None, [1]])
+def test_a_section_that_is_none_is_refused_with_its_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: Any
+) -> None:
+    said = refusal(capsys, "--name", "x", *as_yaml(tmp_path, {"probe": value}))
+    assert "probe" in said
+    assert "alpha" in said
+
+
 def test_an_unknown_key_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--name", "x", "--probe.alhpa", "1"])
@@ -125,6 +134,13 @@ def test_a_wrong_type_is_named_with_the_right_one(
     [
         ("experts.rank", 0, "at least 1"),
         ("experts.top_k", 0, "at least 1"),
+        ("experts.lora_alpha", 0.0, "more than 0"),
+        ("lora.rank", 0, "at least 1"),
+        ("locator.steps", 0, "at least 1"),
+        ("locator.held_out", 1.0, "between 0 and 1"),
+        ("locator.shrinkage", 1.0, "0 or more, and less than 1"),
+        ("locator.beta", -1.0, "at least 0"),
+        ("data.loader_workers", -1, "at least 0"),
         ("experts.balance_weight", -0.1, "at least 0"),
         ("probe.fraction", 0.51, "more than 0 and at most 0.5"),
         ("probe.steps", 0, "at least 1"),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -57,6 +57,8 @@ class DataConfig:
             raise ValueError(f"data.selection is {self.selection}; 0 or more, and less than 1")
         if self.evaluate_on == "selection" and not self.selection:
             raise ValueError("data.evaluate_on is selection, but data.selection is 0; try 0.1")
+        if self.loader_workers < 0:
+            raise ValueError(f"data.loader_workers is {self.loader_workers}; at least 0")
         for name in ("train_samples", "test_samples", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -134,6 +136,11 @@ def _read_task(config: DataConfig, name: str, seed: int) -> Task:
         held = max(1, round(config.selection * len(train)))
         selection = tuple(train[i] for i in sorted(order[:held]))
         train = tuple(train[i] for i in sorted(order[held:]))
+        if not train:
+            raise DataError(
+                f"{folder}/train.json: {held} samples, and data.selection {config.selection} takes "
+                "them all; none is left to train on"
+            )
         if config.evaluate_on == "selection":
             return Task(name, train, selection)
     files = [folder / n for n in TEST_FILES if (folder / n).is_file()]
@@ -176,8 +183,8 @@ def read_split(config: DataConfig, file: Path, limit: int | None) -> tuple[Sampl
 def _read_row(row: Any, where: str, images: Path) -> Sample:
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: an object is needed, this is {type(row).__name__}")
-    name = next((n for n in ("question_id", "id") if n in row), None)
-    if name is None:
+    known = next((row[n] for n in ("question_id", "id") if row.get(n) is not None), None)
+    if known is None:
         raise DataError(f"{where}: neither id nor question_id; has {', '.join(row)}")
     if "conversations" in row:
         text, answer = _one_turn(row["conversations"], where)
@@ -189,16 +196,28 @@ def _read_row(row: Any, where: str, images: Path) -> Sample:
         raise DataError(f"{where}: question and answer must be text, the answer not empty")
     image = row.get("image")
     if image is not None:
+        if not isinstance(image, str):
+            raise DataError(f"{where}: image must be a path, this is {image!r}")
         image = images / image
         if not image.is_file():
             raise DataError(f"{where}: picture {image} is missing; see data.images")
-    size = row.get("size")
     text = text.replace(PLACEHOLDER, "").strip()
-    return Sample(str(row[name]), text, answer, image, (size[0], size[1]) if size else None)
+    return Sample(str(known), text, answer, image, _size(row.get("size"), where))
 
 
-def _one_turn(turns: Sequence[Mapping[str, str]], where: str) -> tuple[str, str]:
-    speakers = [t.get("from") for t in turns]
-    if speakers != ["human", "gpt"]:
-        raise DataError(f"{where}: one turn of human and gpt is supported, this has {speakers}")
-    return turns[0]["value"], turns[1]["value"]
+def _size(size: Any, where: str) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int for n in size):
+        raise DataError(f"{where}: size must be width and height, this is {size!r}")
+    return size[0], size[1]
+
+
+def _one_turn(turns: Any, where: str) -> tuple[Any, Any]:
+    match turns:
+        case [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]:
+            return text, answer
+    raise DataError(
+        f"{where}: conversations must be one turn, from human and from gpt, each with its value; "
+        f"this is {str(turns)[:120]}"
+    )

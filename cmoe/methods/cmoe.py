@@ -52,6 +52,8 @@ class ExpertsConfig:
         for name in ("rank", "top_k", "per_layer", "usage_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"experts.{name} is {getattr(self, name)}; at least 1")
+        if not self.lora_alpha > 0:
+            raise ValueError(f"experts.lora_alpha is {self.lora_alpha}; more than 0")
         if self.balance_weight < 0:
             raise ValueError(f"experts.balance_weight is {self.balance_weight}; at least 0")
 

@@ -34,6 +34,11 @@ class LoRAConfig:
     rank: int = 16
     lora_alpha: int = 32
 
+    def __post_init__(self) -> None:
+        for name in ("rank", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lora.{name} is {getattr(self, name)}; at least 1")
+
 
 class SequentialLoRA:
     """One LoRA that goes on training from task to task, through PEFT: what forgetting looks like.

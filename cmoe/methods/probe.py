@@ -130,7 +130,15 @@ class Decision:
 def split(
     samples: Sequence[Sample], config: ProbeConfig, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Disjoint samples that train and that measure the probes."""
+    """Disjoint samples that train and that measure the probes.
+
+    Raises:
+        ValueError: There are fewer than two.
+    """
+    if len(samples) < 2:
+        raise ValueError(
+            f"{len(samples)} training samples; a probe needs two, or probe.enabled off"
+        )
     count = min(max(1, round(config.fraction * len(samples))), config.max_samples)
     chosen = Random(seed).sample(range(len(samples)), min(2 * count, len(samples)))
     half = len(chosen) // 2

@@ -61,6 +61,21 @@ class LocatorConfig:
     deviation_floor: float = 0.1
     shrinkage: float = 0.05
 
+    def __post_init__(self) -> None:
+        for name in ("hidden", "latent", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"locator.{name} is {getattr(self, name)}; at least 1")
+        for name in ("reject", "held_out"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"locator.{name} is {getattr(self, name)}; between 0 and 1")
+        if not 0 <= self.shrinkage < 1:
+            raise ValueError(f"locator.shrinkage is {self.shrinkage}; 0 or more, and less than 1")
+        if not self.learning_rate > 0 or self.beta < 0 or self.deviation_floor < 0:
+            raise ValueError(
+                f"locator.learning_rate is {self.learning_rate}; more than 0. locator.beta is "
+                f"{self.beta}, locator.deviation_floor {self.deviation_floor}; at least 0"
+            )
+
 
 @dataclass(frozen=True)
 class Location:

@@ -75,7 +75,7 @@ class TrainingConfig:
             ValueError: The global batch doesn't divide into them.
         """
         count, rest = divmod(self.global_batch, self.micro_batch * workers)
-        if rest or not count:
+        if rest:
             raise ValueError(
                 f"training.global_batch is {self.global_batch}; {workers} workers with a "
                 f"micro_batch of {self.micro_batch} need a multiple of {self.micro_batch * workers}"

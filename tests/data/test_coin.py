@@ -134,6 +134,12 @@ def answered(row: dict[str, Any], answer: Any) -> dict[str, Any]:
         (two_turns, "one turn"),
         (lambda r: r | {"conversations": r["conversations"][::-1]}, "one turn"),
         (lambda r: r | {"conversations": []}, "one turn"),
+        (lambda r: r | {"conversations": 3}, "one turn"),
+        (lambda r: r | {"conversations": ["a", "b"]}, "one turn"),
+        (lambda r: r | {"conversations": [{"from": "human"}, {"from": "gpt"}]}, "one turn"),
+        (lambda r: r | {"id": None}, "neither id nor question_id"),
+        (lambda r: r | {"image": 3}, "image must be a path"),
+        (lambda r: r | {"size": [1]}, "size must be width and height"),
         (lambda r: without(r, "conversations"), "neither conversations nor text and answer"),
         (lambda r: answered(r, ""), "the answer not empty"),
         (lambda r: answered(r, " \n"), "the answer not empty"),
@@ -261,6 +267,11 @@ def test_seeds_and_tasks_choose_selections_of_their_own(root: Path) -> None:
 
     assert len({places(seed, 0) for seed in range(5)}) > 1
     assert len({places(0, task) for task in range(8)}) > 1
+
+
+def test_a_selection_that_leaves_nothing_to_train_on_is_refused(one: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.json: 4 samples, and data\.selection 0\.9"):
+        read_tasks(config(one, selection=0.9), seed=0)
 
 
 def test_choosing_on_the_selection_never_opens_the_test_file(one: Path) -> None:
