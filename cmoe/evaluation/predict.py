@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from cmoe.data.batches import LENGTH_STEP, Collator, loader, slices
-from cmoe.data.coin import Sample, Task
+from cmoe.data.batches import LENGTH_STEP, Collator, slices
+from cmoe.data.coin import Task
 from cmoe.evaluation.scorers import Mode
 from cmoe.files import whole
 from cmoe.group import Group
 from cmoe.methods.method import Method
 from cmoe.modeling.routers import BASE
+from cmoe.passes import over_batches
 
 ANSWERS, STAGE, SURVEY = "answers", "stage", "survey"
 
@@ -150,36 +151,35 @@ class Predictor:
         file = self.folder / f"{SURVEY}-{task:03d}.safetensors"
         survey = self.group.from_first(lambda: _read_survey(file))
         if survey is None:
-            samples = self.tasks[task].test
-            compute = self.method.features if self.method.locates else None
-            rows = self._map(samples, compute, self.tasks[task].name)
-            lengths = tuple(int(n) for row in rows for n in row[:, -1])
-            features = torch.cat(rows)[:, :-1] if compute else None
-            survey = Survey(lengths, features)
+            survey = self._asked(self.tasks[task])
             if self.group.first:
                 _write_survey(file, survey)
         self._surveys[task] = survey
 
-    def _map(
-        self, samples: Sequence[Sample], compute: Callable[[Any], Tensor] | None, name: str
-    ) -> list[Tensor]:
-        """`compute` of every batch of prompts with the prompts' lengths behind it, in order."""
-        batches = slices(len(samples), self.config.batch_size)
-        mine = self.group.share(batches, equal=self.synced)
-        results: list[tuple[int, Tensor]] = []
+    def _asked(self, task: Task) -> Survey:
+        def compute(batch: Mapping[str, Tensor]) -> Tensor:
+            """Features [B, d] with the prompts' lengths behind them."""
+            lengths = batch["attention_mask"].sum(1, keepdim=True).float()
+            if not self.method.locates:
+                return lengths
+            return torch.cat([self.method.features(batch), lengths], 1)
+
         with self.running():
-            inputs = loader(
-                samples, [b for _, b in mine], self.collator.prompts, self.loader_workers
+            batches = over_batches(
+                self.group,
+                task.test,
+                self.config.batch_size,
+                self.collator.prompts,
+                compute,
+                equal=self.synced,
+                loader_workers=self.loader_workers,
+                done=lambda step, steps: self.emit(
+                    phase="features", of=task.name, step=step, steps=steps
+                ),
             )
-            for (number, _), batch in zip(mine, inputs, strict=True):
-                rows = batch["attention_mask"].sum(1, keepdim=True).float()
-                if compute is not None:
-                    features = compute(self.group.moved(batch)).float().cpu()
-                    rows = torch.cat([features, rows], 1)
-                results.append((number, rows))
-                self.emit(phase="features", of=name, step=len(results), steps=len(mine))
-        merged = dict(pair for part in self.group.gather(results) for pair in part)
-        return [merged[i] for i in range(len(batches))]
+        rows = torch.cat(batches)
+        lengths = tuple(rows[:, -1].int().tolist())
+        return Survey(lengths, rows[:, :-1] if self.method.locates else None)
 
     def _located(self, stage: int, tests: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
         """Which primitive answers each test sample after a stage, and why."""

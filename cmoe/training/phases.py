@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmoe.data.batches import Collator, loader, slices, training_order
+from cmoe.data.batches import Collator, loader, training_order
 from cmoe.data.coin import Sample
 from cmoe.group import Group
 from cmoe.methods.method import Loss
+from cmoe.passes import over_batches
 from cmoe.training.engine import Engine, TrainingConfig, running
 
 PROGRESS = "progress.json"
@@ -155,17 +156,17 @@ class Phases:
         *,
         answers: bool = False,
     ) -> list[Tensor]:
-        batches = slices(len(samples), self.batch_size)
-        mine = self.group.share(batches, equal=self.config.zero == 3)
-        results: list[tuple[int, Tensor]] = []
-        collate = self.collator.training if answers else self.collator.prompts
         with self._timed(phase), running(self.module, self.config.zero):
-            inputs = loader(samples, [b for _, b in mine], collate, self.loader_workers)
-            for (number, _), batch in zip(mine, inputs, strict=True):
-                results.append((number, compute(self.group.moved(batch)).float().cpu()))
-                self._emit(phase, len(results), len(mine))
-            merged = dict(pair for part in self.group.gather(results) for pair in part)
-        return [merged[i] for i in range(len(batches))]
+            return over_batches(
+                self.group,
+                samples,
+                self.batch_size,
+                self.collator.training if answers else self.collator.prompts,
+                compute,
+                equal=self.config.zero == 3,
+                loader_workers=self.loader_workers,
+                done=lambda step, steps: self._emit(phase, step, steps),
+            )
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         with self._timed("locator"):
