@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 from workers import TASKS, FolderLink, run_group, small_config
 
 from cmoe.config import ModelConfig, RunConfig
-from cmoe.data.coin import ensure_data
+from cmoe.data.coin import DataConfig, ensure_data, read_tasks
 from cmoe.evaluation.predict import read_answers
 from cmoe.group import Group
 from cmoe.store import Store
@@ -131,6 +132,23 @@ def test_bfloat16_learns_and_is_kept_as_bfloat16(root: Path, alone: dict[str, An
     primitive = Store.open(config.folder / "store").read(1)
     assert {t.dtype for t in primitive.experts.values()} == {torch.bfloat16}
     assert {t.dtype for t in primitive.locator.values()} == {torch.float32}
+
+
+def test_real_pictures_and_questions_run_through(root: Path) -> None:
+    found = sorted(Path(__file__).parents[3].glob("*/data/coin_real"))
+    if not found:
+        pytest.skip("no folder data/coin_real beside the project: real pictures are not tested")
+    config = small_config(root, "real")
+    tasks = ("ScienceQA", "ImageNet", "Grounding", "VQAv2")
+    data = DataConfig(
+        root=str(found[0]), images="images", tasks=tasks, train_samples=48, test_samples=9
+    )
+    config = replace(config, data=data, training=replace(config.training, steps=6))
+    matrix = run(config, 1)["matrix"]
+    assert all(cell is not None for cell in matrix["located"][-1])
+    assert sum(map(sum, matrix["location"]["confusion"])) == 4 * 9
+    sizes = {Image.open(s.image).size for t in read_tasks(data, 0) for s in t.train if s.image}
+    assert len({w > h for w, h in sizes}) == 2, "landscape and portrait pictures"
 
 
 # What goes wrong is named, and what was committed stays good
