@@ -78,7 +78,7 @@ def test_a_mixed_batch_gates_every_sample_by_its_own_router(routers: TaskRouters
         alone = routers(hidden[i : i + 1], Routing((task,), torch.tensor([task])))
         wanted = torch.zeros(3, 5)
         if alone is not None:
-            wanted[:, : alone.count] = torch.zeros(3, alone.count).scatter(
+            wanted[:, : alone.total] = torch.zeros(3, alone.total).scatter(
                 1, alone.experts, alone.weights
             )
         assert (alone is None) == (task in (BASE, 2))
