@@ -177,6 +177,8 @@ def _train(config: RunConfig, display: Display) -> None:
             trainer.fit()
     except TrainingFailedError as error:
         lost = error
+    except SystemExit as end:  # how Ray Train ends on Ctrl-C
+        raise KeyboardInterrupt from end
     finally:
         cause = ray.get(board.cause.remote())
         ray.shutdown()

@@ -136,6 +136,19 @@ def test_a_killed_driver_started_again_ends_in_the_same_matrix(
     same_as_whole(root / "runs" / "driver", whole[0])
 
 
+def test_ctrl_c_ends_the_job_and_says_how_it_goes_on(root: Path) -> None:
+    job = start(JOB, "--config", write_config(root, "interrupted"))
+    log = root / "runs" / "interrupted" / "run.log"
+    deadline = time.monotonic() + 3 * MINUTES
+    while not (log.is_file() and "predict" in log.read_text()):
+        assert time.monotonic() < deadline, "the job shows no progress"
+        time.sleep(0.2)
+    job.send_signal(signal.SIGINT)
+    out = finish(job, minutes=2)
+    assert job.returncode == 130, out
+    assert "interrupted; the same command goes on" in out
+
+
 def same_as_whole(folder: Path, whole: Path) -> None:
     assert matrix_of(folder) == matrix_of(whole)
     mine, theirs = (Store.open(f / "store") for f in (folder, whole))
