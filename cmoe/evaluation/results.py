@@ -34,6 +34,7 @@ class Facts:
         base_parameters: Scalars of the frozen base.
         flops: Operations per token of a forward pass: the base's at -1, and what each task's
             experts and routers add.
+        similarity: Mean cosine between two experts, per layer; None for a method without.
         seconds: By task and phase.
         locates: Whether the method finds the task itself; if not, there is no oracle beside it.
     """
@@ -43,6 +44,7 @@ class Facts:
     parameters: Sequence[Mapping[str, int]]
     base_parameters: int
     flops: Mapping[int, int]
+    similarity: Sequence[float | None] | None
     seconds: Mapping[str, Mapping[str, float]]
     locates: bool
 
@@ -81,6 +83,7 @@ def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) ->
             "base": facts.flops[BASE],
             "added": {t.name: facts.flops[i] for i, t in enumerate(tasks) if i in facts.flops},
         },
+        "expert_similarity": facts.similarity,
         "generated": _generated(folder, stages),
         "seconds": {name: dict(phases) for name, phases in facts.seconds.items()},
     }

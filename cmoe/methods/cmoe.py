@@ -107,6 +107,14 @@ class CMoE:
             total += 2 * (sum(used) * sum(ffn.widths) + count * ffn.hidden_size)
         return total
 
+    def expert_similarity(self) -> list[float | None]:
+        means: list[float | None] = []
+        for ffn in self.module.ffns:
+            count = len(ffn.frozen)
+            pairs = ffn.similarity().sum().item() - count  # both orders of each, without itself
+            means.append(round(pairs / (count * (count - 1)), 6) if count > 1 else None)
+        return means
+
     def append(self, *primitives: Primitive) -> None:
         self.module.append(*primitives)
 

@@ -104,6 +104,10 @@ class Method(Protocol):
         """
         ...
 
+    def expert_similarity(self) -> list[float | None] | None:
+        """Per layer the mean cosine between two experts (None with fewer); None without experts."""
+        ...
+
     def append(self, *primitives: Primitive) -> None:
         """Add primitives learned before."""
         ...

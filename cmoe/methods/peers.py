@@ -85,6 +85,9 @@ class SequentialLoRA:
             return self._base_flops
         return 2 * sum(int(p.numel()) for n, p in self.module.named_parameters() if "lora_" in n)
 
+    def expert_similarity(self) -> None:
+        return None
+
     def append(self, *primitives: Primitive) -> None:
         from peft import set_peft_model_state_dict
 

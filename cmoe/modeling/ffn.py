@@ -122,6 +122,18 @@ class GrowingFFN(nn.Module):
             tensors |= {f"{self.expert_key(name)}.A": A, f"{self.expert_key(name)}.B": B}
         return tensors
 
+    @torch.no_grad()
+    def similarity(self) -> Tensor:
+        """Cosines [E, E] between what the frozen experts do: their `BA` of all maps together."""
+        owner = nn.functional.one_hot(self.frozen.row_expert, len(self.frozen)).double()
+        inner = owner.new_zeros(len(self.frozen), len(self.frozen))
+        for linear in self.maps.values():
+            A, B = linear.frozen_A.double(), linear.frozen_B.double()
+            # <B_e A_e, B_f A_f> is the sum over both experts' rows of (B B') x (A A').
+            inner += owner.T @ ((B @ B.T) * (A @ A.T)) @ owner
+        norm = inner.diagonal().sqrt().clamp_min(1e-30)
+        return inner / norm / norm[:, None]
+
     def freeze(self, primitives: Sequence[Primitive]) -> None:
         """Append the primitives' experts and routers of this layer to the frozen ones."""
         first = f"{self.expert_key(next(iter(self.maps)))}.A"

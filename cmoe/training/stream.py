@@ -154,6 +154,7 @@ class Stream:
             parameters=[r.parameters for r in records],
             base_parameters=self.method.base_parameters,
             flops={t: self.method.flops_per_token(t) for t in (BASE, *range(len(records)))},
+            similarity=self.method.expert_similarity(),
             seconds={r.task: self._noted(r.index).get("seconds", {}) for r in records},
             locates=self.method.locates,
         )

@@ -128,6 +128,7 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
         parameters=[record.parameters for record in store.records()],
         base_parameters=method.base_parameters,
         flops={t: method.flops_per_token(t) for t in (BASE, *range(learned))},
+        similarity=method.expert_similarity(),
         seconds=seconds,
         locates=method.locates,
     )

@@ -76,6 +76,7 @@ FACTS = Facts(
     parameters=[{"experts": 10 + i, "routers": 2, "locator": 3} for i in range(3)],
     base_parameters=1000,
     flops={BASE: 500, 0: 10, 1: 20, 2: 30},
+    similarity=[0.5, None],
     seconds={"GQA": {"train": 2.0}, "ImageNet": {"probe": 1.0, "train": 2.0}},
     locates=True,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -304,6 +305,23 @@ def test_use_is_recorded_by_expert(stream: Stream) -> None:
 
 
 @torch.no_grad()
+def test_similarity_is_the_mean_cosine_of_the_experts_products(stream: Stream) -> None:
+    method = stream.method
+    for ffn, mean in zip(method.module.ffns, method.expert_similarity(), strict=True):
+        products = []
+        for number in range(len(ffn.frozen)):
+            expert = ffn.expert(number)
+            keys = [ffn.expert_key(name) for name in ffn.maps]
+            whole = [(expert[f"{k}.B"][0] @ expert[f"{k}.A"][0]).flatten() for k in keys]
+            products.append(torch.cat(whole).double())
+        if len(products) < 2:
+            assert mean is None
+            continue
+        cosine = torch.nn.functional.cosine_similarity
+        pairs = [cosine(a, b, dim=0).item() for a, b in combinations(products, 2)]
+        assert mean == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
+
+
 def test_learning_another_task_leaves_every_bit_of_the_earlier_ones() -> None:
     untouched, inputs = make_base(), make_inputs()
     method = make_method()
