@@ -111,8 +111,11 @@ class CMoE:
         means: list[float | None] = []
         for ffn in self.module.ffns:
             count = len(ffn.frozen)
+            if count < 2:
+                means.append(None)
+                continue
             pairs = ffn.similarity().sum().item() - count  # both orders of each, without itself
-            means.append(round(pairs / (count * (count - 1)), 6) if count > 1 else None)
+            means.append(round(pairs / (count * (count - 1)), 6))
         return means
 
     def append(self, *primitives: Primitive) -> None:

@@ -305,6 +305,10 @@ def test_use_is_recorded_by_expert(stream: Stream) -> None:
 
 
 @torch.no_grad()
+def test_without_experts_there_is_no_similarity() -> None:
+    assert make_method().expert_similarity() == [None] * LAYERS
+
+
 def test_similarity_is_the_mean_cosine_of_the_experts_products(stream: Stream) -> None:
     method = stream.method
     for ffn, mean in zip(method.module.ffns, method.expert_similarity(), strict=True):
