@@ -173,14 +173,12 @@ def test_a_broken_picture_ends_the_run_by_name(root: Path) -> None:
     write_mini_coin(data, train=32, test=8)
     picture = data / "images" / "VizWiz" / "train" / "00007.png"
     picture.write_bytes(picture.read_bytes()[:100])
-    started = time.monotonic()
     job = start(JOB, "--config", config_file)
     out = finish(job)
     assert job.returncode == 1
     assert "VizWiz-train-00007" in out
     assert str(picture) in out
     assert "lost a worker" not in out, "what is wrong with the data isn't tried again"
-    assert time.monotonic() - started < 2 * MINUTES
 
 
 def test_wandb_offline_keeps_the_run_on_the_disk(root: Path) -> None:
