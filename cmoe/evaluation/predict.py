@@ -121,7 +121,7 @@ class Predictor:
 
     def done(self, stage: int) -> bool:
         """Whether a stage has been evaluated; -1 is the base before the first task."""
-        return self.group.from_first(lambda: self._stage_file(stage).is_file())
+        return self.group.from_first(lambda: stage_file(self.folder, stage).is_file())
 
     def evaluate(self, stage: int, digests: Mapping[int, str]) -> None:
         """Answer the tests of all tasks up to `stage`, of all tasks for -1.
@@ -135,7 +135,9 @@ class Predictor:
             self._survey(task)
         located = self.group.from_first(lambda: self._located(stage, tests))
         wanted = self._wanted(stage, located)
-        known = self.group.from_first(lambda: self._known() if self.config.cache else set())
+        known = self.group.from_first(
+            lambda: set(read_answers(self.folder) if self.config.cache else ())
+        )
         open_ = [w for w in wanted if self._key(w, digests) not in known]
         self._generate(stage, open_, digests)
         if self.group.first:
@@ -261,9 +263,6 @@ class Predictor:
         task = self.tasks[wanted.task]
         return task.name, task.test[wanted.sample].id, digests[wanted.by]
 
-    def _known(self) -> set[tuple[str, str, str]]:
-        return set(read_answers(self.folder))
-
     def _write_answers(
         self,
         stage: int,
@@ -281,9 +280,6 @@ class Predictor:
         table["stage"] = [stage] * len(rows)
         _write(self.folder / f"{ANSWERS}-{number:05d}.parquet", table)
 
-    def _stage_file(self, stage: int) -> Path:
-        return stage_file(self.folder, stage)
-
     def _write_stage(self, stage: int, located: Mapping[int, Mapping[str, list[Any]]]) -> None:
         table: dict[str, list[Any]] = {
             n: [] for n in ("task", "question_id", "by", "unknown", "scores")
@@ -294,7 +290,7 @@ class Predictor:
             table["question_id"] += [s.id for s in test]
             for name, values in columns.items():
                 table[name] += values
-        _write(self._stage_file(stage), table)
+        _write(stage_file(self.folder, stage), table)
 
 
 def stage_file(folder: Path, stage: int) -> Path:
@@ -314,8 +310,12 @@ def read_answers(folder: Path) -> dict[tuple[str, str, str], tuple[str, int]]:
 
 
 def _write(file: Path, table: Mapping[str, list[Any]]) -> None:
-    schema = {"unknown": pa.bool_(), "scores": pa.list_(pa.float32())}
-    types = {"by": pa.int32(), "stage": pa.int32()} | schema
+    types = {
+        "by": pa.int32(),
+        "stage": pa.int32(),
+        "unknown": pa.bool_(),
+        "scores": pa.list_(pa.float32()),
+    }
     arrays = {n: pa.array(v, types.get(n, pa.string())) for n, v in table.items()}
     with whole(file) as beside:
         pq.write_table(pa.table(arrays), beside)

@@ -68,6 +68,11 @@ class Run:
         return self.found["location"] is not None
 
 
+def notes_file(folder: Path, index: int) -> Path:
+    """What a task took, and how its losses went; beside the store, as times differ between runs."""
+    return folder / STAGES / f"{index:03d}.json"
+
+
 def read_run(folder: Path, tasks: Sequence[Task]) -> Run:
     """Read a run's folder.
 
@@ -80,7 +85,7 @@ def read_run(folder: Path, tasks: Sequence[Task]) -> Run:
     if not count:
         raise ValueError(f"{folder / MATRIX}: no task has been tested yet; nothing to report")
     store = Store.open(folder / STORE)
-    files = [folder / STAGES / f"{i:03d}.json" for i in range(count)]
+    files = [notes_file(folder, i) for i in range(count)]
     notes = [json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in files]
     stages = {
         number: _read_stage(file)

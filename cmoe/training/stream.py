@@ -20,7 +20,7 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import Task, read_tasks
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
-from cmoe.evaluation.run import PREDICTIONS, STAGES, STORE
+from cmoe.evaluation.run import PREDICTIONS, STAGES, STORE, notes_file
 from cmoe.group import Group
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
@@ -162,11 +162,11 @@ class Stream:
     # What is kept beside the store: what a stage took, and how its losses went
 
     def _noted(self, index: int) -> dict[str, Any]:
-        file = self.folder / STAGES / f"{index:03d}.json"
+        file = notes_file(self.folder, index)
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def _note(self, index: int, values: Mapping[str, Any]) -> None:
-        write_json(self.folder / STAGES / f"{index:03d}.json", {**self._noted(index), **values})
+        write_json(notes_file(self.folder, index), {**self._noted(index), **values})
 
     def _emit_prediction(self, phase: str, step: int, steps: int, **more: Any) -> None:
         if self.group.first:
