@@ -47,6 +47,7 @@ class PlainTrainer:
         seen: By phase, the samples it got, in the order of the phases.
         taken: By training, the steps that were asked for; None where it was left to the trainer.
         losses: By training, its loss function.
+        curves: By training, the loss of every step.
     """
 
     def __init__(
@@ -56,25 +57,31 @@ class PlainTrainer:
         steps: int = 3,
         learning_rate: float = 0.03,
         notes: Mapping[str, Any] | None = None,
+        collate: Callable[..., dict[str, Tensor]] = make_batch,
     ) -> None:
         self.module, self.steps, self.learning_rate = module, steps, learning_rate
+        self.collate = collate
         self.notes = dict(notes or {})
         self.seen: dict[str, list[Sample]] = {}
         self.taken: dict[str, int | None] = {}
         self.losses: dict[str, Loss] = {}
+        self.curves: dict[str, list[float]] = {}
 
     def fit(
         self, phase: str, samples: Sequence[Sample], loss: Loss, steps: int | None = None
     ) -> None:
         self.seen[phase], self.taken[phase], self.losses[phase] = list(samples), steps, loss
+        self.curves[phase] = []
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=0.0)
         stream = cycle(samples)
         self.module.train()
         for _ in range(steps or self.steps):
-            inputs = make_batch(list(islice(stream, 4)), answers=True)
+            inputs = self.collate(list(islice(stream, 4)), answers=True)
             optimizer.zero_grad()
-            loss(self.module, inputs, float((inputs["labels"] != -100).sum())).backward()
+            value = loss(self.module, inputs, float((inputs["labels"] != -100).sum()))
+            value.backward()
+            self.curves[phase].append(value.item())
             optimizer.step()
         optimizer.zero_grad()
         self.module.eval()
@@ -89,7 +96,7 @@ class PlainTrainer:
     ) -> list[Tensor]:
         self.seen[phase] = list(samples)
         batches = [samples[i : i + 5] for i in range(0, len(samples), 5)]
-        return [compute(make_batch(b, answers=answers)).float().cpu() for b in batches]
+        return [compute(self.collate(b, answers=answers)).float().cpu() for b in batches]
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         return make()

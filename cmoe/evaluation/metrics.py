@@ -6,7 +6,8 @@ a longer stream are a matrix of their own, however wide they are. Means are over
 never weighted by samples.
 
 Every function raises ValueError for a matrix without rows, and for one that lacks a cell on the
-diagonal or below. Forward transfer needs `a[j - 1][j]`, which stands above the diagonal.
+diagonal or below. Only forward transfer needs cells above the diagonal, `a[j - 1][j]`, and takes
+them by themselves.
 """
 
 from __future__ import annotations
@@ -62,6 +63,20 @@ def forgetting(a: Matrix) -> list[float]:
     """`max_i a[i][j] - a[T-1][j]` of each task `j`, in points: at least 0, and 0 for the last."""
     rows = _triangle(a)
     return [max(row[j] for row in rows[j:]) - final for j, final in enumerate(rows[-1])]
+
+
+def fwt(before: Sequence[float], zero_shot: Sequence[float]) -> float | None:
+    """`(1/(T-1)) sum_{j>0} (a[j-1][j] - zero_shot[j])`: forward transfer, in points.
+
+    What learning the tasks before a task did for it (Lopez-Paz & Ranzato 2017, eq. 4, with the base
+    in the place of random initialisation); None after a single task.
+
+    Args:
+        before: `a[j-1][j]` of each task `j`, in percent; the first one's own doesn't count.
+        zero_shot: Accuracy of the base, of as many tasks or more.
+    """
+    gains = [now - base for now, base in zip(before, zero_shot, strict=False)][1:]
+    return fmean(gains) if gains else None
 
 
 def _transferred(rows: Sequence[Sequence[float]]) -> float:

@@ -145,6 +145,11 @@ def _experts(run: Run) -> dict[str, Any] | None:
             peak=max(map(max, added)),
             low=26,
         ),
+        "similarity": [
+            (layer, cosine)
+            for layer, cosine in enumerate(run.found["expert_similarity"])
+            if cosine is not None
+        ],
         "probes": [_probe(t, d, names[t]) for t, d in enumerate(decisions) if "scores" in d],
         "reuse": figures.heat_map(
             "reuse",

@@ -124,22 +124,19 @@ class Predictor:
         return self.group.from_first(lambda: stage_file(self.folder, stage).is_file())
 
     def evaluate(self, stage: int, digests: Mapping[int, str]) -> None:
-        """Answer the tests of all tasks up to `stage`, of all tasks for -1.
+        """Answer the tests of all tasks up to `stage` and of the next, of all tasks for -1.
+
+        The next task's show what it gains from those before it (forward transfer).
 
         Args:
             stage: Index of the task learned last.
             digests: Digest of every primitive up to `stage`, and of the base at -1.
         """
-        tests = range(len(self.tasks)) if stage == BASE else range(stage + 1)
+        tests = range(len(self.tasks) if stage == BASE else min(stage + 2, len(self.tasks)))
         for task in tests:
             self._survey(task)
-        located = self.group.from_first(lambda: self._located(stage, tests))
-        wanted = self._wanted(stage, located)
-        known = self.group.from_first(
-            lambda: set(read_answers(self.folder) if self.config.cache else ())
-        )
-        open_ = [w for w in wanted if self._key(w, digests) not in known]
-        self._generate(stage, open_, digests)
+        located, wanted = self.group.from_first(lambda: self._plan(stage, tests, digests))
+        self._generate(stage, wanted, digests)
         if self.group.first:
             self._write_stage(stage, located)
         self.group.wait()  # no rank goes on before the stage is on the disk
@@ -183,6 +180,15 @@ class Predictor:
         lengths = tuple(rows[:, -1].int().tolist())
         return Survey(lengths, rows[:, :-1] if self.method.locates else None)
 
+    def _plan(
+        self, stage: int, tests: Sequence[int], digests: Mapping[int, str]
+    ) -> tuple[dict[int, dict[str, list[Any]]], list[Wanted]]:
+        """Who answers each test sample after a stage, and which answers aren't known yet."""
+        located = self._located(stage, tests)
+        known = read_answers(self.folder) if self.config.cache else {}
+        wanted = self._wanted(stage, located)
+        return located, [w for w in wanted if self._key(w, digests) not in known]
+
     def _located(self, stage: int, tests: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
         """Which primitive answers each test sample after a stage, and why."""
         found: dict[int, dict[str, list[Any]]] = {}
@@ -211,7 +217,7 @@ class Predictor:
             ):
                 length = -(-length // LENGTH_STEP) * LENGTH_STEP
                 wanted.add(Wanted(by, length, task, sample))
-                if stage != BASE and self.method.locates:
+                if task <= stage and self.method.locates:
                     wanted.add(Wanted(task, length, task, sample))
         return sorted(wanted)
 
@@ -298,14 +304,14 @@ def stage_file(folder: Path, stage: int) -> Path:
     return folder / (f"{STAGE}-{stage:03d}.parquet" if stage != BASE else f"{STAGE}-base.parquet")
 
 
-def read_answers(folder: Path) -> dict[tuple[str, str, str], tuple[str, int]]:
-    """All answers: (task, question id, primitive) -> text, and the stage that asked first."""
-    answers: dict[tuple[str, str, str], tuple[str, int]] = {}
+def read_answers(folder: Path) -> dict[tuple[str, str, str], str]:
+    """All answers: (task, question id, primitive) -> text."""
+    answers: dict[tuple[str, str, str], str] = {}
     for file in sorted(folder.glob(f"{ANSWERS}-*.parquet")):
         table = pq.read_table(file).to_pydict()
         keys = zip(table["task"], table["question_id"], table["primitive"], strict=True)
-        for key, text, stage in zip(keys, table["text"], table["stage"], strict=True):
-            answers.setdefault(key, (text, stage))
+        for key, text in zip(keys, table["text"], strict=True):
+            answers.setdefault(key, text)
     return answers
 
 

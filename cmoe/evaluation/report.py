@@ -14,9 +14,8 @@ from typing import Any
 from cmoe.data.coin import Task
 from cmoe.evaluation.metrics import forgetting
 from cmoe.evaluation.pictures import pictures
-from cmoe.evaluation.run import Run, read_run
+from cmoe.evaluation.run import ALONE, Run, read_run
 from cmoe.files import whole
-from cmoe.modeling.routers import BASE
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -71,6 +70,7 @@ def _facts(run: Run) -> dict[str, Any]:
     parts = sorted({part for row in parameters for part, n in row["parts"].items() if n})
     answering = parameters if run.locates else parameters[-1:]  # else the latest answers everything
     seconds = {name: found["seconds"].get(name, {}) for name in names}
+    seconds = {"base alone": found["seconds"].get(ALONE, {})} | seconds
     located = [row[: len(names)] for row in found["located"]]
     return {
         "metrics": _metrics(found, other),
@@ -99,7 +99,7 @@ def _metrics(found: Mapping[str, Any], other: str) -> list[dict[str, Any]]:
     for scoring, table in ((found["scoring"], found), (other, found[other])):
         for key, how in (("metrics", "located"), ("oracle_metrics", "oracle")):
             if table[key] is not None:
-                rows.append({"scoring": scoring, "how": how, **table[key]})
+                rows.append({"scoring": scoring, "how": how, "fwt": None, **table[key]})
     return rows
 
 
@@ -124,8 +124,8 @@ def _asked(run: Run) -> int:
     """Answers that the matrices are made of, had each stage been answered afresh."""
     count = 0
     for number, stage in run.stages.items():
-        for task, samples in stage.items():
-            own = {run.names.index(task)} if run.locates and number != BASE else set()
+        for i, samples in enumerate(stage.values()):
+            own = {i} if run.locates and i <= number else set()
             count += sum(len({by} | own) for by in samples.by)
     return count
 

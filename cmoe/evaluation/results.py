@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cmoe.data.coin import Sample, Task
-from cmoe.evaluation.metrics import summary
+from cmoe.evaluation.metrics import fwt, summary
 from cmoe.evaluation.predict import ANSWERS, read_answers, stage_file
 from cmoe.evaluation.scorers import Mode, Target, score
 from cmoe.files import whole
@@ -35,7 +35,7 @@ class Facts:
         flops: Operations per token of a forward pass: the base's at -1, and what each task's
             experts and routers add.
         similarity: Mean cosine between two experts, per layer; None for a method without.
-        seconds: By task and phase.
+        seconds: By task and phase; what answering with the base alone took stands under `base`.
         locates: Whether the method finds the task itself; if not, there is no oracle beside it.
     """
 
@@ -52,7 +52,8 @@ class Facts:
 def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) -> dict[str, Any]:
     """Everything that is written to `matrix.json`, from the answers in a folder.
 
-    Rows are the stages evaluated so far; accuracies are percent, null above the diagonal.
+    Rows are the stages evaluated so far; accuracies are percent, null above the diagonal. `before`
+    holds each task's accuracy just before it was learned.
 
     Args:
         folder: With the answers and the stages.
@@ -60,7 +61,7 @@ def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) ->
         facts: The rest.
         scoring: The scorers of the main tables; the other mode's stand beside them.
     """
-    answers = {key: text for key, (text, _) in read_answers(folder).items()}
+    answers = read_answers(folder)
     stages = [s for s in range(len(facts.digests) - 1) if stage_file(folder, s).is_file()]
     by = {s: _answerers(folder, s) for s in (BASE, *stages) if stage_file(folder, s).is_file()}
     # A method that doesn't locate answers with its latest stage alone.
@@ -73,7 +74,9 @@ def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) ->
         "scoring": scoring,
         **tables[scoring],
         other: tables[other],
-        "location": _location(tasks, by[stages[-1]]) if facts.locates and stages else None,
+        "location": _location(tasks[: len(stages)], by[stages[-1]])
+        if facts.locates and stages
+        else None,
         "parameters": {
             "base": facts.base_parameters,
             "added": sum(sum(p.values()) for p in answering),
@@ -158,14 +161,17 @@ def _tables(
     oracle = None
     if facts.locates:
         oracle = matrix(lambda i, j: [j] * len(tasks[j].test))
-    zero_shot = None
+    zero_shot = before = forward = None
     if BASE in by:
         zero_shot = [cell(j, by[BASE][t.name]) for j, t in enumerate(tasks)]
+        before = [cell(j, by[j - 1][tasks[j].name]) for j in range(len(stages))]
+        forward = fwt(before, zero_shot)
     return {
         "zero_shot": zero_shot,
+        "before": before,
         "located": located,
         "oracle": oracle,
-        "metrics": summary(located) if located else None,
+        "metrics": summary(located) | {"fwt": forward} if located else None,
         "oracle_metrics": summary(oracle) if oracle else None,
     }
 
@@ -181,9 +187,8 @@ def _answerers(folder: Path, stage: int) -> dict[str, list[int]]:
 
 def _location(tasks: Sequence[Task], by: Mapping[str, list[int]]) -> dict[str, Any]:
     """Percent of samples located right (a mean over tasks), and counts: true x located."""
-    names = [t.name for t in tasks if t.name in by]
-    counts = [Counter(by[name]) for name in names]
-    confusion = [[count[j] for j in range(len(names))] for count in counts]
+    counts = [Counter(by[t.name]) for t in tasks]
+    confusion = [[count[j] for j in range(len(tasks))] for count in counts]
     right = [100 * row[i] / sum(row) for i, row in enumerate(confusion)]
     return {"accuracy": round(sum(right) / len(right), 6), "confusion": confusion}
 

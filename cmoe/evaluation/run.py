@@ -18,6 +18,7 @@ from cmoe.modeling.routers import BASE
 from cmoe.store import BaseId, Record, Store
 
 CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "stages"
+ALONE = "base"  # stands for the frozen base where tasks are named
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,13 @@ class Run:
 
 
 def notes_file(folder: Path, index: int) -> Path:
-    """What a task took, and how its losses went; beside the store, as times differ between runs."""
-    return folder / STAGES / f"{index:03d}.json"
+    """What a task took, and how its losses went; beside the store, as times differ between runs.
+
+    Args:
+        folder: The run's.
+        index: Of the task, or -1 for the base alone.
+    """
+    return folder / STAGES / (f"{index:03d}.json" if index != BASE else f"{ALONE}.json")
 
 
 def read_run(folder: Path, tasks: Sequence[Task]) -> Run:
@@ -92,7 +98,6 @@ def read_run(folder: Path, tasks: Sequence[Task]) -> Run:
         for number in (BASE, *range(count))
         if (file := stage_file(folder / PREDICTIONS, number)).is_file()
     }
-    answers = {key: answer for key, (answer, _) in read_answers(folder / PREDICTIONS).items()}
     return Run(
         text=text,
         config=yaml.safe_load(text),
@@ -102,7 +107,7 @@ def read_run(folder: Path, tasks: Sequence[Task]) -> Run:
         base=store.header.base,
         notes=notes,
         stages=stages,
-        answers=answers,
+        answers=read_answers(folder / PREDICTIONS),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cmoe.modeling.base import Pooling
 
+Score = Literal["z", "raw", "mahalanobis"]
 MIN_SAMPLES = 8
 
 
@@ -48,7 +49,7 @@ class LocatorConfig:
 
     layer: int = -1
     pooling: Pooling = "last"
-    score: Literal["z", "raw", "mahalanobis"] = "z"
+    score: Score = "z"
     placement: Literal["front", "inline"] = "front"
     reject: float = 0.99
     hidden: int = 64

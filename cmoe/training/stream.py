@@ -20,7 +20,7 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import Task, read_tasks
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
-from cmoe.evaluation.run import PREDICTIONS, STAGES, STORE, notes_file
+from cmoe.evaluation.run import ALONE, PREDICTIONS, STAGES, STORE, notes_file
 from cmoe.group import Group
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
@@ -130,7 +130,7 @@ class Stream:
             name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
             with _named(f"while evaluating {name}"):
                 self.predictor.evaluate(stage, self._digests())
-            if self.group.first and stage != BASE:
+            if self.group.first:
                 spent = self._noted(stage).get("seconds", {})
                 passed = {"predict": time.monotonic() - start}
                 self._note(stage, {"seconds": spent | passed})
@@ -155,7 +155,10 @@ class Stream:
             base_parameters=self.method.base_parameters,
             flops={t: self.method.flops_per_token(t) for t in (BASE, *range(len(records)))},
             similarity=self.method.expert_similarity(),
-            seconds={r.task: self._noted(r.index).get("seconds", {}) for r in records},
+            seconds={
+                name: self._noted(index).get("seconds", {})
+                for name, index in [(ALONE, BASE), *((r.task, r.index) for r in records)]
+            },
             locates=self.method.locates,
         )
 

@@ -12,6 +12,7 @@ from cmoe.evaluation.metrics import (
     bwt,
     bwt_t_minus_1,
     forgetting,
+    fwt,
     last,
     maa,
     mft,
@@ -37,6 +38,12 @@ def test_measures_by_hand() -> None:
     assert bwt(THREE) == pytest.approx((-40 - 30) / 3)
     assert bwt_t_minus_1(THREE) == pytest.approx((-40 - 30) / 2)
     assert forgetting(THREE) == pytest.approx([40, 30, 0])
+
+
+def test_forward_transfer_counts_what_came_before_a_task_was_learned() -> None:
+    # The first task has nothing before it: whatever stands there doesn't count.
+    assert fwt([99, 40, 55], [0, 30, 60, 7]) == pytest.approx((10 - 5) / 2)
+    assert fwt([40], [40]) is None
 
 
 def test_maa_is_a_mean_of_row_means_not_of_cells() -> None:

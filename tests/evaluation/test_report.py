@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
@@ -19,11 +19,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from plain_trainer import PlainTrainer
 from torch import Tensor
 
 from cmoe.assets import MINI_BASE
 from cmoe.config import RunConfig
-from cmoe.data.batches import Collator, slices
+from cmoe.data.batches import Collator
 from cmoe.data.coin import DataConfig, Sample, Task, read_tasks
 from cmoe.data.mini import write_mini_coin
 from cmoe.evaluation.predict import EvaluationConfig, Predictor, read_answers
@@ -47,47 +48,6 @@ VOID = {"meta", "img", "br"}
 Stream = tuple[RunConfig, tuple[Task, ...]]
 
 
-class OneProcess:
-    """A trainer without a cluster: two steps a phase, all that it is asked for."""
-
-    def __init__(self, method: Method, collator: Collator) -> None:
-        self.method, self.collator = method, collator
-        self.loss: dict[str, list[float]] = {}
-        self.seconds: dict[str, float] = {}
-
-    def fit(self, phase: str, samples: Sequence[Sample], loss: Any, steps: Any = None) -> None:
-        self.loss[phase], self.seconds[phase] = [], 1.5
-        trained = [p for p in self.method.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(trained, lr=1e-3)
-        batch = self.collator.training(samples[:4])
-        tokens = float((batch["labels"] != -100).sum())
-        for _ in range(2):
-            value = loss(self.method.module, batch, tokens)
-            value.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            self.loss[phase].append(float(value.detach()))
-
-    def map(
-        self,
-        phase: str,
-        samples: Sequence[Sample],
-        compute: Callable[[Mapping[str, Tensor]], Tensor],
-        *,
-        answers: bool = False,
-    ) -> list[Tensor]:
-        self.seconds[phase] = 0.25
-        collate = self.collator.training if answers else self.collator.prompts
-        cuts = slices(len(samples), 8)
-        return [compute(collate([samples[i] for i in cut])).float() for cut in cuts]
-
-    def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        return make()
-
-    def recall(self, name: str, make: Callable[[], Any]) -> Any:
-        return json.loads(json.dumps(make()))
-
-
 def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) -> Path:
     """A run's folder after so many tasks of the stream, and its report."""
     base, processor = load_base(str(MINI_BASE), dtype=torch.float32)
@@ -97,6 +57,10 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
     else:
         method = CMoE(base, config.experts, config.probe, config.locator, 0)
     collator = Collator(processor, 256, config.evaluation.max_new_tokens)
+
+    def collate(samples: Sequence[Sample], *, answers: bool) -> dict[str, Tensor]:
+        return collator.training(samples) if answers else collator.prompts(samples)
+
     (folder / "predictions").mkdir(parents=True)
     (folder / "stages").mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
@@ -113,13 +77,13 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
         loader_workers=0,
         emit=lambda **_: None,
     )
-    digests, seconds = {BASE: method.base_digest}, {}
+    digests, seconds = {BASE: method.base_digest}, {"base": {"predict": 0.5}}
     predictor.evaluate(BASE, digests)
     for index, task in enumerate(tasks[:learned]):
-        trainer = OneProcess(method, collator)
+        trainer = PlainTrainer(method.module, steps=2, learning_rate=1e-3, collate=collate)
         digests[index] = store.append(method.learn(task.name, task.train, trainer)).digest
-        seconds[task.name] = trainer.seconds
-        noted = {"seconds": trainer.seconds, "loss": trainer.loss}
+        seconds[task.name] = dict.fromkeys(trainer.seen, 1.5)
+        noted = {"seconds": seconds[task.name], "loss": trainer.curves}
         write_json(folder / "stages" / f"{index:03d}.json", noted)
         predictor.evaluate(index, digests)
     facts = Facts(
@@ -140,7 +104,7 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
 
 def agreed(tasks: Sequence[Task], folder: Path) -> tuple[Task, ...]:
     """The stream with half of the first task's answers as they were said: those are right."""
-    said = {id_: text for (_, id_, _), (text, _) in read_answers(folder / "predictions").items()}
+    said = {id_: text for (_, id_, _), text in read_answers(folder / "predictions").items()}
     first, *others = tasks
     half = TESTED // 2
     right = tuple(replace(s, answer=said[s.id] or "nothing") for s in first.test[:half])

@@ -96,7 +96,7 @@ def answers(found: dict[str, Any], folder: Path) -> dict[tuple[str, str, str], s
     """Task, question and the name of the answering task -> text."""
     names = {r.digest: r.task for r in found["records"]}
     every = read_answers(folder / "predictions").items()
-    return {(task, q, names.get(by, "base")): text for (task, q, by), (text, _) in every}
+    return {(task, q, names.get(by, "base")): text for (task, q, by), text in every}
 
 
 def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str, Any]) -> None:
