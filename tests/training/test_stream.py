@@ -40,7 +40,7 @@ def run(config: RunConfig, workers: int) -> dict[str, Any]:
     return {
         "matrix": json.loads((config.folder / "matrix.json").read_text()),
         "records": Store.open(config.folder / "store").records(),
-        "loss": {s["task"]: s["loss"] for s in stages},
+        "loss": {s["task"]: s["loss"] for s in stages if "task" in s},
     }
 
 
@@ -80,10 +80,13 @@ def test_matrix_has_what_readers_of_it_need(alone: dict[str, Any]) -> None:
         for i, row in enumerate(matrix[name]):
             assert [cell is None for cell in row] == [j > i for j in range(len(TASKS))]
             assert all(0 <= cell <= 100 for cell in row[: i + 1])
-    assert set(matrix["metrics"]) == {"last", "mft", "maa", "bwt", "bwt_t_minus_1"}
+    assert set(matrix["metrics"]) == {"last", "mft", "maa", "bwt", "bwt_t_minus_1", "fwt"}
     assert sum(map(sum, matrix["location"]["confusion"])) == len(TASKS) * 21
     assert set(matrix["parameters"]["tasks"]) == set(TASKS)
-    assert all(phases["train"] > 0 for phases in matrix["seconds"].values())
+    assert set(matrix["seconds"]) == {"base", *TASKS}
+    assert all(matrix["seconds"][task]["train"] > 0 for task in TASKS)
+    assert len(matrix["before"]) == len(TASKS)
+    assert matrix["before"][0] == matrix["zero_shot"][0], "nothing was learned before the first"
 
 
 def test_the_oracle_does_not_drift(alone: dict[str, Any]) -> None:
