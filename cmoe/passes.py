@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cmoe.data.batches import loader, slices
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.group import Group
 
 

@@ -20,7 +20,8 @@ def main() -> int:
     config = parse(prog="coin_locate.py")
     from cmoe.benchmarks.locating import accuracies
     from cmoe.data.batches import Collator
-    from cmoe.data.coin import DataError, ensure_data, read_tasks
+    from cmoe.data.coin import ensure_data, read_tasks
+    from cmoe.data.samples import DataError
     from cmoe.modeling.base import load_base
 
     data = replace(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmoe.data.batches import Collator, slices
-from cmoe.data.coin import Sample, Task
+from cmoe.data.samples import Sample, Task
 from cmoe.modeling.base import (
     Pooling,
     find_layers,

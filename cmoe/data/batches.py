@@ -7,7 +7,7 @@ workers take whole batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,25 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cmoe.data.coin import DataError, Sample
+from cmoe.data.samples import DataError, Sample
 
 IGNORED = -100  # the label of a token that isn't part of an answer
 LENGTH_STEP = 32  # prompts are padded to multiples of this many tokens where shapes must be stable
+
+
+class Tail(NamedTuple):
+    """Tokens behind a prompt, and which of them belong to an answer (its end of turn included)."""
+
+    ids: list[int]
+    answers: list[bool]
+
+
+class _Piece(NamedTuple):
+    """A piece of a conversation, tokenised behind its `anchor`, as it stands behind it there."""
+
+    anchor: str
+    text: str
+    answer: bool
 
 
 class Collator:
@@ -36,27 +51,66 @@ class Collator:
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
-        prompt, whole = self._chat("?", image=False), self._chat("?", image=False, answer="!")
+        prompt, whole = self._chat("?", image=False), self._chat("?", "!", image=False)
         # What the template puts before and behind an answer is the same for every sample.
-        self._before, self._after = whole[len(prompt) :].rstrip().split("!")
-        if not self._after:
-            self._after = self.tokenizer.eos_token
+        self._before, after = whole[len(prompt) :].rstrip().split("!")
+        self._closes = bool(after)  # whether the template itself ends an answer
+        self._after: str = after or self.tokenizer.eos_token
         self._anchor = prompt.rpartition("?")[2]
 
-    def _chat(self, text: str, *, image: bool, answer: str | None = None) -> str:
-        picture = [{"type": "image"}] if image else []
-        turns = [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}]
-        if answer is not None:
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        chat: str = self.processor.apply_chat_template(turns, add_generation_prompt=answer is None)
+    def _chat(self, *texts: str, image: bool) -> str:
+        """A conversation in the template: question, answer, question, and so on.
+
+        Behind a question the answer's opening stands.
+        """
+        turns: list[dict[str, Any]] = []
+        for number, text in enumerate(texts):
+            picture = [{"type": "image"}] if image and number == 0 else []
+            role = "assistant" if number % 2 else "user"
+            turns.append({"role": role, "content": [*picture, {"type": "text", "text": text}]})
+        opens = len(texts) % 2 == 1
+        chat: str = self.processor.apply_chat_template(turns, add_generation_prompt=opens)
         return chat
 
-    def answers(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """The answers' token ids, with the template's end of turn."""
-        texts = [f"{self._anchor}{self._before}{s.answer}{self._after}" for s in samples]
-        start = len(self.tokenizer(self._anchor, add_special_tokens=False).input_ids)
-        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
-        return [row[start:] for row in ids]
+    def tails(self, samples: Sequence[Sample]) -> list[Tail]:
+        """What stands behind each sample's prompt when it is trained on."""
+        pieces = [list(self._pieces(s)) for s in samples]
+        every = [piece for row in pieces for piece in row]
+        tokens = iter(self._ids([p.anchor + p.text for p in every]))
+        anchors = sorted({p.anchor for p in every})
+        skipped = dict(zip(anchors, map(len, self._ids(anchors)), strict=True))
+        tails = []
+        for row in pieces:
+            ids: list[int] = []
+            answers: list[bool] = []
+            for piece in row:
+                new = next(tokens)[skipped[piece.anchor] :]
+                ids += new
+                answers += [piece.answer] * len(new)
+            tails.append(Tail(ids, answers))
+        return tails
+
+    def _pieces(self, sample: Sample) -> Iterator[_Piece]:
+        """The first answer; then what the template puts before each further one, and that."""
+        yield _Piece(self._anchor, f"{self._before}{sample.answer}{self._after}", True)
+        said = [sample.text, sample.answer]
+        pictured = sample.image is not None
+        for turn in sample.further:
+            until = self._chat(*said, image=pictured).rstrip()
+            longer = self._chat(*said, turn.text, image=pictured)
+            if not longer.startswith(until):
+                raise DataError(
+                    f"sample {sample.id!r}: the base's chat template changes what was said before "
+                    "when a turn follows, so that a conversation can't be trained on"
+                )
+            between = longer[len(until) :]
+            yield _Piece(self._after, between if self._closes else between.lstrip(), False)
+            yield _Piece(self._anchor, f"{self._before}{turn.answer}{self._after}", True)
+            said += turn
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return ids
 
     def prompts(self, samples: Sequence[Sample], length: int | None = None) -> dict[str, Tensor]:
         """Prompts ready to be answered, padded on the left: `input_ids` [B, S] and the pictures.
@@ -84,29 +138,30 @@ class Collator:
         return dict(inputs)
 
     def training(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Prompts with their answers behind them, and `labels` [B, S] for the answers alone.
+        """Whole conversations, and `labels` [B, S] for their answers alone.
 
         Raises:
             DataError: As in `prompts`, or prompt and answer together are too long.
         """
         inputs = self.prompts(samples)
-        answers = self.answers(samples)
-        rows, width = inputs["input_ids"].shape[0], max(len(a) for a in answers)
+        behind = self.tails(samples)
+        rows, width = len(behind), max(len(tail.ids) for tail in behind)
         ids = torch.full((rows, width), self.tokenizer.pad_token_id)
         counts = torch.zeros(rows, width, dtype=torch.long)
-        for row, answer in enumerate(answers):
-            ids[row, : len(answer)] = torch.tensor(answer)
-            counts[row, : len(answer)] = 1
-        lengths = torch.tensor([len(a) for a in answers])
-        self._require_room(samples, inputs["attention_mask"].sum(1), lengths)
+        answered = torch.zeros(rows, width, dtype=torch.bool)
+        for row, tail in enumerate(behind):
+            ids[row, : len(tail.ids)] = torch.tensor(tail.ids)
+            counts[row, : len(tail.ids)] = 1
+            answered[row, : len(tail.ids)] = torch.tensor(tail.answers)
+        self._require_room(samples, inputs["attention_mask"].sum(1), counts.sum(1))
         shape = inputs["input_ids"].shape
         none = torch.full(shape, IGNORED)
-        tails = {"input_ids": ids, "attention_mask": counts}
+        more = {"input_ids": ids, "attention_mask": counts}
         for name, tensor in inputs.items():
-            if tensor.shape == shape:  # one number per token: so must the answer's tokens have
-                tail = tails.get(name, torch.zeros_like(ids)).to(tensor.dtype)
-                inputs[name] = torch.cat([tensor, tail], 1)
-        inputs["labels"] = torch.cat([none, ids.masked_fill(counts == 0, IGNORED)], 1)
+            if tensor.shape == shape:  # one number per token: so must the tokens behind have
+                added = more.get(name, torch.zeros_like(ids)).to(tensor.dtype)
+                inputs[name] = torch.cat([tensor, added], 1)
+        inputs["labels"] = torch.cat([none, ids.masked_fill(~answered, IGNORED)], 1)
         return inputs
 
     def _require_room(
@@ -125,7 +180,7 @@ class Collator:
 def _picture(sample: Sample) -> Image.Image:
     assert sample.image is not None
     try:
-        with Image.open(sample.image) as image:
+        with sample.image.open("rb") as file, Image.open(file) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(

@@ -1,25 +1,25 @@
-"""CoIN's files: one folder per task, a list of questions per split, pictures under one root.
+"""CoIN's tasks, from its own files or from the Parquet that was made of them.
 
-<root>/Instructions_Original/<Task>/train.json, test.json or val.json
+<root>/Instructions_Original/<Task>/train.json, test.json or val.json: a list of questions per
+split, with pictures under one folder; or <root>/manifest.json (`shards`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cmoe.data.mini import TASKS, write_mini_coin
+from cmoe.data.samples import DataError, Sample, Task, Turn
+from cmoe.data.shards import MANIFEST, StoredSamples, find_root, read_manifest, read_rows
 
+INSTRUCTIONS = "Instructions_Original"
 PLACEHOLDER = "<image>"
 TEST_FILES = ("test.json", "val.json")
-
-
-class DataError(ValueError):
-    """A file or a row that can't be used; names the file, the row and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class DataConfig:
     """The stream's tasks and their files.
 
     Attributes:
-        root: Folder with `Instructions_Original/`.
+        root: Folder with `Instructions_Original/`, or what `coin_prepare.py` made of it: a folder,
+            `s3://bucket/prefix`, or `hf://datasets/<owner>/<name>[@<revision>]`.
         images: Folder that the rows' picture paths are relative to; itself relative to `root`.
+            Prepared data brings its pictures.
         tasks: The stream, in the order of learning.
         generate: Write the generated mini CoIN to `root` where nothing is there yet.
         train_samples: Training samples a task at most; null takes all.
@@ -67,36 +69,8 @@ class DataConfig:
             raise ValueError("data.generate needs data.train_samples and data.test_samples")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One question, about a picture or about nothing but its text.
-
-    Attributes:
-        id: As in the file; unique in its split.
-        text: The question, without a placeholder for the picture.
-        answer: What the model should say.
-        image: The picture's file.
-        size: Width and height of the original picture, where the file says so (boxes).
-    """
-
-    id: str
-    text: str
-    answer: str
-    image: Path | None = None
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of the stream: what it is trained and what it is judged on."""
-
-    name: str
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
-
-
 def read_tasks(config: DataConfig, seed: int) -> tuple[Task, ...]:
-    """All tasks of a stream.
+    """All tasks of a stream, from CoIN's own files or from what was prepared of them.
 
     Args:
         config: Where they are.
@@ -105,7 +79,10 @@ def read_tasks(config: DataConfig, seed: int) -> tuple[Task, ...]:
     Raises:
         DataError: A file, a row or a picture is missing, or a split is empty.
     """
-    return tuple(_read_task(config, name, seed) for name in config.tasks)
+    root = find_root(config.root)
+    manifest = read_manifest(root)
+    source: Source = _Prepared(config, root, manifest) if manifest else _Files(config)
+    return tuple(_read_task(config, source, name, seed) for name in config.tasks)
 
 
 def ensure_data(config: DataConfig) -> None:
@@ -114,110 +91,202 @@ def ensure_data(config: DataConfig) -> None:
     Raises:
         DataError: There is no data, and none is to be generated.
     """
-    root = Path(config.root)
-    if (root / "Instructions_Original").is_dir():
+    if read_manifest(find_root(config.root)) or (Path(config.root) / INSTRUCTIONS).is_dir():
         return
     if not config.generate:
         raise DataError(
-            f"{root}/Instructions_Original: no such folder; set data.root to CoIN's files, or "
-            "data.generate to true for the generated mini CoIN"
+            f"{config.root}: neither {INSTRUCTIONS} nor {MANIFEST} is there; set data.root to "
+            "CoIN's files or to what coin_prepare.py made of them, or data.generate to true for "
+            "the generated mini CoIN"
         )
+    root = Path(config.root)
     beside = root.with_name(root.name + ".partial")
     write_mini_coin(beside, train=config.train_samples or 0, test=config.test_samples or 0)
     beside.rename(root)
 
 
-def _read_task(config: DataConfig, name: str, seed: int) -> Task:
-    folder = Path(config.root) / "Instructions_Original" / name
-    train = read_split(config, folder / "train.json", config.train_samples)
+def _read_task(config: DataConfig, source: Source, name: str, seed: int) -> Task:
+    train = source.split(name, "train", config.train_samples)
     if config.selection:
         order = list(range(len(train)))
         Random(f"{seed}/{name}/selection").shuffle(order)
         held = max(1, round(config.selection * len(train)))
-        selection = tuple(train[i] for i in sorted(order[:held]))
-        train = tuple(train[i] for i in sorted(order[held:]))
-        if not train:
+        if held == len(train):
             raise DataError(
-                f"{folder}/train.json: {held} samples, and data.selection {config.selection} takes "
-                "them all; none is left to train on"
+                f"{config.root}, {name}: {held} training samples, and data.selection "
+                f"{config.selection} takes them all; none is left to train on"
             )
+        selection = picked(train, sorted(order[:held]))
+        train = picked(train, sorted(order[held:]))
         if config.evaluate_on == "selection":
             return Task(name, train, selection)
-    files = [folder / n for n in TEST_FILES if (folder / n).is_file()]
-    if len(files) != 1:
-        raise DataError(f"{folder}: needs either of {', '.join(TEST_FILES)}; has {len(files)}")
-    return Task(name, train, read_split(config, files[0], config.test_samples))
+    return Task(name, train, source.split(name, "test", config.test_samples))
 
 
-def read_split(config: DataConfig, file: Path, limit: int | None) -> tuple[Sample, ...]:
-    """The first `limit` samples of a file, or all.
+def picked(samples: Sequence[Sample], numbers: Sequence[int]) -> Sequence[Sample]:
+    """Some of the samples, in the order given; stored ones stay where they are."""
+    if isinstance(samples, StoredSamples):
+        return samples.select(numbers)
+    return tuple(samples[i] for i in numbers)
+
+
+class Source(Protocol):
+    """Where samples come from."""
+
+    def split(self, task: str, split: str, limit: int | None) -> Sequence[Sample]:
+        """The first `limit` samples of a task's split, or all; at least one.
+
+        Raises:
+            DataError: As in `read_tasks`.
+        """
+        ...
+
+
+class _Prepared:
+    """Parquet, as `coin_prepare.py` writes it."""
+
+    def __init__(self, config: DataConfig, root: str, manifest: Mapping[str, Any]) -> None:
+        self.config, self.root, self.manifest = config, root, manifest
+
+    def split(self, task: str, split: str, limit: int | None) -> Sequence[Sample]:
+        rows = read_rows(self.root, self.manifest, task, split)
+        if not len(rows):
+            raise DataError(f"{self.root}: {task}/{split} has no sample; one at least is needed")
+        return rows[:limit]
+
+
+class _Files:
+    """CoIN's own JSON."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    def split(self, task: str, split: str, limit: int | None) -> Sequence[Sample]:
+        return self._read(split_file(Path(self.config.root), task, split), limit)
+
+    def _read(self, file: Path, limit: int | None) -> tuple[Sample, ...]:
+        config, rows = self.config, read_json(file)
+        if limit is not None and config.generate and len(rows) < limit:
+            raise DataError(
+                f"{file}: {len(rows)} samples, {limit} are asked for; remove {config.root}, and "
+                "they will be generated"
+            )
+        images = Path(config.root) / config.images
+        samples = []
+        seen: set[str] = set()
+        for number, row in enumerate(rows[:limit]):
+            try:
+                sample = parse_row(row, images)
+                if sample.id in seen:
+                    raise DataError(f"id {sample.id!r} stands twice in this file")
+                if isinstance(sample.image, Path) and not sample.image.is_file():
+                    raise DataError(f"picture {sample.image} is missing; see data.images")
+            except DataError as error:
+                raise DataError(f"{file}, row {number}: {error}") from error
+            seen.add(sample.id)
+            samples.append(sample)
+        return tuple(samples)
+
+
+# CoIN's JSON
+
+
+def split_file(root: Path, task: str, split: str) -> Path:
+    """The file of a task's `train` or `test` split; the second is CoIN's `val` for some tasks.
 
     Raises:
-        DataError: As in `read_tasks`.
+        DataError: There is none, or more than one.
+    """
+    folder = root / INSTRUCTIONS / task
+    names = ("train.json",) if split == "train" else TEST_FILES
+    files = [folder / n for n in names if (folder / n).is_file()]
+    if len(files) != 1:
+        raise DataError(
+            f"{folder}: needs {' or '.join(names)}, one of them; has {len(files)}. data.tasks "
+            "names the task"
+        )
+    return files[0]
+
+
+def read_json(file: Path) -> list[Any]:
+    """A file's rows, unread.
+
+    Raises:
+        DataError: It isn't a list in JSON, or is empty.
     """
     try:
         rows = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{file}: missing; data.tasks names a task that needs it") from error
     except ValueError as error:
         raise DataError(f"{file}: not JSON: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{file}: a list with at least one sample is needed")
-    if limit is not None and config.generate and len(rows) < limit:
-        raise DataError(
-            f"{file}: {len(rows)} samples, {limit} are asked for; remove {config.root}, and they "
-            "will be generated"
-        )
-    images = Path(config.root) / config.images
-    samples = tuple(
-        _read_row(row, f"{file}, row {number}", images) for number, row in enumerate(rows[:limit])
-    )
-    seen: set[str] = set()
-    for number, sample in enumerate(samples):
-        if sample.id in seen:
-            raise DataError(f"{file}, row {number}: id {sample.id!r} stands twice in this file")
-        seen.add(sample.id)
-    return samples
+    return rows
 
 
-def _read_row(row: Any, where: str, images: Path) -> Sample:
+def parse_row(row: Any, images: Path) -> Sample:
+    """A row of a training or of a test file; its picture isn't looked for.
+
+    Args:
+        row: As JSON has it.
+        images: What picture paths are relative to.
+
+    Raises:
+        DataError: A field is missing or of the wrong kind.
+    """
     if not isinstance(row, Mapping):
-        raise DataError(f"{where}: an object is needed, this is {type(row).__name__}")
+        raise DataError(f"an object is needed, this is {type(row).__name__}")
     known = next((row[n] for n in ("question_id", "id") if row.get(n) is not None), None)
     if known is None:
-        raise DataError(f"{where}: neither id nor question_id; has {', '.join(row)}")
+        raise DataError(f"neither id nor question_id; has {', '.join(row)}")
     if "conversations" in row:
-        text, answer = _one_turn(row["conversations"], where)
+        (text, answer), *further = _turns(row["conversations"])
     elif "text" in row and "answer" in row:
-        text, answer = row["text"], row["answer"]
+        text, answer, further = row["text"], row["answer"], []
     else:
-        raise DataError(f"{where}: neither conversations nor text and answer; has {', '.join(row)}")
-    if not isinstance(text, str) or not isinstance(answer, str) or not answer.strip():
-        raise DataError(f"{where}: question and answer must be text, the answer not empty")
+        raise DataError(f"neither conversations nor text and answer; has {', '.join(row)}")
+    for question, said in ((text, answer), *further):
+        if not isinstance(question, str) or not isinstance(said, str) or not said.strip():
+            raise DataError("question and answer must be text, the answer not empty")
     image = row.get("image")
-    if image is not None:
-        if not isinstance(image, str):
-            raise DataError(f"{where}: image must be a path, this is {image!r}")
-        image = images / image
-        if not image.is_file():
-            raise DataError(f"{where}: picture {image} is missing; see data.images")
-    text = text.replace(PLACEHOLDER, "").strip()
-    return Sample(str(known), text, answer, image, _size(row.get("size"), where))
+    if image is not None and not _is_below(image):
+        raise DataError(f"image must be a path below data.images, this is {image!r}")
+    return Sample(
+        str(known),
+        _without_placeholder(text),
+        answer,
+        None if image is None else images / image,
+        _size(row.get("size")),
+        tuple(Turn(_without_placeholder(t), said) for t, said in further),
+    )
 
 
-def _size(size: Any, where: str) -> tuple[int, int] | None:
+def _is_below(path: Any) -> bool:
+    return isinstance(path, str) and not Path(path).is_absolute() and ".." not in Path(path).parts
+
+
+def _without_placeholder(text: str) -> str:
+    return text.replace(PLACEHOLDER, "").strip()
+
+
+def _size(size: Any) -> tuple[int, int] | None:
     if size is None:
         return None
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int for n in size):
-        raise DataError(f"{where}: size must be width and height, this is {size!r}")
+        raise DataError(f"size must be width and height, this is {size!r}")
     return size[0], size[1]
 
 
-def _one_turn(turns: Any, where: str) -> tuple[Any, Any]:
-    match turns:
-        case [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]:
-            return text, answer
-    raise DataError(
-        f"{where}: conversations must be one turn, from human and from gpt, each with its value; "
-        f"this is {str(turns)[:120]}"
-    )
+def _turns(turns: Any) -> list[tuple[Any, Any]]:
+    """Question and answer of every turn."""
+    pairs = []
+    if isinstance(turns, list) and turns and len(turns) % 2 == 0:
+        for asked, said in zip(turns[::2], turns[1::2], strict=True):
+            match asked, said:
+                case {"from": "human", "value": text}, {"from": "gpt", "value": answer}:
+                    pairs.append((text, answer))
+    if not pairs or 2 * len(pairs) < len(turns):
+        raise DataError(
+            "conversations must be turns from human and from gpt by turns, each with its value; "
+            f"this is {str(turns)[:120]}"
+        )
+    return pairs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import string
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFas
 
 from cmoe.assets import MINI_BASE
 from cmoe.data.batches import IGNORED, Collator, loader, slices, training_order
-from cmoe.data.coin import DataConfig, DataError, Sample, read_tasks
+from cmoe.data.coin import DataConfig, read_tasks
 from cmoe.data.mini import write_mini_coin
+from cmoe.data.samples import DataError, Sample, Turn
 from cmoe.group import Group
 from cmoe.modeling.base import load_base
 
@@ -104,6 +106,11 @@ def conversation(processor: Any, sample: Sample) -> dict[str, Tensor]:
         {"role": "user", "content": [*picture, {"type": "text", "text": sample.text}]},
         {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]},
     ]
+    for turn in sample.further:
+        turns += [
+            {"role": "user", "content": [{"type": "text", "text": turn.text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
+        ]
     text = processor.apply_chat_template(turns)
     images = [Image.open(sample.image).convert("RGB")] if sample.image else None
     return dict(processor(text=[text.rstrip("\n")], images=images, return_tensors="pt"))
@@ -130,6 +137,27 @@ def test_a_training_row_is_the_whole_conversation_tokenised_at_once(
             pictures.append(whole["pixel_values"][0])
     assert 0 < len(pictures) < len(samples)
     assert torch.equal(batch["pixel_values"], torch.stack(pictures))
+
+
+def test_a_conversation_is_trained_on_whole_and_its_answers_alone_are_labelled(
+    variant: Any, samples: list[Sample]
+) -> None:
+    end = "<|im_end|>" if variant.chat_template == CHATML else "</s>"
+    turns = (Turn("And what's left of it?", "two cups"), Turn(" Are you sure? ", "yes, 4"))
+    several = [replace(s, further=turns[: i % 3]) for i, s in enumerate(samples[:6])]
+    batch = collator(variant).training(several)
+    for i, sample in enumerate(several):
+        assert row(batch, i) == conversation(variant, sample)["input_ids"][0].tolist()
+        labels = batch["labels"][i]
+        labelled = labels != IGNORED
+        assert torch.equal(labels[labelled], batch["input_ids"][i][labelled])
+        said = [sample.answer, *(t.answer for t in sample.further)]
+        parts = variant.tokenizer.decode(labels[labelled]).split(end)
+        assert [part.strip() for part in parts] == [*said, ""]
+    # What is located and judged is the first question alone.
+    prompts = collator(variant).prompts(several)
+    plain = collator(variant).prompts(samples[:6])
+    assert torch.equal(prompts["input_ids"], plain["input_ids"])
 
 
 # Characters of any script, line breaks and spaces at either end.
@@ -178,7 +206,7 @@ def test_prompts_are_the_beginning_of_training_rows(variant: Any, samples: list[
     assert set(training["labels"][:, :width].flatten().tolist()) == {IGNORED}
     ends = prompts["attention_mask"]
     assert ends[:, -1].all(), "padded on the left: the answer follows the prompt"
-    assert [len(a) for a in cut.answers(samples)] == (
+    assert [len(tail.ids) for tail in cut.tails(samples)] == (
         training["attention_mask"].sum(1) - ends.sum(1)
     ).tolist()
 
@@ -219,13 +247,13 @@ def test_the_models_loss_is_the_answers_cross_entropy(
     model, processor = base
     cut = collator(processor)
     total, tokens = 0.0, 0
-    for sample, answer in zip(samples, cut.answers(samples), strict=True):
+    for sample, tail in zip(samples, cut.tails(samples), strict=True):
         whole = conversation(processor, sample)
         log_probs = model(**whole).logits[0].log_softmax(-1)
         length = whole["input_ids"].shape[1]
-        for place, token in zip(range(length - len(answer), length), answer, strict=True):
+        for place, token in zip(range(length - len(tail.ids), length), tail.ids, strict=True):
             total -= log_probs[place - 1, token].item()
-        tokens += len(answer)
+        tokens += len(tail.ids)
     loss = model(**cut.training(samples), num_items_in_batch=tokens).loss
     assert loss.item() == pytest.approx(total / tokens, rel=1e-4)
 
@@ -236,7 +264,7 @@ def test_the_models_loss_is_the_answers_cross_entropy(
 def lengths(processor: Any, sample: Sample) -> tuple[int, int]:
     """Tokens of its prompt and of its answer."""
     cut = collator(processor)
-    return len(row(cut.prompts([sample]), 0)), len(cut.answers([sample])[0])
+    return len(row(cut.prompts([sample]), 0)), len(cut.tails([sample])[0].ids)
 
 
 def test_a_prompt_without_room_for_an_answer_is_named(processor: Any) -> None:

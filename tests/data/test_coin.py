@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmoe.data.coin import DataConfig, DataError, ensure_data, read_split, read_tasks
+from cmoe.data.coin import DataConfig, ensure_data, read_tasks
 from cmoe.data.mini import SIZE, TASKS, make_sample, write_mini_coin
+from cmoe.data.samples import DataError, Turn
 
 TRAIN, TEST = 12, 5
 VALIDATED = {"TextVQA", "VizWiz", "VQAv2"}  # coin.md: evaluated on val.json
@@ -110,8 +111,23 @@ def test_numbers_and_strings_as_ids_pictures_elsewhere_and_sizes(one: Path) -> N
     assert (task.test[0].id, task.test[0].image, task.test[0].text) == ("x/1", None, "No picture?")
 
 
-def two_turns(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"conversations": row["conversations"] * 2}
+def test_a_conversation_keeps_its_turns(one: Path) -> None:
+    row = train_row(0)
+    more = [{"from": "human", "value": "And now?"}, {"from": "gpt", "value": "later"}]
+    write(one, "train.json", [row | {"conversations": row["conversations"] + more}, train_row(1)])
+    (task,) = read_tasks(config(one), seed=0)
+    sample, plain = task.train
+    assert (sample.text, sample.answer) == ("Question 0?", "answer 0")
+    assert sample.further == (Turn("And now?", "later"),)
+    assert plain.further == ()
+
+
+def half_a_turn(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"conversations": [*row["conversations"], row["conversations"][0]]}
+
+
+def swapped(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"conversations": [*row["conversations"], *row["conversations"][::-1]]}
 
 
 def without(row: dict[str, Any], name: str) -> dict[str, Any]:
@@ -131,14 +147,17 @@ def answered(row: dict[str, Any], answer: Any) -> dict[str, Any]:
         (lambda r: r | {"id": "0"}, "id '0' stands twice"),
         (lambda r: r | {"image": "gone.png"}, "gone.png is missing"),
         (lambda r: r | {"image": "."}, "is missing"),
-        (two_turns, "one turn"),
-        (lambda r: r | {"conversations": r["conversations"][::-1]}, "one turn"),
-        (lambda r: r | {"conversations": []}, "one turn"),
-        (lambda r: r | {"conversations": 3}, "one turn"),
-        (lambda r: r | {"conversations": ["a", "b"]}, "one turn"),
-        (lambda r: r | {"conversations": [{"from": "human"}, {"from": "gpt"}]}, "one turn"),
+        (half_a_turn, "by turns"),
+        (swapped, "by turns"),
+        (lambda r: r | {"conversations": r["conversations"][::-1]}, "by turns"),
+        (lambda r: r | {"conversations": []}, "by turns"),
+        (lambda r: r | {"conversations": 3}, "by turns"),
+        (lambda r: r | {"conversations": ["a", "b"]}, "by turns"),
+        (lambda r: r | {"conversations": [{"from": "human"}, {"from": "gpt"}]}, "by turns"),
         (lambda r: r | {"id": None}, "neither id nor question_id"),
-        (lambda r: r | {"image": 3}, "image must be a path"),
+        (lambda r: r | {"image": 3}, "image must be a path below"),
+        (lambda r: r | {"image": "../a.png"}, "image must be a path below"),
+        (lambda r: r | {"image": "/etc/a.png"}, "image must be a path below"),
         (lambda r: r | {"size": [1]}, "size must be width and height"),
         (lambda r: without(r, "conversations"), "neither conversations nor text and answer"),
         (lambda r: answered(r, ""), "the answer not empty"),
@@ -199,17 +218,17 @@ def test_a_file_that_cannot_be_used_is_named(
 
 def test_missing_and_doubled_files_are_named(one: Path) -> None:
     folder = one / "Instructions_Original" / "GQA"
-    with pytest.raises(DataError, match=r"VQAv2/train\.json: missing"):
+    with pytest.raises(DataError, match=r"VQAv2: needs train\.json, one of them; has 0"):
         read_tasks(config(one, tasks=("GQA", "VQAv2")), seed=0)
     shutil.copy(folder / "test.json", folder / "val.json")
-    with pytest.raises(DataError, match=r"either of test\.json, val\.json; has 2") as refused:
+    with pytest.raises(DataError, match=r"test\.json or val\.json, one of them; has 2") as refused:
         read_tasks(config(one), seed=0)
     assert str(folder) in str(refused.value)
     (folder / "test.json").unlink()
     (task,) = read_tasks(config(one), seed=0)
     assert len(task.test) == 3, "val.json alone is fine"
     (folder / "val.json").unlink()
-    with pytest.raises(DataError, match="has 0"):
+    with pytest.raises(DataError, match="one of them; has 0"):
         read_tasks(config(one), seed=0)
 
 
@@ -217,7 +236,7 @@ def test_data_is_generated_once_where_asked_for_and_too_little_is_refused(tmp_pa
     small = DataConfig(
         root=str(tmp_path / "data"), generate=True, train_samples=3, test_samples=2, tasks=("GQA",)
     )
-    with pytest.raises(DataError, match=r"data/Instructions_Original: no such folder; .*generate"):
+    with pytest.raises(DataError, match=r"data: neither Instructions_Original nor .*generate"):
         ensure_data(replace(small, generate=False))
     assert not list(tmp_path.iterdir())
     ensure_data(small)
@@ -270,7 +289,7 @@ def test_seeds_and_tasks_choose_selections_of_their_own(root: Path) -> None:
 
 
 def test_a_selection_that_leaves_nothing_to_train_on_is_refused(one: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.json: 4 samples, and data\.selection 0\.9"):
+    with pytest.raises(DataError, match=r"GQA: 4 training samples, and data\.selection 0\.9"):
         read_tasks(config(one, selection=0.9), seed=0)
 
 
@@ -281,13 +300,6 @@ def test_choosing_on_the_selection_never_opens_the_test_file(one: Path) -> None:
     assert read_tasks(settings_, seed=0) == before
     with pytest.raises(DataError):
         read_tasks(replace(settings_, evaluate_on="test"), seed=0)
-
-
-def test_read_split_reads_one_file_with_a_limit(one: Path) -> None:
-    file = one / "Instructions_Original" / "GQA" / "test.json"
-    everything = read_split(config(one), file, None)
-    assert [s.id for s in everything] == ["0", "1", "2"]
-    assert read_split(config(one), file, 2) == everything[:2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""What a task is made of: questions about pictures, and where their pictures lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+
+class DataError(ValueError):
+    """A file or a row that can't be used; names the file, the row and what would be right."""
+
+
+class Turn(NamedTuple):
+    """A question and its answer behind the first ones of a conversation."""
+
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture in a Parquet shard, read when it is opened.
+
+    Attributes:
+        shard: URL of the file.
+        group: Its row group.
+        row: Within the group.
+        name: Path by which CoIN knows the picture.
+    """
+
+    shard: str
+    group: int
+    row: int
+    name: str
+
+    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
+        """The picture's file, as it was before it was stored; as `Path.open`."""
+        return BytesIO(_group(self.shard, self.group)[self.row].as_py())
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.shard})"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question, about a picture or about nothing but its text.
+
+    Attributes:
+        id: As in the file; unique in its split.
+        text: The question, without a placeholder for the picture.
+        answer: What the model should say.
+        image: The picture's file.
+        size: Width and height of the original picture, where the file says so (boxes).
+        further: What follows in the conversation. It is trained on; the first question alone is
+            located and judged, as test samples have no more.
+    """
+
+    id: str
+    text: str
+    answer: str
+    image: Path | StoredPicture | None = None
+    size: tuple[int, int] | None = None
+    further: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the stream: what it is trained and what it is judged on."""
+
+    name: str
+    train: Sequence[Sample]
+    test: Sequence[Sample]
+
+
+# A group holds about a megabyte, and neighbours are often asked for together.
+@lru_cache(maxsize=16)
+def _group(shard: str, group: int) -> Any:
+    return _file(shard).read_row_group(group, columns=["bytes"]).column(0)
+
+
+@lru_cache(maxsize=64)
+def _file(shard: str) -> Any:
+    """An open shard. Its ranges are read as they are asked for: nothing is read ahead."""
+    import pyarrow.parquet as pq
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(shard)
+    return pq.ParquetFile(fs.open(path, "rb", cache_type="none"))

@@ -1,0 +1,89 @@
+"""CoIN's files to Parquet: `python ray_jobs/coin_prepare.py --root DIR --out DIR_OR_URL`.
+
+Rows are checked and pictures read, hashed and decoded on all cores of the Ray cluster. All problems
+are reported at once; shards are written only if there are none. Killed and started again, it goes
+on, and ends with the same files. README, "CoIN's files", says where every picture comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cmoe.data.mini import TASKS
+from cmoe.data.prepare import Each, Preparation, prepare, survey
+from cmoe.data.samples import DataError
+from cmoe.data.shards import MANIFEST, read_manifest
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="has Instructions_Original/")
+    parser.add_argument("--images", default=".", help="picture paths are relative to it; in root")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="in their order")
+    parser.add_argument("--out", help="a folder or a URL such as s3://bucket/prefix")
+    parser.add_argument("--dry-run", action="store_true", help="report problems, write nothing")
+    asked = parser.parse_args()
+    if not asked.out and not asked.dry_run:
+        parser.error("--out is needed, or --dry-run")
+    job = Preparation(asked.root, asked.images, tuple(asked.tasks), asked.out or "")
+    try:
+        if not asked.dry_run and read_manifest(job.out):
+            print(f"{job.out}/{MANIFEST} is there: prepared already; remove it to prepare again")
+            return 0
+        ray.init(configure_logging=False, log_to_driver=False)
+        return run(job, dry=asked.dry_run)
+    except DataError as error:
+        print(f"coin_prepare.py: {error}", file=sys.stderr)
+        return 1
+    finally:
+        ray.shutdown()
+
+
+def run(job: Preparation, *, dry: bool) -> int:
+    start = time.monotonic()
+    found = survey(job, on_all_cores("scanned"), keep=not dry)
+    for problem in found.problems:
+        print(problem)
+    what = f"{found.rows:,} rows, {len(found.pictures):,} pictures"
+    print(f"{what}, {len(found.problems):,} problems", flush=True)
+    if found.problems or dry:
+        return bool(found.problems)
+    manifest = prepare(job, found, on_all_cores("stored"))
+    images, seconds = manifest["images"], time.monotonic() - start
+    stored = f"{images['pictures']:,} of different bytes in {len(images['shards'])} shards"
+    print(f"{stored}; {found.rows / seconds:,.0f} rows a second, {seconds:.0f} s\n{job.out}")
+    return 0
+
+
+def on_all_cores(done: str) -> Each:
+    """Ray tasks, as many at a time as keep all cores busy: memory doesn't grow with the input."""
+
+    def each(function: Any, items: Iterable[Any]) -> Iterator[Any]:
+        task = ray.remote(lambda item: function(item))  # a partial isn't a function to Ray
+        limit = 2 * int(ray.cluster_resources().get("CPU", 1))
+        running: deque[Any] = deque()
+        shown, count = time.monotonic(), 0
+        for item in items:
+            if len(running) == limit:
+                yield ray.get(running.popleft())
+                count += 1
+                if time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    print(f"{count:,} parts {done}", flush=True)
+            running.append(task.remote(item))
+        while running:
+            yield ray.get(running.popleft())
+
+    return each
+
+
+if __name__ == "__main__":
+    sys.exit(main())
