@@ -204,7 +204,7 @@ def probe_bars(
     name: str,
     label: str,
     scores: Sequence[float],
-    threshold: float,
+    threshold: float | None,
     grown: Sequence[int],
     cut: Sequence[int],
     score: str,
@@ -216,7 +216,8 @@ def probe_bars(
         layers = range(len(scores))
         colours = [ACCENT if n in grown else CUT if n in cut else FAINT for n in layers]
         ax.bar(layers, scores, color=colours, width=0.72)
-        ax.axhline(threshold, color=BAD, linewidth=1.3, linestyle=(0, (4, 2)))
+        if threshold is not None:
+            ax.axhline(threshold, color=BAD, linewidth=1.3, linestyle=(0, (4, 2)))
         ax.axhline(0, color=MUTED, linewidth=0.8)
         ax.set_xticks([n for n in layers if len(scores) <= 12 or n % 4 == 0])
         ax.set_xlabel("layer")

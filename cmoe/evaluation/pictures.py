@@ -10,9 +10,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from cmoe.data.coin import Sample, Task
+from cmoe.data.samples import Sample, StoredPicture, Task
 from cmoe.evaluation import figures
-from cmoe.evaluation.results import target
 from cmoe.evaluation.run import Run
 from cmoe.evaluation.scorers import Box, score
 from cmoe.modeling.routers import BASE
@@ -236,11 +235,12 @@ def _location(run: Run) -> dict[str, Any]:
 def _samples(run: Run, task: Task) -> list[dict[str, Any]]:
     """A few test samples, chosen by a hash: half of them answered wrong, where there are."""
     stage, digests = run.last[task.name], [record.digest for record in run.records]
+    targets = list(run.targets[task.name].values())
     texts = [
         run.answers.get((task.name, s.id, run.base.digest if by == BASE else digests[by]))
         for s, by in zip(task.test, stage.by, strict=True)
     ]
-    scores = score(task.name, run.found["scoring"], texts, [target(s) for s in task.test])
+    scores = score(task.name, run.found["scoring"], texts, targets)
 
     def draw(number: int) -> bytes:
         return sha256(f"{task.name}/{task.test[number].id}".encode()).digest()
@@ -253,24 +253,25 @@ def _samples(run: Run, task: Task) -> list[dict[str, Any]]:
     return [
         {
             "sample": task.test[n],
+            "expected": ", ".join(dict.fromkeys(targets[n].answers)) or targets[n].answer,
             "said": texts[n],
             "score": scores[n],
             "by": "base alone" if stage.by[n] == BASE else run.names[stage.by[n]],
             "astray": run.locates and stage.by[n] != run.names.index(task.name),
             "unknown": stage.unknown[n],
-            "picture": _picture(task.test[n], texts[n]),
+            "picture": _picture(task.test[n], targets[n].answer, texts[n]),
         }
         for n in sorted(chosen, key=order.index)
     ]
 
 
-def _picture(sample: Sample, said: str | None) -> str | None:
+def _picture(sample: Sample, expected: str, said: str | None) -> str | None:
     """The sample's picture as a data URI; with the boxes, where boxes are asked for."""
     if sample.image is None:
         return None
     boxes = {
         colour: box
-        for colour, text in ((EXPECTED, sample.answer), (SAID, said or ""))
+        for colour, text in ((EXPECTED, expected), (SAID, said or ""))
         if (box := _box(text, sample.size)) is not None
     }
     return _thumbnail(sample.image, boxes)
@@ -286,7 +287,7 @@ def _box(text: str, size: tuple[int, int] | None) -> Box | None:
     return left / width, top / height, right / width, bottom / height
 
 
-def _thumbnail(file: Path, boxes: Mapping[str, Box]) -> str:
+def _thumbnail(file: Path | StoredPicture, boxes: Mapping[str, Box]) -> str:
     """A small picture as a data URI.
 
     Args:
@@ -295,7 +296,7 @@ def _thumbnail(file: Path, boxes: Mapping[str, Box]) -> str:
     """
     from PIL import Image, ImageDraw, ImageOps
 
-    with Image.open(file) as opened:
+    with file.open("rb") as raw, Image.open(raw) as opened:
         image = ImageOps.contain(opened.convert("RGB"), (THUMBNAIL, THUMBNAIL))
     draw = ImageDraw.Draw(image)
     for colour, (left, top, right, bottom) in boxes.items():

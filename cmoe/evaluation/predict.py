@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from cmoe.data.batches import LENGTH_STEP, Collator, slices
-from cmoe.data.coin import Task
-from cmoe.evaluation.scorers import Mode
+from cmoe.data.samples import Sample, Task
+from cmoe.evaluation.scorers import SCORED, Mode
 from cmoe.files import whole
 from cmoe.group import Group
 from cmoe.methods.method import Method
@@ -43,6 +43,9 @@ class EvaluationConfig:
             without, all are generated again after every task.
         flush_every: Batches per worker from one file of answers to the next: what a crash costs.
         scoring: CoIN's `official` scorers, or `strict`, the same intent without their defects.
+        answer_files: By task a file that its tests are scored by instead of the test file's single
+            answers: ScienceQA's problems.json (beside pid_splits.json), TextVQA_0.5.1_val.json,
+            GQA's testdev_balanced_questions.json, or another file in CoIN's own format.
     """
 
     batch_size: int = 32
@@ -50,11 +53,17 @@ class EvaluationConfig:
     cache: bool = True
     flush_every: int = 16
     scoring: Mode = "official"
+    answer_files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_new_tokens", "flush_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; at least 1")
+        for task in self.answer_files:
+            if task not in SCORED:
+                raise ValueError(
+                    f"evaluation.answer_files names {task!r}; there are {', '.join(SCORED)}"
+                )
 
 
 @dataclass(frozen=True, order=True)
@@ -215,7 +224,7 @@ class Predictor:
             for sample, (by, length) in enumerate(
                 zip(columns["by"], self._surveys[task].lengths, strict=True)
             ):
-                length = -(-length // LENGTH_STEP) * LENGTH_STEP
+                length = padded(length)
                 wanted.add(Wanted(by, length, task, sample))
                 if task <= stage and self.method.locates:
                     wanted.add(Wanted(task, length, task, sample))
@@ -249,19 +258,17 @@ class Predictor:
         """The texts of each of this rank's batches."""
         for _, batch in mine:
             samples = [self.tasks[w.task].test[w.sample] for w in batch]
-            full = (samples * self.config.batch_size)[: self.config.batch_size]
-            inputs = self.group.moved(self.collator.prompts(full, batch[0].length))
-            more = {"synced_gpus": True} if self.synced else {}
-            sequences = self.method.generate(
-                inputs,
-                batch[0].by,
-                max_new_tokens=self.config.max_new_tokens,
-                do_sample=False,
-                **more,
+            by, length = batch[0].by, batch[0].length
+            yield texts(
+                self.method,
+                self.group,
+                self.collator,
+                self.config,
+                samples,
+                by,
+                length,
+                synced=self.synced,
             )
-            new = sequences[: len(batch), inputs["input_ids"].shape[1] :]
-            texts = self.collator.tokenizer.batch_decode(new, skip_special_tokens=True)
-            yield [t.strip() for t in texts]
 
     # The folder
 
@@ -297,6 +304,44 @@ class Predictor:
             for name, values in columns.items():
                 table[name] += values
         _write(stage_file(self.folder, stage), table)
+
+
+def texts(
+    method: Method,
+    group: Group,
+    collator: Collator,
+    config: EvaluationConfig,
+    samples: Sequence[Sample],
+    by: int,
+    length: int,
+    *,
+    synced: bool,
+) -> list[str]:
+    """What a primitive answers to some samples: a function of each alone (rule 3), in its bits too.
+
+    Args:
+        method: What answers.
+        group: Where.
+        collator: Of the base.
+        config: How; the samples are at most its batch.
+        samples: Those of a batch.
+        by: Index of the primitive, or -1.
+        length: Tokens that every prompt is padded to.
+        synced: Whether other ranks' passes have to be waited for.
+    """
+    full = [*islice(cycle(samples), config.batch_size)]
+    inputs = group.moved(collator.prompts(full, length))
+    more = {"synced_gpus": True} if synced else {}
+    sequences = method.generate(
+        inputs, by, max_new_tokens=config.max_new_tokens, do_sample=False, **more
+    )
+    new = sequences[: len(samples), inputs["input_ids"].shape[1] :]
+    return [t.strip() for t in collator.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def padded(length: int) -> int:
+    """The length to which a prompt of `length` tokens is padded, whatever its batch."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
 def stage_file(folder: Path, stage: int) -> Path:

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cmoe.data.coin import Task
+from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import forgetting
 from cmoe.evaluation.pictures import pictures
 from cmoe.evaluation.run import ALONE, Run, read_run
+from cmoe.evaluation.targets import Targets
 from cmoe.files import whole
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -31,12 +32,13 @@ _PAPER = {
 """What the paper says of settings that decide where experts grow and how tasks are found."""
 
 
-def write_report(folder: Path, tasks: Sequence[Task]) -> None:
+def write_report(folder: Path, tasks: Sequence[Task], targets: Targets) -> None:
     """Write `report.html` and `report.md` into a run's folder, each whole or not at all.
 
     Args:
         folder: Of the run, with at least one task tested.
         tasks: The stream, with the test samples that were answered.
+        targets: What those were scored against.
 
     Raises:
         ValueError: No task has been tested yet.
@@ -52,7 +54,7 @@ def write_report(folder: Path, tasks: Sequence[Task]) -> None:
         keep_trailing_newline=True,
     )
     environment.filters |= {"fixed": _fixed, "signed": _signed, "cell": _cell}
-    run = read_run(folder, tasks)
+    run = read_run(folder, tasks, targets)
     facts = _facts(run)
     for name, more in ((HTML, pictures(run, facts)), (MARKDOWN, {})):
         text = environment.get_template(f"{name}.j2").render(run=run, **facts, **more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +11,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cmoe.data.coin import Sample, Task
+from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import fwt, summary
 from cmoe.evaluation.predict import ANSWERS, read_answers, stage_file
-from cmoe.evaluation.scorers import Mode, Target, score
+from cmoe.evaluation.scorers import Mode, score
+from cmoe.evaluation.targets import Targets
 from cmoe.files import whole
 from cmoe.modeling.routers import BASE
 
 MATRIX = "matrix.json"
-_OPTION = re.compile(r"^[A-E]\. ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,9 @@ class Facts:
     locates: bool
 
 
-def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) -> dict[str, Any]:
+def results(
+    folder: Path, tasks: Sequence[Task], targets: Targets, facts: Facts, scoring: Mode
+) -> dict[str, Any]:
     """Everything that is written to `matrix.json`, from the answers in a folder.
 
     Rows are the stages evaluated so far; accuracies are percent, null above the diagonal. `before`
@@ -58,16 +59,19 @@ def results(folder: Path, tasks: Sequence[Task], facts: Facts, scoring: Mode) ->
     Args:
         folder: With the answers and the stages.
         tasks: The stream.
+        targets: Of its test samples.
         facts: The rest.
         scoring: The scorers of the main tables; the other mode's stand beside them.
     """
     answers = read_answers(folder)
-    stages = [s for s in range(len(facts.digests) - 1) if stage_file(folder, s).is_file()]
-    by = {s: _answerers(folder, s) for s in (BASE, *stages) if stage_file(folder, s).is_file()}
+    stages = evaluated(folder, facts.digests)
+    by = {s: answerers(folder, s) for s in (BASE, *stages) if stage_file(folder, s).is_file()}
     # A method that doesn't locate answers with its latest stage alone.
     answering = facts.parameters if facts.locates else facts.parameters[-1:]
     other: Mode = "strict" if scoring == "official" else "official"
-    tables = {mode: _tables(tasks, stages, by, answers, facts, mode) for mode in (scoring, other)}
+    tables = {
+        mode: _tables(tasks, targets, stages, by, answers, facts, mode) for mode in (scoring, other)
+    }
     return {
         "tasks": [t.name for t in tasks],
         "method": facts.method,
@@ -124,13 +128,28 @@ def write_json(file: Path, value: Any) -> None:
         beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def target(sample: Sample) -> Target:
-    """What a scorer needs of a sample."""
-    return Target(sample.answer, sample.size, len(_OPTION.findall(sample.text)) or None)
+def evaluated(folder: Path, digests: Mapping[int, str]) -> list[int]:
+    """The stages evaluated so far.
+
+    Args:
+        folder: With their files.
+        digests: Of every primitive so far, and of the base at -1.
+    """
+    return [s for s in range(len(digests) - 1) if stage_file(folder, s).is_file()]
+
+
+def answerers(folder: Path, stage: int) -> dict[str, list[int]]:
+    """Which primitive answers each test sample after a stage, by task."""
+    table = pq.read_table(stage_file(folder, stage), columns=["task", "by"]).to_pydict()
+    found: dict[str, list[int]] = {}
+    for task, by in zip(table["task"], table["by"], strict=True):
+        found.setdefault(task, []).append(by)
+    return found
 
 
 def _tables(
     tasks: Sequence[Task],
+    targets: Targets,
     stages: Sequence[int],
     by: Mapping[int, Mapping[str, list[int]]],
     answers: Mapping[tuple[str, str, str], str],
@@ -139,21 +158,21 @@ def _tables(
 ) -> dict[str, Any]:
     cells: dict[tuple[int, tuple[int, ...]], float] = {}
 
-    def cell(task: int, answerers: Sequence[int]) -> float:
-        key = task, tuple(answerers)
+    def cell(task: int, answering: Sequence[int]) -> float:
+        key = task, tuple(answering)
         if key not in cells:
-            test = tasks[task].test
+            name = tasks[task].name
             texts = [
-                answers.get((tasks[task].name, sample.id, facts.digests[a]))
-                for sample, a in zip(test, answerers, strict=True)
+                answers.get((name, question, facts.digests[a]))
+                for question, a in zip(targets[name], answering, strict=True)
             ]
-            scores = score(tasks[task].name, mode, texts, [target(s) for s in test])
+            scores = score(name, mode, texts, list(targets[name].values()))
             cells[key] = round(100 * sum(scores) / len(scores), 6)
         return cells[key]
 
-    def matrix(answerers: Any) -> list[list[float | None]]:
+    def matrix(answering: Any) -> list[list[float | None]]:
         return [
-            [cell(j, answerers(i, j)) if j <= i else None for j in range(len(tasks))]
+            [cell(j, answering(i, j)) if j <= i else None for j in range(len(tasks))]
             for i in stages
         ]
 
@@ -174,15 +193,6 @@ def _tables(
         "metrics": summary(located) | {"fwt": forward} if located else None,
         "oracle_metrics": summary(oracle) if oracle else None,
     }
-
-
-def _answerers(folder: Path, stage: int) -> dict[str, list[int]]:
-    """Which primitive answers each test sample, by task."""
-    table = pq.read_table(stage_file(folder, stage), columns=["task", "by"]).to_pydict()
-    found: dict[str, list[int]] = {}
-    for task, by in zip(table["task"], table["by"], strict=True):
-        found.setdefault(task, []).append(by)
-    return found
 
 
 def _location(tasks: Sequence[Task], by: Mapping[str, list[int]]) -> dict[str, Any]:

@@ -11,13 +11,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from cmoe.data.coin import Task
+from cmoe.data.samples import Task
 from cmoe.evaluation.predict import read_answers, stage_file
 from cmoe.evaluation.results import MATRIX
+from cmoe.evaluation.targets import Targets
 from cmoe.modeling.routers import BASE
 from cmoe.store import BaseId, Record, Store
 
 CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "stages"
+COIN = "coin"
 ALONE = "base"  # stands for the frozen base where tasks are named
 
 
@@ -39,6 +41,7 @@ class Run:
         config: The same, read.
         found: `matrix.json`.
         tasks: Those learned and tested so far.
+        targets: What their test samples are scored against.
         records: Of their primitives.
         base: The frozen base's name, revision and digest.
         notes: Of every task, its losses.
@@ -50,6 +53,7 @@ class Run:
     config: dict[str, Any]
     found: dict[str, Any]
     tasks: tuple[Task, ...]
+    targets: Targets
     records: tuple[Record, ...]
     base: BaseId
     notes: list[dict[str, Any]]
@@ -79,7 +83,7 @@ def notes_file(folder: Path, index: int) -> Path:
     return folder / STAGES / (f"{index:03d}.json" if index != BASE else f"{ALONE}.json")
 
 
-def read_run(folder: Path, tasks: Sequence[Task]) -> Run:
+def read_run(folder: Path, tasks: Sequence[Task], targets: Targets) -> Run:
     """Read a run's folder.
 
     Raises:
@@ -103,6 +107,7 @@ def read_run(folder: Path, tasks: Sequence[Task]) -> Run:
         config=yaml.safe_load(text),
         found=found,
         tasks=tuple(tasks[:count]),
+        targets=targets,
         records=store.records()[:count],
         base=store.header.base,
         notes=notes,

@@ -3,6 +3,8 @@
 `official` keeps every quirk of CoIN's evaluation scripts, so that figures compare with papers.
 `strict` has the same intent: surrounding white space and a final period are dropped, an empty
 prediction is wrong, ImageNet compares whole words, and Grounding reads every digit of a box.
+
+As a program it scores a prediction file: `python -m cmoe.evaluation.scorers --help`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Target:
 
     `answer` is the test file's; `size` the picture's width and height in pixels, for Grounding;
     `choices` the number of a ScienceQA question's options, where known; `answers` TextVQA's ten
-    human answers, where the data set's own file is given.
+    human answers, where the data set's own file is given: they decide, and `answer` is the first.
     """
 
     answer: str
@@ -79,7 +81,8 @@ def _clean(text: str) -> str:
 
 # ScienceQA
 
-_OPTIONS = tuple("ABCDE")
+OPTIONS = tuple("ABCDE")
+"""Letters of a ScienceQA question's choices."""
 
 
 def _science_qa(prediction: str, target: Target) -> float:
@@ -90,7 +93,7 @@ def _science_qa(prediction: str, target: Target) -> float:
     """
     word = re.search(r"\b\w\b", prediction)
     letter = word.group().upper() if word else None
-    return letter in _OPTIONS[: target.choices] and letter == target.answer
+    return letter in OPTIONS[: target.choices] and letter == target.answer
 
 
 # TextVQA
@@ -212,7 +215,7 @@ def _area(box: Box) -> float:
 
 def _grounding(prediction: str, target: Target) -> float:
     said = _cut_box(prediction)
-    return said is not None and iou(said, _target_box(target, _numbers)) > 0.5
+    return said is not None and iou(said, _target_box(target, numbers)) > 0.5
 
 
 def _grounding_strict(prediction: str, target: Target) -> float:
@@ -241,12 +244,12 @@ def _cut_box(text: str) -> Box | None:
     return left, top, right, bottom
 
 
-def _numbers(text: str) -> Box | None:
+def numbers(text: str) -> Box | None:
     """The text's four numbers; None if there are more or fewer."""
-    numbers = [float(number) for number in _NUMBER.findall(text)]
-    if len(numbers) != 4:
+    found = [float(number) for number in _NUMBER.findall(text)]
+    if len(found) != 4:
         return None
-    left, top, right, bottom = numbers
+    left, top, right, bottom = found
     return left, top, right, bottom
 
 
@@ -255,7 +258,7 @@ def _fractions(text: str, size: tuple[int, int] | None) -> Box | None:
 
     Four numbers in [0, 1] are that already, others are pixels; None if they are outside.
     """
-    box = _numbers(text)
+    box = numbers(text)
     if box is not None and size is not None and max(box) > 1:
         width, height = size
         box = box[0] / width, box[1] / height, box[2] / width, box[3] / height
@@ -277,3 +280,16 @@ _STRICT_RULES: Mapping[str, _Rule] = {
     "ImageNet": _image_net_strict,
     "Grounding": _grounding_strict,
 }
+
+SCORED = tuple(_RULES)
+"""The tasks that have a scorer."""
+
+
+if __name__ == "__main__":
+    # The program imports this module by its name, and its classes are those: the module that runs
+    # has others of the same names, and lends none of them.
+    import sys
+
+    from cmoe.evaluation.judge import main
+
+    sys.exit(main())

@@ -17,10 +17,13 @@ import torch
 
 from cmoe.config import RunConfig
 from cmoe.data.batches import Collator
-from cmoe.data.coin import Task, read_tasks
+from cmoe.data.coin import read_tasks
+from cmoe.data.samples import Task
+from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
 from cmoe.evaluation.run import ALONE, PREDICTIONS, STAGES, STORE, notes_file
+from cmoe.evaluation.targets import stream_targets
 from cmoe.group import Group
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
@@ -58,6 +61,7 @@ class Stream:
     def __init__(self, config: RunConfig, group: Group, link: Link) -> None:
         self.config, self.group, self.link = config, group, link
         self.tasks = read_tasks(config.data, config.seed)
+        self.targets = stream_targets(self.tasks, config.data, config.evaluation)
         dtype = getattr(torch, config.model.dtype)
         base, processor = load_base(
             config.model.path, revision=config.model.revision, dtype=dtype, device=group.device
@@ -136,9 +140,14 @@ class Stream:
                 self._note(stage, {"seconds": spent | passed})
         if self.group.first:
             found = results(
-                self.folder / PREDICTIONS, self.tasks, self._facts(), self.config.evaluation.scoring
+                self.folder / PREDICTIONS,
+                self.tasks,
+                self.targets,
+                self._facts(),
+                self.config.evaluation.scoring,
             )
             write_json(self.folder / MATRIX, found)
+            write_coin(self.folder, self.tasks, self._digests(), self.config.method)
             if stage != BASE:
                 self.link.emit({"phase": "stage", "index": stage, "results": found})
 

@@ -10,6 +10,7 @@ import sys
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -25,11 +26,15 @@ from torch import Tensor
 from cmoe.assets import MINI_BASE
 from cmoe.config import RunConfig
 from cmoe.data.batches import Collator
-from cmoe.data.coin import DataConfig, Sample, Task, read_tasks
+from cmoe.data.coin import DataConfig, read_tasks
 from cmoe.data.mini import write_mini_coin
+from cmoe.data.samples import Sample, Task
+from cmoe.evaluation.coin_answers import write_coin
+from cmoe.evaluation.judge import main as score_file
 from cmoe.evaluation.predict import EvaluationConfig, Predictor, read_answers
 from cmoe.evaluation.report import write_report
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.group import Group
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE, ExpertsConfig
@@ -96,19 +101,39 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
         seconds=seconds,
         locates=method.locates,
     )
-    tasks = agreed(tasks, folder)
-    write_json(folder / MATRIX, results(folder / "predictions", tasks, facts, "official"))
-    write_report(folder, tasks)
+    targets = agreed(config, tasks, folder)
+    found = results(folder / "predictions", tasks, targets, facts, "official")
+    write_json(folder / MATRIX, found)
+    write_report(folder, tasks, targets)
+    write_coin(folder, tasks, digests, config.method)
     return folder
 
 
-def agreed(tasks: Sequence[Task], folder: Path) -> tuple[Task, ...]:
-    """The stream with half of the first task's answers as they were said: those are right."""
-    said = {id_: text for (_, id_, _), text in read_answers(folder / "predictions").items()}
-    first, *others = tasks
-    half = TESTED // 2
-    right = tuple(replace(s, answer=said[s.id] or "nothing") for s in first.test[:half])
-    return replace(first, test=(*right, *first.test[half:])), *others
+def agreed(config: RunConfig, tasks: Sequence[Task], folder: Path) -> Targets:
+    """What is right: an answer file has half of the first task's answers as they were said."""
+    file = answer_file(folder, tasks[0].name)
+    if not file.exists():
+        said = {id_: text for (_, id_, _), text in read_answers(folder / "predictions").items()}
+        half = TESTED // 2
+        for task in tasks:
+            right = half if task is tasks[0] else 0
+            rows = [
+                {
+                    "question_id": sample.id,
+                    "text": sample.text,
+                    "answer": (said[sample.id] or "nothing") if n < right else sample.answer,
+                    "size": sample.size,
+                }
+                for n, sample in enumerate(task.test)
+            ]
+            answer_file(folder, task.name).write_text(json.dumps(rows), encoding="utf-8")
+    evaluation = replace(config.evaluation, answer_files={tasks[0].name: str(file)})
+    return stream_targets(tasks, config.data, evaluation)
+
+
+def answer_file(folder: Path, task: str) -> Path:
+    """CoIN's test file of a task, beside the run's folder."""
+    return folder.parent / f"{task}.json"
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +287,29 @@ def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
     assert 0 < parts[2].count("✓") < TESTED
 
 
+def test_expected_answers_are_those_that_samples_were_scored_by(grown: Path) -> None:
+    section = Page(grown).source.split(f"<h3>{TASKS[0]}</h3>")[1].split("<h3>")[0]
+    shown = re.findall(r"<dt>Expected</dt><dd>(.*?)</dd>", section)
+    rows = json.loads(answer_file(grown, TASKS[0]).read_text(encoding="utf-8"))
+    assert sorted(map(unescape, shown)) == sorted(row["answer"] for row in rows)
+
+
+def test_prediction_files_give_the_matrixs_last_row(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = found(folder)
+    learned = matrix["tasks"][: len(matrix["located"])]
+    assert sorted(f.stem for f in (folder / "coin").iterdir()) == sorted(learned)
+    for number, task in enumerate(learned):
+        arguments = ("--task", task, "--predictions", str(folder / f"coin/{task}.jsonl"))
+        assert score_file([*arguments, "--answers", str(answer_file(folder, task))]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"{task}, {mode}: accuracy {tables['located'][-1][number]:.2f}%, {TESTED} samples, "
+            "0 predictions missing, 0 of unknown ids"
+            for mode, tables in (("official", matrix), ("strict", matrix["strict"]))
+        ]
+
+
 def test_pictures_are_small(folder: Path) -> None:
     sources = Page(folder).values("src")
     assert sources
@@ -337,7 +385,8 @@ def test_a_configuration_cannot_leave_its_block(
     shutil.copytree(single, folder)
     with (folder / "config.yaml").open("a") as file:
         file.write("# </pre><b>\n# ```\n")
-    write_report(folder, agreed(stream[1][:1], folder))
+    config, tasks = stream
+    write_report(folder, tasks[:1], agreed(config, tasks[:1], single))
     assert "</pre><b>" not in (folder / "report.html").read_text(encoding="utf-8")
     assert (folder / "report.md").read_text(encoding="utf-8").endswith("\n# ```\n````\n")
 
@@ -345,7 +394,8 @@ def test_a_configuration_cannot_leave_its_block(
 def test_writing_again_gives_the_same_and_leaves_nothing_else(grown: Path, stream: Stream) -> None:
     names = ("report.html", "report.md")
     before, files = [(grown / n).read_bytes() for n in names], sorted(grown.iterdir())
-    write_report(grown, agreed(stream[1], grown))
+    config, tasks = stream
+    write_report(grown, tasks, agreed(config, tasks, grown))
     assert [(grown / n).read_bytes() for n in names] == before
     assert sorted(grown.iterdir()) == files
 
@@ -355,7 +405,7 @@ def test_nothing_to_report(single: Path, stream: Stream, tmp_path: Path) -> None
     shutil.copytree(single, folder, ignore=shutil.ignore_patterns("report.*"))
     write_json(folder / MATRIX, found(folder) | {"located": []})
     with pytest.raises(ValueError, match="no task has been tested"):
-        write_report(folder, stream[1])
+        write_report(folder, stream[1], {})
     assert not list(folder.glob("report*"))
 
 

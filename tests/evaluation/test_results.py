@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
-from cmoe.data.coin import Sample, Task
-from cmoe.evaluation.predict import _write, read_answers, stage_file
-from cmoe.evaluation.results import Facts, results, table, target, write_json
+from cmoe.data.coin import DataConfig
+from cmoe.data.samples import Sample, Task
+from cmoe.evaluation.coin_answers import write_coin
+from cmoe.evaluation.coin_files import read_predictions
+from cmoe.evaluation.judge import judge
+from cmoe.evaluation.predict import EvaluationConfig, _write, read_answers, stage_file
+from cmoe.evaluation.results import Facts, results, table, write_json
+from cmoe.evaluation.scorers import Mode, Target
+from cmoe.evaluation.targets import stream_targets, target
 from cmoe.modeling.routers import BASE
 
 TASKS = tuple(
@@ -23,6 +29,7 @@ TASKS = tuple(
         "VQAv2": {"1": "2", "2": "yes", "3": "no", "4": "cat"},
     }.items()
 )
+TARGETS = {task.name: {sample.id: Target(sample.answer) for sample in task.test} for task in TASKS}
 DIGESTS = {BASE: "base", 0: "p0", 1: "p1", 2: "p2"}
 
 # By stage the answers that it asked for: task, question, who answers, text.
@@ -111,10 +118,13 @@ def write_stage(folder: Path, stage: int, located: Mapping[str, list[int]]) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """Of the answers, in the folder of a run called `hand`."""
+    answered = tmp_path / "hand" / "predictions"
+    answered.mkdir(parents=True)
     for number, (stage, rows) in enumerate(ANSWERS.items()):
-        write_answers(tmp_path, number, stage, rows)
-        write_stage(tmp_path, stage, LOCATED[stage])
-    return tmp_path
+        write_answers(answered, number, stage, rows)
+        write_stage(answered, stage, LOCATED[stage])
+    return answered
 
 
 def until(stage: int, facts: Facts = FACTS) -> Facts:
@@ -128,7 +138,7 @@ def until(stage: int, facts: Facts = FACTS) -> Facts:
 
 
 def test_a_streams_figures_are_those_worked_out_by_hand(folder: Path) -> None:
-    found = results(folder, TASKS, FACTS, "official")
+    found = results(folder, TASKS, TARGETS, FACTS, "official")
     assert found["tasks"] == ["GQA", "ImageNet", "VQAv2"]
     assert (found["method"], found["scoring"]) == ("cmoe", "official")
     assert found["zero_shot"] == [25, 100, 25]
@@ -155,13 +165,15 @@ def test_a_streams_figures_are_those_worked_out_by_hand(folder: Path) -> None:
 
 
 def test_strict_figures_stand_beside_the_official_ones(folder: Path) -> None:
-    strict = results(folder, TASKS, FACTS, "official")["strict"]
+    strict = results(folder, TASKS, TARGETS, FACTS, "official")["strict"]
     assert strict["zero_shot"] == [25, 50, 50]
     assert strict["located"] == [[75, None, None], [75, 50, None], [50, 50, 100]]
     assert strict["oracle"] == [[75, None, None], [75, 100, None], [75, 100, 100]]
     assert strict["metrics"]["last"] == pytest.approx((50 + 50 + 100) / 3)
     # The other way round the same two tables, with their names changed.
-    official, turned = (results(folder, TASKS, FACTS, mode) for mode in ("official", "strict"))
+    official, turned = (
+        results(folder, TASKS, TARGETS, FACTS, mode) for mode in ("official", "strict")
+    )
     assert turned["scoring"] == "strict"
     assert "strict" not in turned
     for name, value in strict.items():
@@ -171,7 +183,7 @@ def test_strict_figures_stand_beside_the_official_ones(folder: Path) -> None:
 
 
 def test_costs_are_counted_by_task_and_in_all(folder: Path) -> None:
-    found = results(folder, TASKS, FACTS, "official")
+    found = results(folder, TASKS, TARGETS, FACTS, "official")
     parameters = found["parameters"]
     assert parameters["base"] == 1000
     assert parameters["tasks"]["ImageNet"] == {"experts": 11, "routers": 2, "locator": 3}
@@ -200,7 +212,9 @@ def test_a_method_that_does_not_locate_has_no_oracle(tmp_path: Path) -> None:
         ]
         write_answers(tmp_path, stage, stage, rows)
         write_stage(tmp_path, stage, {t.name: [stage] * 4 for t in TASKS[: stage + 1]})
-    found = results(tmp_path, TASKS, replace(FACTS, method="lora", locates=False), "official")
+    found = results(
+        tmp_path, TASKS, TARGETS, replace(FACTS, method="lora", locates=False), "official"
+    )
     assert found["located"] == [[75, None, None], [50, 100, None], [25, 50, 50]]
     assert found["oracle"] is found["oracle_metrics"] is found["location"] is None
     assert found["strict"]["oracle"] is None
@@ -211,10 +225,10 @@ def test_a_method_that_does_not_locate_has_no_oracle(tmp_path: Path) -> None:
 
 
 def test_a_run_on_its_way_has_the_rows_that_it_has(folder: Path) -> None:
-    whole = results(folder, TASKS, FACTS, "official")
+    whole = results(folder, TASKS, TARGETS, FACTS, "official")
     stage_file(folder, 2).unlink()
     for facts in (FACTS, until(2), until(1)):  # learned, but not evaluated; or not yet learned
-        found = results(folder, TASKS, facts, "official")
+        found = results(folder, TASKS, TARGETS, facts, "official")
         assert found["located"] == whole["located"][:2]
         assert found["oracle"] == whole["oracle"][:2]
         assert found["zero_shot"] == whole["zero_shot"]
@@ -225,13 +239,13 @@ def test_a_run_on_its_way_has_the_rows_that_it_has(folder: Path) -> None:
     assert list(found["parameters"]["tasks"]) == ["GQA", "ImageNet"]
 
     stage_file(folder, 1).unlink()
-    found = results(folder, TASKS, until(0), "official")
+    found = results(folder, TASKS, TARGETS, until(0), "official")
     assert found["located"] == whole["located"][:1]
     assert found["metrics"]["bwt_t_minus_1"] is None
     assert found["location"] == {"accuracy": 100, "confusion": [[4]]}
 
     stage_file(folder, 0).unlink()
-    found = results(folder, TASKS, until(BASE), "official")
+    found = results(folder, TASKS, TARGETS, until(BASE), "official")
     assert found["located"] == found["oracle"] == []
     assert found["metrics"] is found["location"] is None
     assert found["zero_shot"] == whole["zero_shot"]
@@ -241,15 +255,15 @@ def test_a_run_on_its_way_has_the_rows_that_it_has(folder: Path) -> None:
 def test_an_answer_that_is_missing_is_wrong(folder: Path) -> None:
     rows = [row for row in ANSWERS[0] if row[1] != "g2"]
     write_answers(folder, 1, 0, rows)
-    found = results(folder, TASKS, FACTS, "official")
+    found = results(folder, TASKS, TARGETS, FACTS, "official")
     assert found["oracle"][0][0] == found["located"][0][0] == 50
     assert found["strict"]["located"][0][0] == 50
 
 
 def test_the_first_answer_counts_and_all_are_counted(folder: Path) -> None:
-    before = results(folder, TASKS, FACTS, "official")
+    before = results(folder, TASKS, TARGETS, FACTS, "official")
     write_answers(folder, 9, 2, [("GQA", "g1", 0, "no"), ("VQAv2", "1", 2, "3")])
-    found = results(folder, TASKS, FACTS, "official")
+    found = results(folder, TASKS, TARGETS, FACTS, "official")
     assert found["located"] == before["located"]
     assert found["generated"]["2"] == before["generated"]["2"] + 2
     assert read_answers(folder)["GQA", "g1", "p0"] == "yes"
@@ -258,12 +272,12 @@ def test_the_first_answer_counts_and_all_are_counted(folder: Path) -> None:
 def test_answers_belong_to_the_primitive_that_gave_them(folder: Path) -> None:
     """Another primitive in a task's place has answered nothing yet."""
     facts = replace(FACTS, digests=DIGESTS | {1: "q1"})
-    found = results(folder, TASKS, facts, "official")
+    found = results(folder, TASKS, TARGETS, facts, "official")
     assert found["oracle"] == [[75, None, None], [75, 0, None], [75, 0, 75]]
 
 
 def test_what_is_written_is_whole_and_the_table_shows_it(folder: Path, tmp_path: Path) -> None:
-    found = results(folder, TASKS, FACTS, "official")
+    found = results(folder, TASKS, TARGETS, FACTS, "official")
     file = tmp_path / "matrix.json"
     write_json(file, found)
     assert json.loads(file.read_text(encoding="utf-8")) == found
@@ -309,5 +323,89 @@ def test_a_letter_outside_the_choices_is_wrong(tmp_path: Path) -> None:
         "scores": [[]] * 3,
     }
     _write(stage_file(tmp_path, BASE), columns)
-    found = results(tmp_path, tasks, until(BASE), "official")
+    targets = stream_targets(tasks, DataConfig(), EvaluationConfig())
+    found = results(tmp_path, tasks, targets, until(BASE), "official")
     assert found["zero_shot"] == [pytest.approx(200 / 3, abs=1e-6)]
+
+
+def test_other_targets_give_other_figures(folder: Path) -> None:
+    """As an answer file's: right is what it says."""
+    targets = TARGETS | {"GQA": {i: Target("red") for i in TARGETS["GQA"]}}
+    found = results(folder, TASKS, targets, FACTS, "official")
+    assert [row[0] for row in found["located"]] == [25, 25, 25]
+    assert found["strict"]["located"][2][0] == 25
+    assert found["located"][2][1:] == [50, 75], "of the other tasks as before"
+
+
+# The latest answers in CoIN's own format
+
+
+def coin_rows(run: Path, task: str) -> list[dict[str, Any]]:
+    lines = (run / "coin" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_coins_files_hold_the_latest_stages_located_answers(folder: Path) -> None:
+    run = folder.parent
+    write_coin(run, TASKS, DIGESTS, "cmoe")
+    assert sorted(f.name for f in (run / "coin").iterdir()) == [
+        "GQA.jsonl",
+        "ImageNet.jsonl",
+        "VQAv2.jsonl",
+    ]
+    said = {task.name: [row["text"] for row in coin_rows(run, task.name)] for task in TASKS}
+    assert said == {
+        "GQA": ["no", "no", "red", "green"],
+        "ImageNet": ["tench", "ray"],
+        "VQAv2": ["2", "Yes", "no", "Cat."],
+    }
+    rows = coin_rows(run, "GQA")
+    assert [row["question_id"] for row in rows] == ["g1", "g2", "g3", "g4"]
+    by = [row["metadata"]["answered_by"] for row in rows]
+    assert by == ["ImageNet", "GQA", "VQAv2", "GQA"]
+    assert {(row["prompt"], row["model_id"]) for row in rows} == {("?", "hand/cmoe/2")}
+
+
+def test_coins_files_give_the_matrixs_last_row(folder: Path) -> None:
+    run = folder.parent
+    for stage in (2, 1, 0):
+        digests = until(stage).digests
+        write_coin(run, TASKS, digests, "cmoe")
+        found = results(folder, TASKS, TARGETS, until(stage), "official")
+        modes: tuple[tuple[Mode, Any], ...] = (("official", found), ("strict", found["strict"]))
+        for mode, tables in modes:
+            for task, accuracy in zip(TASKS[: stage + 1], tables["located"][-1], strict=False):
+                said = read_predictions(run / "coin" / f"{task.name}.jsonl")
+                judged = judge(task.name, mode, said, TARGETS[task.name])
+                assert judged.accuracy == pytest.approx(accuracy, abs=1e-6)
+                assert (judged.samples, judged.missing, judged.unknown) == (len(said), 0, 0)
+
+
+def test_coins_files_are_of_the_tasks_learned_and_the_same_when_written_again(
+    folder: Path,
+) -> None:
+    run = folder.parent
+    write_coin(run, TASKS, until(BASE).digests, "cmoe")
+    assert not (run / "coin").exists(), "nothing was learned"
+    stage_file(folder, 2).unlink()
+    write_coin(run, TASKS, DIGESTS, "cmoe")  # the third task was learned, but not evaluated
+    files = sorted((run / "coin").iterdir())
+    assert [f.name for f in files] == ["GQA.jsonl", "ImageNet.jsonl"]
+    assert coin_rows(run, "GQA")[0]["model_id"] == "hand/cmoe/1"
+    before = [f.read_bytes() for f in files]
+    write_coin(run, TASKS, DIGESTS, "cmoe")
+    assert [f.read_bytes() for f in files] == before
+    assert sorted((run / "coin").iterdir()) == files
+
+
+def test_an_answer_that_the_base_gave_is_marked_as_its(tmp_path: Path) -> None:
+    """A sample that no task claims."""
+    (tmp_path / "predictions").mkdir()
+    write_answers(tmp_path / "predictions", 0, 0, [("GQA", "g1", BASE, "yes")])
+    columns: dict[str, list[Any]] = {"task": ["GQA"], "question_id": ["g1"], "by": [BASE]}
+    columns |= {"unknown": [True], "scores": [[0.5]]}
+    _write(stage_file(tmp_path / "predictions", 0), columns)
+    task = replace(TASKS[0], test=TASKS[0].test[:1])
+    write_coin(tmp_path, (task,), until(0).digests, "cmoe")
+    (row,) = coin_rows(tmp_path, "GQA")
+    assert (row["text"], row["metadata"]) == ("yes", {"answered_by": "base"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +19,10 @@ from PIL import Image
 from workers import TASKS, FolderLink, run_group, small_config
 
 from cmoe.config import ModelConfig, RunConfig
-from cmoe.data.coin import DataConfig, ensure_data, read_tasks
+from cmoe.data.coin import DataConfig, ensure_data, read_tasks, split_file
+from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.evaluation.coin_files import read_predictions, read_targets
+from cmoe.evaluation.judge import judge
 from cmoe.evaluation.predict import read_answers
 from cmoe.group import Group
 from cmoe.store import Store
@@ -89,6 +93,35 @@ def test_matrix_has_what_readers_of_it_need(alone: dict[str, Any]) -> None:
     assert matrix["before"][0] == matrix["zero_shot"][0], "nothing was learned before the first"
 
 
+@pytest.mark.parametrize("mode", ["official", "strict"])
+def test_coins_prediction_files_give_the_matrixs_last_row(
+    root: Path, alone: dict[str, Any], mode: Any
+) -> None:
+    config, tables = small_config(root, "alone"), alone["matrix"]
+    row = (tables if mode == "official" else tables[mode])["located"][-1]
+    for task, accuracy in zip(TASKS, row, strict=True):
+        said = read_predictions(config.folder / "coin" / f"{task}.jsonl")
+        targets = read_targets(task, split_file(root / "data", task, "test"))
+        assert len(said) == 21
+        assert judge(task, mode, said, targets).accuracy == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_an_answer_file_decides_what_is_right(root: Path, alone: dict[str, Any]) -> None:
+    """The same answers, held against what was said at the end as the answers to one task."""
+    config, task = small_config(root, "judged"), TASKS[1]
+    shutil.copytree(config.folder.with_name("alone"), config.folder)
+    said = read_predictions(config.folder / "coin" / f"{task}.jsonl")
+    rows = [{"question_id": i, "text": "?", "answer": text} for i, text in said.items()]
+    file = root / "said.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    evaluation = replace(config.evaluation, answer_files={task: str(file)})
+    run_group(1, stream, replace(config, evaluation=evaluation))
+    found = json.loads((config.folder / "matrix.json").read_text())["located"][-1]
+    before = alone["matrix"]["located"][-1]
+    assert found[1] == 100 > before[1]
+    assert (found[0], found[2]) == (before[0], before[2])
+
+
 def test_the_oracle_does_not_drift(alone: dict[str, Any]) -> None:
     oracle = alone["matrix"]["oracle"]
     for i, row in enumerate(oracle):
@@ -137,7 +170,9 @@ def test_bfloat16_learns_and_is_kept_as_bfloat16(root: Path, alone: dict[str, An
     assert {t.dtype for t in primitive.locator.values()} == {torch.float32}
 
 
-def test_real_pictures_and_questions_run_through(root: Path) -> None:
+def test_real_pictures_give_the_same_from_files_from_shards_and_from_s3(
+    root: Path, bucket: str
+) -> None:
     found = sorted(Path(__file__).parents[3].glob("*/data/coin_real"))
     if not found:
         pytest.skip("no folder data/coin_real beside the project: real pictures are not tested")
@@ -148,9 +183,18 @@ def test_real_pictures_and_questions_run_through(root: Path) -> None:
     )
     config = replace(config, data=data, training=replace(config.training, steps=6))
     matrix = run(config, 1)["matrix"]
+    for name, out in (("shards", str(root / "shards")), ("s3", bucket)):
+        job = Preparation(found[0], "images", tasks, out)
+        prepare(job, survey(job, map, keep=True), map)
+        stored = replace(config, name=name, data=replace(data, root=out, images="."))
+        again = run(stored, 1)["matrix"]
+        assert again.keys() == matrix.keys()
+        for key in again.keys() - {"seconds"}:
+            assert again[key] == matrix[key], key
     assert all(cell is not None for cell in matrix["located"][-1])
     assert sum(map(sum, matrix["location"]["confusion"])) == 4 * 9
-    sizes = {Image.open(s.image).size for t in read_tasks(data, 0) for s in t.train if s.image}
+    images = [s.image for t in read_tasks(data, 0) for s in t.train if isinstance(s.image, Path)]
+    sizes = {Image.open(file).size for file in images}
     assert len({w > h for w, h in sizes}) == 2, "landscape and portrait pictures"
 
 

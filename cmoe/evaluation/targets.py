@@ -1,0 +1,55 @@
+"""What the stream's test samples are scored against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmoe.data.coin import DataConfig
+from cmoe.data.samples import DataError, Sample, Task
+from cmoe.evaluation.coin_files import choices, read_targets
+from cmoe.evaluation.scorers import Target
+
+if TYPE_CHECKING:
+    from cmoe.evaluation.predict import EvaluationConfig
+
+Targets = Mapping[str, Mapping[str, Target]]
+"""By task and question id, in the order of the task's test samples."""
+
+
+def stream_targets(
+    tasks: Sequence[Task], data: DataConfig, evaluation: EvaluationConfig
+) -> dict[str, dict[str, Target]]:
+    """The targets of all test samples: from a task's answer file, or else the samples' own.
+
+    A selection is of training samples, which the files don't answer: it keeps its own.
+
+    Raises:
+        DataError: An answer file can't be used, or has no answer to one of the samples.
+    """
+    files = evaluation.answer_files if data.evaluate_on == "test" else {}
+    return {
+        task.name: _answered(task, Path(files[task.name]))
+        if task.name in files
+        else {sample.id: target(sample) for sample in task.test}
+        for task in tasks
+    }
+
+
+def _answered(task: Task, file: Path) -> dict[str, Target]:
+    known = read_targets(task.name, file)
+    found: dict[str, Target] = {}
+    for sample in task.test:
+        if sample.id not in known:
+            raise DataError(
+                f"{file}: has no answer to sample {sample.id!r} of {task.name}; "
+                f"evaluation.answer_files.{task.name} must be of the split that is tested"
+            )
+        found[sample.id] = known[sample.id]
+    return found
+
+
+def target(sample: Sample) -> Target:
+    """What a scorer needs of a sample that nothing else is known of."""
+    return Target(sample.answer, sample.size, choices(sample.text))
