@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cmoe.assets import MINI_BASE
 from cmoe.data.coin import DataConfig
@@ -19,6 +19,9 @@ from cmoe.methods.peers import LoRAConfig
 from cmoe.methods.probe import ProbeConfig
 from cmoe.modeling.locator import LocatorConfig
 from cmoe.training.engine import TrainingConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 METHODS = ("cmoe", "lora")
 # What may differ when a run goes on: it changes where and how fast, not what comes out.
@@ -83,6 +86,29 @@ class WandbConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """What a run is planned for. No part of the run: it changes nothing, and isn't kept.
+
+    Attributes:
+        gpus: GPUs, one worker each; null takes `cluster.workers`.
+        memory: GiB of each.
+        flops: Operations per second that each achieves. An assumption: the default is a third of
+            an A100's peak in bfloat16, a tenth of an H100's.
+    """
+
+    gpus: int | None = None
+    memory: float = 80.0
+    flops: float = 1e14
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError(f"plan.gpus is {self.gpus}; at least 1")
+        for name in ("memory", "flops"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"plan.{name} is {getattr(self, name)}; more than 0")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run of a stream of tasks.
 
@@ -141,12 +167,50 @@ def parse(arguments: Sequence[str] | None = None, prog: str | None = None) -> Ru
         arguments: Instead of the process's own.
         prog: Name in the help.
     """
-    from jsonargparse import ArgumentParser, Namespace
+    parser = _parser(prog)
+    return _run(parser, parser.parse_args(arguments))
+
+
+def parse_job(
+    arguments: Sequence[str] | None = None, prog: str | None = None
+) -> tuple[RunConfig, PlanConfig | None]:
+    """As `parse`, with `--plan`: the run, and what it is to be planned for instead of started.
+
+    A planned run has as many workers as the plan has GPUs.
+    """
+    parser = _parser(prog)
+    # The plan alone may be bare: `--plan`, `--plan.gpus 8`.
+    parser.add_argument(
+        "--plan",
+        type=PlanConfig | None,
+        nargs="?",
+        const={},
+        default=None,
+        help="Print what the run would need instead of starting it; see --plan.help.",
+    )
+    parsed = parser.parse_args(arguments)
+    asked = parsed.pop("plan")
+    try:
+        plan = None if asked is None else PlanConfig(**vars(asked))
+    except ValueError as error:
+        parser.error(str(error))
+    if plan is not None and plan.gpus is not None:
+        parsed["cluster.workers"] = plan.gpus
+    return _run(parser, parsed), plan
+
+
+def _parser(prog: str | None) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
     parser.add_class_arguments(RunConfig, None)
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def _run(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
+    from jsonargparse import Namespace
+
     parsed.pop("config")
     defaults = RunConfig("default").as_dict()
     for name, value in vars(parsed).items():

@@ -1,15 +1,21 @@
-"""Learn a stream of tasks: `python ray_jobs/coin_stream.py --config FILE [--key value]`."""
+"""Learn a stream of tasks: `python ray_jobs/coin_stream.py --config FILE [--key value]`.
+
+With `--plan` it prints what the run would need and starts nothing, `--plan.gpus 8` for that many
+GPUs; its status is 1 if the run doesn't fit.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from cmoe.config import parse
+from cmoe.config import PlanConfig, RunConfig, parse_job
 
 
 def main() -> int:
-    config = parse(prog="coin_stream.py")
-    from cmoe.data.coin import DataError
+    config, settings = parse_job(prog="coin_stream.py")
+    if settings is not None:
+        return plan(config, settings)
+    from cmoe.data.samples import DataError
     from cmoe.evaluation.results import table
     from cmoe.training.launch import RunError, run
 
@@ -23,6 +29,20 @@ def main() -> int:
         return 130
     print(f"\n{table(found)}\n\n{config.folder / 'report.html'}")
     return 0
+
+
+def plan(config: RunConfig, settings: PlanConfig) -> int:
+    from cmoe.data.samples import DataError
+    from cmoe.modeling.base import MissingModelError, UnsupportedModelError
+    from cmoe.planning.plan import lines, make_plan
+
+    try:
+        made = make_plan(config, settings)
+    except (MissingModelError, UnsupportedModelError, DataError) as error:
+        print(f"coin_stream.py: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines(made)))
+    return 0 if made.fits else 1
 
 
 if __name__ == "__main__":

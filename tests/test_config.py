@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmoe.config import RunConfig, differences, parse
+from cmoe.config import PlanConfig, RunConfig, differences, parse, parse_job
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -306,6 +306,52 @@ def test_every_configuration_in_the_repository_parses(file: Path) -> None:
         for name, value in values.items() if isinstance(values, dict) else ():
             assert plain(get(config, f"{section}.{name}")) == value
     assert config.folder == Path(config.runs) / config.name
+
+
+# A plan beside a run
+
+ASKED = ["--name", "x", "--training.global_batch", "48", "--training.micro_batch", "2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "plan", "workers"),
+    [
+        ([], None, 2),
+        (["--plan"], PlanConfig(), 2),
+        (["--plan.gpus", "6"], PlanConfig(gpus=6), 6),
+        (["--plan", "--plan.memory", "24"], PlanConfig(memory=24.0), 2),
+        (["--plan.flops=4e14", "--cluster.workers", "3"], PlanConfig(flops=4e14), 3),
+    ],
+)
+def test_a_plan_stands_beside_its_run(
+    flags: list[str], plan: PlanConfig | None, workers: int
+) -> None:
+    run, asked = parse_job([*ASKED, *flags])
+    assert asked == plan
+    alone = parse([*ASKED, f"--cluster.workers={workers}"])
+    assert run == alone
+    assert "plan" not in run.as_dict()
+    assert differences(run.as_dict(), parse(ASKED).as_dict()) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--plan.gpus=0", "plan.gpus is 0; at least 1"),
+        ("--plan.gpus=5", "need a multiple of 10"),
+        ("--plan.memory=0", "plan.memory is 0.0; more than 0"),
+        ("--plan.flops=-1", "plan.flops is -1.0; more than 0"),
+        ("--plan.gpu=1", "gpu"),
+    ],
+)
+def test_an_impossible_plan_is_refused(
+    capsys: pytest.CaptureFixture[str], flag: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_job([*ASKED, flag])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert flag.partition("=")[0] in refusal(capsys, *ASKED, flag), "other scripts know no plan"
 
 
 # What two runs differ in

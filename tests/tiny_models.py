@@ -160,3 +160,44 @@ def make_inputs(family: str = "llava", batch: int = 3, seed: int = 0) -> dict[st
     if family == "llava_next":
         inputs["image_sizes"] = torch.tensor([[16, 16]] * batch)
     return inputs
+
+
+def make_wide_base() -> PreTrainedModel:
+    """A LLaVA whose layers are wide enough for its parts to have about a real one's shares."""
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=4,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=8000,
+            hidden_size=256,
+            intermediate_size=688,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            pad_token_id=0,
+        ),
+        image_token_index=IMAGE,
+        image_seq_length=64,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def make_wide_inputs(batch: int, text: int) -> dict[str, Tensor]:
+    """Samples of a picture and so many tokens of text, each of which is an answer's."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 8000, (batch, 64 + text), generator=generator)
+    ids[:, :64] = IMAGE
+    pixels = torch.randn(batch, 3, 32, 32, generator=generator)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": ids,
+        "pixel_values": pixels,
+    }

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from cmoe.modeling.base import find_optional
 
+BUCKET = 500_000_000  # gradients that DeepSpeed reduces at once at most, its own default
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -203,8 +205,14 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 def _settings(module: nn.Module, zero: int) -> dict[str, Any]:
     dtype = next(module.parameters()).dtype
+    learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {
-        "zero_optimization": {"stage": zero, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {
+            "stage": zero,
+            "stage3_param_persistence_threshold": 0,
+            # Allocated whole: by default half a billion elements, however few are trained.
+            "reduce_bucket_size": min(max(learning, 1), BUCKET),
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "steps_per_print": 1_000_000_000,

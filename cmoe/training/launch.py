@@ -20,7 +20,9 @@ from cmoe.data.coin import ensure_data, read_tasks
 from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.run import CONFIG
+from cmoe.evaluation.targets import stream_targets
 from cmoe.files import whole
+from cmoe.modeling.base import MissingModelError, UnsupportedModelError, require_base
 from cmoe.store import StoreError
 from cmoe.training.display import Display
 
@@ -68,13 +70,14 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
     show(f"{config.folder}: reading {len(config.data.tasks)} tasks from {config.data.root}")
     ensure_data(config.data)
     tasks = read_tasks(config.data, config.seed)
+    targets = stream_targets(tasks, config.data, config.evaluation)
     claim_folder(config)
     display = Display(config)
     try:
         _train(config, display)
     finally:
         display.close()
-    write_report(config.folder, tasks)
+    write_report(config.folder, tasks, targets)
     matrix: dict[str, Any] = json.loads((config.folder / MATRIX).read_text(encoding="utf-8"))
     return matrix
 
@@ -123,14 +126,10 @@ def check_model(config: RunConfig) -> None:
     Raises:
         RunError: Says which.
     """
-    from transformers import AutoConfig
-
     try:
-        found = AutoConfig.from_pretrained(
-            config.model.path, revision=config.model.revision, trust_remote_code=False
-        )
-    except OSError as error:
-        raise RunError(f"model.name {config.model.name!r} can't be loaded: {error}") from error
+        found = require_base(config.model.path, revision=config.model.revision)
+    except (MissingModelError, UnsupportedModelError) as error:
+        raise RunError(f"model.name: {error}") from error
     layers = found.get_text_config().num_hidden_layers
     if not -1 <= config.locator.layer <= layers:
         raise RunError(
@@ -153,14 +152,14 @@ def _train(config: RunConfig, display: Display) -> None:
 
     cluster = config.cluster
     display.line("starting Ray")
-    _connect(config)
+    connect(config)
     gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     lost: TrainingFailedError | None = None
     trainer = TorchTrainer(
         work,
-        train_loop_config={"config": _rooted(config), "board": board},
+        train_loop_config={"config": rooted(config), "board": board},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources
         ),
@@ -191,7 +190,7 @@ def _train(config: RunConfig, display: Display) -> None:
         )
 
 
-def _rooted(config: RunConfig) -> RunConfig:
+def rooted(config: RunConfig) -> RunConfig:
     """The same run for a process that works in another folder."""
     name = config.model.name
     local = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -199,11 +198,24 @@ def _rooted(config: RunConfig) -> RunConfig:
         config,
         runs=str(Path(config.runs).resolve()),
         model=replace(config.model, name=local),
-        data=replace(config.data, root=str(Path(config.data.root).resolve())),
+        data=replace(config.data, root=_absolute(config.data.root)),
+        evaluation=replace(
+            config.evaluation,
+            answer_files={
+                task: str(Path(file).resolve())
+                for task, file in config.evaluation.answer_files.items()
+            },
+        ),
     )
 
 
-def _connect(config: RunConfig) -> None:
+def _absolute(path: str) -> str:
+    """A path that means the same in any working directory; a URL does already."""
+    return path if "://" in path else str(Path(path).resolve())
+
+
+def connect(config: RunConfig, *, dashboard: bool = False) -> None:
+    """Reach the Ray cluster that a run names, or start one here."""
     import ray
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
@@ -213,7 +225,7 @@ def _connect(config: RunConfig) -> None:
     needed = config.cluster.workers * config.cluster.cpus_per_worker
     ray.init(
         num_cpus=max(needed, os.cpu_count() or 1),
-        include_dashboard=False,
+        include_dashboard=dashboard,
         log_to_driver=False,
         configure_logging=True,
         logging_level=logging.ERROR,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cmoe.data.batches import Collator, loader, training_order
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.group import Group
 from cmoe.methods.method import Loss
 from cmoe.passes import over_batches
@@ -124,7 +124,7 @@ class Phases:
         order = training_order(
             len(samples), steps, cfg.global_batch, f"{self.seed}/{self.progress.task}/{phase}"
         )
-        counts = np.array([len(a) for a in self.collator.answers(samples)])
+        counts = np.array([sum(tail.answers) for tail in self.collator.tails(samples)])
         engine = Engine(self.module, cfg, steps, group.workers)
         start = self._resume(phase, engine)
         mine = _micro_batches(order[start:], cfg.micro_batch, group)

@@ -1,0 +1,155 @@
+"""Bases by name: a folder, the cache without a network, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmoe.assets import MINI_BASE
+from cmoe.modeling.base import (
+    MissingModelError,
+    UnsupportedModelError,
+    load_base,
+    load_config,
+    load_shape,
+    require_base,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+HUB_NAME, REVISION = "someone/mini-base", "0123456789abcdef0123456789abcdef01234567"
+
+
+def hub_cache(folder: Path) -> Path:
+    """A cache as `hf download` leaves it, with the mini base in it."""
+    model = folder / "models--someone--mini-base"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(REVISION)
+    (model / "blobs").mkdir()
+    snapshot = model / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(MINI_BASE.iterdir())):
+        if file.is_file():
+            blob = model / "blobs" / f"{number:040x}"
+            shutil.copyfile(file, blob)
+            (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot
+
+
+def offline(cache: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process that knows a cache and no network: both are read when it starts."""
+    return subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_cache_serves_a_machine_without_a_network(tmp_path: Path) -> None:
+    snapshot = hub_cache(tmp_path)
+    program = f"""
+from cmoe.modeling.base import fingerprint, load_base, load_shape, require_base
+for revision in (None, {REVISION!r}):
+    base, processor = load_base({HUB_NAME!r}, revision=revision)
+    assert processor.tokenizer is not None
+    print(fingerprint(base))
+    require_base({HUB_NAME!r}, revision=revision)
+    print(sum(p.numel() for p in load_shape({HUB_NAME!r}, revision=revision).parameters()))
+"""
+    done = offline(tmp_path, "-c", program)
+    assert done.returncode == 0, done.stderr
+    from cmoe.modeling.base import fingerprint
+
+    base, _ = load_base(str(MINI_BASE))
+    parameters = sum(p.numel() for p in base.parameters())
+    assert done.stdout.split() == [fingerprint(base), str(parameters)] * 2
+
+    # A download that was broken off: all is there but the weights.
+    (snapshot / "model.safetensors").unlink()
+    done = offline(tmp_path, "ray_jobs/coin_stream.py", "--name", "x", f"--runs={tmp_path}/runs",
+                   f"--model.name={HUB_NAME}", f"--model.revision={REVISION}")  # fmt: skip
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert f"`hf download {HUB_NAME} --revision {REVISION}`" in said
+    assert str(tmp_path) in said
+    assert "HF_HUB_OFFLINE" in said
+    assert not (tmp_path / "runs").exists(), "before anything starts"
+
+
+def test_a_hub_name_that_is_nowhere_says_what_fetches_it(tmp_path: Path) -> None:
+    program = """
+from cmoe.modeling.base import load_base
+load_base("llava-hf/llava-1.5-7b-hf", revision="b234b80")
+"""
+    done = offline(tmp_path, "-c", program)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1, "none of the hub's own errors before it"
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("cmoe.modeling.base.MissingModelError: llava-hf/llava-1.5-7b-hf, revis")
+    assert "`hf download llava-hf/llava-1.5-7b-hf --revision b234b80`" in said
+    assert str(tmp_path) in said
+    job = ["ray_jobs/coin_stream.py", "--name=x", "--model.name=nobody/nothing"]
+    for more in ([], ["--plan"]):
+        done = offline(tmp_path, *job, f"--runs={tmp_path}/runs", *more)
+        assert done.returncode == 1
+        (said,) = done.stderr.splitlines()
+        assert said.startswith("coin_stream.py: ")
+        assert "`hf download nobody/nothing`" in said
+        assert "revision main" in said
+
+
+def test_the_command_that_is_named_exists() -> None:
+    hf = Path(sys.executable).with_name("hf")
+    done = subprocess.run([hf, "download", "--help"], capture_output=True, text=True, check=True)
+    assert "--revision" in done.stdout
+
+
+@pytest.mark.parametrize("load", [load_base, load_config, load_shape, require_base])
+def test_a_folder_that_is_none_says_so(load, tmp_path: Path) -> None:
+    for name in (str(tmp_path / "nowhere"), "./nowhere", "a/b/c"):
+        with pytest.raises(MissingModelError, match="there is no such folder") as caught:
+            load(name)
+        assert name in str(caught.value)
+        assert "hf download" not in str(caught.value)
+
+
+def test_a_folder_that_lacks_its_weights_names_them(tmp_path: Path) -> None:
+    shutil.copytree(MINI_BASE, tmp_path / "base")
+    require_base(str(tmp_path / "base"))
+    (tmp_path / "base" / "model.safetensors").unlink()
+    for load in (require_base, load_base):
+        with pytest.raises(MissingModelError, match=r"model\.safetensors"):
+            load(str(tmp_path / "base"))
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = tmp_path / "base" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}))
+    (tmp_path / "base" / shards["a"]).touch()
+    with pytest.raises(MissingModelError, match=shards["b"]):
+        require_base(str(tmp_path / "base"))
+
+
+def test_what_is_no_vision_language_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="model_type"):
+        load_base(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UnsupportedModelError, match="gpt2"):
+        load_shape(str(tmp_path))
+
+
+def test_a_shape_has_the_bases_parameters_and_no_weights() -> None:
+    shape = load_shape(str(MINI_BASE))
+    base, _ = load_base(str(MINI_BASE))
+    assert {n: p.shape for n, p in shape.named_parameters()} == {
+        n: p.shape for n, p in base.named_parameters()
+    }
+    assert all(t.device == torch.device("meta") for t in shape.parameters())
