@@ -15,7 +15,7 @@ import torch
 from tiny_models import make_inputs
 from torch import Tensor, nn
 
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.methods.method import Loss
 from cmoe.modeling.growing import Inputs
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of
 from cmoe.methods.probe import (
     Decision,
@@ -121,18 +121,74 @@ class CMoE:
     def append(self, *primitives: Primitive) -> None:
         self.module.append(*primitives)
 
-    def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
+    def learn(
+        self,
+        task: str,
+        samples: Sequence[Sample],
+        trainer: Trainer,
+        probed: Primitive | None = None,
+    ) -> Primitive:
+        """Learn a task; its primitive is part of the method when this returns.
+
+        Args:
+            task: Its name.
+            samples: Its training data.
+            trainer: The worker group.
+            probed: What `probe_task` found of this task after the same ones; None probes now.
+        """
         model, start = self.module, _Start()
-        decision = trainer.recall("decision", lambda: self._decide(task, samples, trainer, start))
+        decision = trainer.recall(
+            "decision", lambda: self._decide(task, samples, trainer, start, probed)
+        )
         experts = {int(layer): count for layer, count in decision["experts"].items()}
         self._grow(task, experts, "train", start.weights)
         trainer.fit("train", samples, self._loss(task))
         shown = samples[: self.experts.usage_samples]
         usage, _ = self._usage(task, trainer.map("usage", shown, self._record(task), answers=True))
+        entry = self._locator(task, samples, trainer) if probed is None else probed.locator
+        return model.commit(entry, decision | {"usage": _rounded(usage)})
+
+    def probe_task(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
+        """What every choice of thresholds, counts and budgets shares: probes, and the locator.
+
+        The method is as it was before when this returns.
+
+        Args:
+            task: The next task.
+            samples: Its training data.
+            trainer: The worker group.
+
+        Returns:
+            The trained probes with their routers (none for a first task) and the task's entry in
+            the locator. The decision holds `probing`, or null, and what growing costs: `older`
+            experts and `widths` by layer, and the layers' `hidden` size.
+        """
+        probing = probes = None
+        if self.module.tasks and self.probe.enabled:
+            probing, probes = self._probe(task, samples, trainer)
+        entry = self._locator(task, samples, trainer)
+        return Primitive(
+            task=task,
+            rank=self.experts.rank,
+            lora_alpha=self.experts.lora_alpha,
+            experts=probes.experts if probes else {},
+            routers=probes.routers if probes else {},
+            locator=entry,
+            decision={
+                "probing": asdict(probing) if probing else None,
+                "older": [len(ffn.frozen) for ffn in self.module.ffns],
+                "widths": [sum(ffn.widths) for ffn in self.module.ffns],
+                "hidden": self.module.ffns[0].hidden_size,
+            },
+        )
+
+    def _locator(
+        self, task: str, samples: Sequence[Sample], trainer: Trainer
+    ) -> Mapping[str, Tensor]:
+        model = self.module
         features = torch.cat(trainer.map("features", samples, model.features))
         seed = seed_of(self.seed, task, "locator")
-        entry = trainer.once(lambda: model.bank.fit(features.to(model.device), seed))
-        return model.commit(entry, decision | {"usage": _rounded(usage)})
+        return trainer.once(lambda: model.bank.fit(features.to(model.device), seed))
 
     def features(self, inputs: Inputs) -> Tensor:
         return self.module.features(inputs)
@@ -146,25 +202,41 @@ class CMoE:
     # Probing
 
     def _decide(
-        self, task: str, samples: Sequence[Sample], trainer: Trainer, start: _Start
+        self,
+        task: str,
+        samples: Sequence[Sample],
+        trainer: Trainer,
+        start: _Start,
+        probed: Primitive | None,
     ) -> dict[str, Any]:
         layers = range(len(self.module.ffns))
         if not self.module.tasks or not self.probe.enabled:
             return {"experts": dict.fromkeys(map(str, layers), self.experts.per_layer)}
+        if probed is None:
+            probing, probes = self._probe(task, samples, trainer)
+        else:
+            probing, probes = Probing.of(probed.decision["probing"]), probed
+        costs = [self._cost(layer) for layer in layers]
+        decision = decide(probing, self.probe, per_layer=self.experts.per_layer, costs=costs)
+        seed = seed_of(self.seed, task, "fresh")
+        weights, sources = starting_weights(
+            self.module, probes, probing, decision, self.probe, self.experts.rank, seed
+        )
+        start.weights = weights
+        return self._why(probing, decision, sources)
+
+    def _probe(
+        self, task: str, samples: Sequence[Sample], trainer: Trainer
+    ) -> tuple[Probing, Primitive]:
+        """Train probes in every layer, measure them, and take them away again."""
         train, measure = split(samples, self.probe, seed_of(self.seed, task, "probe split"))
+        layers = range(len(self.module.ffns))
         self._grow(task, dict.fromkeys(layers, self.probe.experts), "probe", {})
         trainer.fit("probe", train, self._loss(task), steps=self.probe.steps)
         probing = self._measure(task, measure, trainer)
         probes = self.module.learning()
         self.module.discard()
-        costs = [self._cost(layer) for layer in layers]
-        decision = decide(probing, self.probe, per_layer=self.experts.per_layer, costs=costs)
-        seed = seed_of(self.seed, task, "fresh")
-        weights, sources = starting_weights(
-            self.module, probes, probing, decision, self.probe, seed
-        )
-        start.weights = weights
-        return self._why(probing, decision, sources)
+        return probing, probes
 
     def _measure(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Probing:
         """Usage of every layer's experts, and the loss with each layer's probes switched off."""

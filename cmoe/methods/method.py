@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.modeling.base import find_layers
 from cmoe.modeling.growing import Inputs
 from cmoe.modeling.locator import Location

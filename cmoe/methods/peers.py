@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of
 from cmoe.modeling.base import find_decoder, fingerprint
 from cmoe.modeling.growing import Inputs

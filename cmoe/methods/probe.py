@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean, pstdev
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.modeling.experts import fresh_pair
 from cmoe.modeling.ffn import ROUTER_STD, GrowingFFN
 from cmoe.modeling.growing import GrowingVLM
@@ -39,7 +39,8 @@ class ProbeConfig:
         experts: Probe experts per layer.
         steps: Training steps of the probes.
         score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`.
-        alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers.
+        alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers; with
+            null every layer passes, and the budgets alone decide.
         count: `fixed` adds `experts.per_layer`; `per_probe` as many as pass the threshold alone.
         init: New experts start from the experts most `used` while probing (paper), from the
             most used `probe` experts, or `fresh`.
@@ -54,7 +55,7 @@ class ProbeConfig:
     experts: int = 1
     steps: int = 50
     score: Score = "frequency"
-    alpha: float = 0.5
+    alpha: float | None = 0.5
     count: Literal["fixed", "per_probe"] = "fixed"
     init: Literal["used", "probe", "fresh"] = "used"
     max_layers: int | None = None
@@ -87,6 +88,12 @@ class Probing:
     gates: tuple[tuple[float, ...], ...]
     gain: tuple[float, ...]
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Probing:
+        """From its JSON."""
+        rows = {name: tuple(map(tuple, values[name])) for name in ("largest", "gates")}
+        return cls(older=tuple(values["older"]), gain=tuple(values["gain"]), **rows)
+
     def scores(self) -> dict[Score, tuple[float, ...]]:
         """Every layer's score, by each definition (method, "PGKE")."""
         return {
@@ -118,12 +125,12 @@ class Decision:
 
     Attributes:
         experts: Layer -> new experts.
-        threshold: A layer's score had to exceed it.
+        threshold: A layer's score had to exceed it; None where none was set.
         cut: Layers that passed the threshold and not the budget.
     """
 
     experts: Mapping[int, int]
-    threshold: float
+    threshold: float | None
     cut: tuple[int, ...]
 
 
@@ -157,10 +164,13 @@ def decide(
         costs: Scalars that one new expert adds to each layer, with its router row.
     """
     scores = probing.scores()[config.score]
-    threshold = fmean(scores) - config.alpha * pstdev(scores)
+    threshold = None
+    if config.alpha is not None:
+        threshold = fmean(scores) - config.alpha * pstdev(scores)
+    floor = -math.inf if threshold is None else threshold
     alone = probing.by_probe(config.score)
     passed = sorted(
-        (layer for layer, score in enumerate(scores) if score > threshold),
+        (layer for layer, score in enumerate(scores) if score > floor),
         key=lambda layer: (-scores[layer], layer),
     )
     experts: dict[int, int] = {}
@@ -170,7 +180,7 @@ def decide(
         count = per_layer
         if config.count == "per_probe":
             # The layer passed: it grows, even where no probe passes without the others.
-            count = max(1, sum(s > threshold for s in alone[layer]))
+            count = max(1, sum(s > floor for s in alone[layer]))
         full = config.max_layers is not None and len(experts) >= config.max_layers
         limit, cost = config.max_added_parameters, count * costs[layer]
         if cut or full or (limit is not None and added + cost > limit):
@@ -186,6 +196,7 @@ def starting_weights(
     probing: Probing,
     decision: Decision,
     config: ProbeConfig,
+    rank: int,
     seed: int,
 ) -> tuple[dict[str, Tensor], dict[int, list[int | None]]]:
     """What new experts and the task's routers start from, named as in a primitive.
@@ -196,6 +207,7 @@ def starting_weights(
     Args:
         model: The model, without the probes.
         probes: The trained probes.
+        rank: Of the new experts; sources of another rank are passed over.
         seed: Of fresh experts.
 
     Returns:
@@ -209,8 +221,7 @@ def starting_weights(
         router = probes.routers[ffn.router_key]
         count = decision.experts.get(ffn.layer, 0)
         used = _most_used(probing.gates[ffn.layer], older, config.init)
-        # A source must have this task's rank.
-        fit = [e for e in used if e >= older or ffn.frozen.ranks[e] == probes.rank]
+        fit = [e for e in used if (probes.rank if e >= older else ffn.frozen.ranks[e]) == rank]
         chosen = [*fit[:count], *[None] * (count - len(fit))]
         rows = [router[:older]]
         for source in chosen:
@@ -221,7 +232,7 @@ def starting_weights(
             continue
         sources[ffn.layer] = chosen
         for name in ffn.maps:
-            pairs = [_start(ffn, name, probes, source, generator) for source in chosen]
+            pairs = [_start(ffn, name, probes, source, rank, generator) for source in chosen]
             key = ffn.expert_key(name)
             init[f"{key}.A"] = torch.cat([A for A, _ in pairs])
             init[f"{key}.B"] = torch.cat([B for _, B in pairs])
@@ -229,11 +240,16 @@ def starting_weights(
 
 
 def _start(
-    ffn: GrowingFFN, name: str, probes: Primitive, source: int | None, generator: torch.Generator
+    ffn: GrowingFFN,
+    name: str,
+    probes: Primitive,
+    source: int | None,
+    rank: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """One map's `A [1, r, in]` and `B [1, out, r]` of a probe, of an older expert, or fresh."""
     if source is None:
-        return fresh_pair(1, probes.rank, ffn.maps[name].linear, generator)
+        return fresh_pair(1, rank, ffn.maps[name].linear, generator)
     key, probe = ffn.expert_key(name), source - len(ffn.frozen)
     if probe < 0:
         expert = ffn.expert(source)

@@ -19,7 +19,7 @@ from tiny_models import LAYERS, make_base, make_inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.methods.cmoe import CMoE, ExpertsConfig
 from cmoe.methods.method import Loss
 from cmoe.methods.probe import ProbeConfig
@@ -138,6 +138,31 @@ def test_without_probing_every_task_grows_every_layer() -> None:
         primitive, trainer = learn(method, task)
         assert "probe" not in trainer.seen
         assert primitive.decision["experts"] == {str(layer): 1 for layer in range(LAYERS)}
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.5, None])
+def test_one_probe_run_serves_every_threshold(stream: Stream, alpha: float | None) -> None:
+    """Learning from an earlier probe run is learning with a probe run of its own, bit for bit."""
+    shared = make_method()
+    probing = make_method(probe=replace(PROBE, alpha=3.0, max_layers=1))
+    whole, parted = (make_method(probe=replace(PROBE, alpha=alpha)) for _ in range(2))
+    for task in ("one", "two"):
+        probed = probing.probe_task(task, SAMPLES[task], Watching(probing))
+        assert probing.tasks == shared.tasks, "a probe run leaves the method as it was"
+        wanted, _ = learn(whole, task)
+        trainer = Watching(parted)
+        assert same(parted.learn(task, SAMPLES[task], trainer, probed), wanted)
+        assert list(trainer.seen) == ["train", "usage"]
+        if task == "one":
+            assert probed.decision["probing"] is None
+            for method in (shared, probing):
+                method.append(wanted)
+    counts = [len(ffn.frozen) for ffn in shared.module.ffns]
+    assert probed.decision["older"] == counts
+    experts = whole.module.ffns[0]
+    assert probed.decision["widths"][0] * EXPERTS.rank == sum(
+        t.numel() for t in experts.expert(0).values()
+    )
 
 
 def test_later_tasks_probe_on_one_part_and_measure_on_another(stream: Stream) -> None:

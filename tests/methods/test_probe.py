@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_models import LAYERS, WIDTH, make_base, make_inputs
 
-from cmoe.data.coin import Sample
+from cmoe.data.samples import Sample
 from cmoe.methods.probe import (
     Decision,
     ProbeConfig,
@@ -118,6 +119,28 @@ def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
     for alpha in (0.0, 0.5, 3.0):  # nothing deviates: no layer stands out
         same = decide(even, replace(config, alpha=alpha), per_layer=1, costs=[1] * 3)
         assert same.experts == {}
+    # Without a threshold every layer passes, and a budget takes the highest scores.
+    free = replace(config, alpha=None)
+    assert decide(even, free, per_layer=2, costs=[1] * 3) == Decision({0: 2, 1: 2, 2: 2}, None, ())
+    two = decide(probing, replace(free, max_layers=2), per_layer=1, costs=[1] * 3)
+    assert (two.experts, two.cut) == ({1: 1, 2: 1}, (0,))
+
+
+@given(probings())
+def test_a_probing_comes_back_from_its_json(probing: Probing) -> None:
+    assert Probing.of(json.loads(json.dumps(asdict(probing)))) == probing
+
+
+def test_experts_of_another_rank_start_fresh_with_the_probes_router_rows(
+    probed: tuple[GrowingVLM, Primitive],
+) -> None:
+    _, probes = probed
+    weights, sources = start(probed, GATES, {0: 2, 3: 1}, "probe", rank=probes.rank + 3)
+    assert sources == {0: [None, None], 3: [None]}
+    shapes = {n: t.shape for n, t in weights.items() if n.endswith(".A")}
+    assert shapes
+    assert all(shape[1] == probes.rank + 3 for shape in shapes.values())
+    assert all(not t.any() for n, t in weights.items() if n.endswith(".B"))
 
 
 @settings(max_examples=100, deadline=None)
@@ -276,14 +299,16 @@ def start(
     experts: dict[int, int],
     init: Any,
     seed: int = 0,
+    rank: int | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[int, list[int | None]]]:
     model, probes = probed
+    rank = rank or probes.rank
     rows = tuple(tuple(row) for row in gates)
     older = tuple(len(f.frozen) for f in model.ffns)
     # Where the largest gates fall is none of its business: mean gates tell what is used.
     probing = Probing(older, tuple(row[::-1] for row in rows), rows, (0.0,) * LAYERS)
     return starting_weights(
-        model, probes, probing, Decision(experts, 0.0, ()), ProbeConfig(init=init), seed
+        model, probes, probing, Decision(experts, 0.0, ()), ProbeConfig(init=init), rank, seed
     )
 
 
