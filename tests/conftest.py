@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -53,7 +54,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket that is reached as a user's would be: by the environment alone."""
+    """A new bucket that is reached as a user's would be: by the environment alone."""
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
@@ -61,8 +62,9 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("coin-data")
-    yield "s3://coin-data/prepared"
+    name = f"coin-{uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(name)
+    yield f"s3://{name}/prepared"
     s3fs.S3FileSystem.clear_instance_cache()
 
 
