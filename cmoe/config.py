@@ -199,6 +199,29 @@ def parse_job(
     return _run(parser, parsed), plan
 
 
+def parse_with(
+    parts: Mapping[str, type[Any]], arguments: Sequence[str] | None = None, prog: str | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
+    """As `parse`, with further sections beside the run's own.
+
+    Args:
+        parts: The dataclass of each section.
+        arguments: Instead of the process's own.
+        prog: Name in the help.
+    """
+    parser = _parser(prog)
+    for name, part in parts.items():
+        parser.add_class_arguments(part, name)
+    parsed = parser.parse_args(arguments)
+    more = {}
+    try:
+        for name, part in parts.items():
+            more[name] = part(**vars(parsed.pop(name)))
+    except ValueError as error:
+        parser.error(str(error))
+    return _run(parser, parsed), more
+
+
 def _parser(prog: str | None) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
@@ -219,7 +242,8 @@ def _run(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
         if isinstance(defaults[name], dict) != isinstance(value, Namespace):
             parser.error(f"{name} is {value!r}; its keys are {', '.join(defaults[name])}")
     try:
-        return RunConfig(**vars(parser.instantiate(parsed)))
+        made = vars(parser.instantiate(parsed))
+        return RunConfig(**{name: made[name] for name in defaults})
     except ValueError as error:
         parser.error(str(error))
 

@@ -28,6 +28,7 @@ PIXEL = 1 / 96
 
 LOOK: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": 8.5,
     "axes.labelsize": 8,
     "axes.labelcolor": MUTED,
@@ -129,7 +130,7 @@ def heat_map(
     left = 44 + 6.5 * max(map(len, rows), default=0)
     top = 44 + 4.5 * max(map(len, columns), default=0)
     width = max(left + 50 * len(columns) + 40, 300)
-    return _drawn(name, label, width, top + low * (len(rows) + 0.3 * bool(apart)), draw)
+    return drawn(name, label, width, top + low * (len(rows) + 0.3 * bool(apart)), draw)
 
 
 def decomposition(
@@ -165,7 +166,7 @@ def decomposition(
         ax.grid(axis="x")
         figure.legend(loc="outside upper left", ncols=3)
 
-    return _drawn(name, label, 540, 92 + 32 * len(tasks), draw)
+    return drawn(name, label, 540, 92 + 32 * len(tasks), draw)
 
 
 def accuracy_curve(
@@ -197,7 +198,7 @@ def accuracy_curve(
         ax.grid(axis="y")
         ax.set_xlabel("tasks learned")
 
-    return _drawn(name, label, 250, 150, draw)
+    return drawn(name, label, 250, 150, draw)
 
 
 def probe_bars(
@@ -208,8 +209,12 @@ def probe_bars(
     grown: Sequence[int],
     cut: Sequence[int],
     score: str,
+    size: tuple[float, float] = (250, 170),
 ) -> str:
-    """A task's deciding score by layer: which layers passed, and which the budget cut."""
+    """A task's deciding score by layer: which layers passed, and which the budget cut.
+
+    With many layers it is wider than its size.
+    """
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
@@ -225,7 +230,7 @@ def probe_bars(
         ax.grid(axis="y")
         ax.locator_params(axis="y", nbins=5)
 
-    return _drawn(name, label, max(250, 60 + 11 * len(scores)), 170, draw)
+    return drawn(name, label, max(size[0], 60 + 11 * len(scores)), size[1], draw)
 
 
 def routing_map(
@@ -280,7 +285,7 @@ def routing_map(
         figure.legend(handles=patches, loc="outside lower left", ncols=4)
 
     height = 110 + 27 * len(owners) + 18 * -(-len(tasks) // 4)
-    return _drawn(name, label, max(560, 60 + 96 * len(usage)), height, draw)
+    return drawn(name, label, max(560, 60 + 96 * len(usage)), height, draw)
 
 
 def score_histogram(
@@ -304,7 +309,7 @@ def score_histogram(
         ax.spines["left"].set_visible(False)
         ax.locator_params(axis="x", nbins=6)
 
-    return _drawn(name, label, 250, 140, draw)
+    return drawn(name, label, 250, 140, draw)
 
 
 def loss_curves(
@@ -337,7 +342,7 @@ def loss_curves(
         ax.grid(axis="y")
         figure.legend(loc="outside lower left", ncols=4)
 
-    return _drawn(name, label, 520, 270 + 17 * -(-len(losses) // 4), draw)
+    return drawn(name, label, 520, 270 + 17 * -(-len(losses) // 4), draw)
 
 
 def stacked_bars(
@@ -365,7 +370,7 @@ def stacked_bars(
         ax.grid(axis="x")
         figure.legend(loc="outside lower left", ncols=4)
 
-    return _drawn(name, label, 560, 76 + 26 * len(values) + 17 * -(-len(parts) // 4), draw)
+    return drawn(name, label, 560, 76 + 26 * len(values) + 17 * -(-len(parts) // 4), draw)
 
 
 def _bare(ax: Axes) -> None:
@@ -373,7 +378,7 @@ def _bare(ax: Axes) -> None:
     ax.tick_params(length=0)
 
 
-def _drawn(
+def drawn(
     name: str, label: str, width: float, height: float, draw: Callable[[Figure], None]
 ) -> str:
     """An SVG of so many pixels at most; narrower where its page is."""

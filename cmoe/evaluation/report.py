@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import forgetting
@@ -17,6 +17,9 @@ from cmoe.evaluation.pictures import pictures
 from cmoe.evaluation.run import ALONE, Run, read_run
 from cmoe.evaluation.targets import Targets
 from cmoe.files import whole
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -43,23 +46,33 @@ def write_report(folder: Path, tasks: Sequence[Task], targets: Targets) -> None:
     Raises:
         ValueError: No task has been tested yet.
     """
+    templates = environment()
+    run = read_run(folder, tasks, targets)
+    facts = _facts(run)
+    for name, more in ((HTML, pictures(run, facts)), (MARKDOWN, {})):
+        text = templates.get_template(f"{name}.j2").render(run=run, **facts, **more)
+        with whole(folder / name) as beside:
+            beside.write_text(text, encoding="utf-8")
+
+
+def environment(*folders: Path) -> Environment:
+    """Where pages are made: their templates, with what all of them share, and how values look.
+
+    Args:
+        folders: Of templates, before this module's.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    made = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=select_autoescape(("html.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"fixed": _fixed, "signed": _signed, "cell": _cell}
-    run = read_run(folder, tasks, targets)
-    facts = _facts(run)
-    for name, more in ((HTML, pictures(run, facts)), (MARKDOWN, {})):
-        text = environment.get_template(f"{name}.j2").render(run=run, **facts, **more)
-        with whole(folder / name) as beside:
-            beside.write_text(text, encoding="utf-8")
+    made.filters |= {"fixed": _fixed, "signed": _signed, "cell": _cell}
+    return made
 
 
 # Figures in numbers: what both files say

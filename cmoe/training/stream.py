@@ -31,7 +31,7 @@ from cmoe.methods.method import Method
 from cmoe.methods.peers import SequentialLoRA
 from cmoe.modeling.base import load_base
 from cmoe.modeling.routers import BASE
-from cmoe.store import HEADER, Store
+from cmoe.store import HEADER, Record, Store
 from cmoe.training.engine import running
 from cmoe.training.phases import Link, Phases
 
@@ -50,13 +50,15 @@ def run_stream(config: RunConfig, group: Group, link: Link) -> None:
     stream = Stream(config, group, link)
     stream.evaluate(BASE)
     for index, task in enumerate(stream.tasks):
-        if index == len(stream.store):
+        if index < len(stream.store):
+            stream.recall(index)
+        else:
             stream.learn(index, task)
         stream.evaluate(index)
 
 
 class Stream:
-    """A run as one worker sees it: the method as far as the store goes, and the tests."""
+    """A run as one worker sees it: the method as far as it has come, and the tests."""
 
     def __init__(self, config: RunConfig, group: Group, link: Link) -> None:
         self.config, self.group, self.link = config, group, link
@@ -75,7 +77,6 @@ class Stream:
         group.from_first(self._prepare)
         self.store = Store.open(self.folder / STORE)
         self.store.require_base(self.method.base_digest)
-        self.method.append(*(self.store.read(i) for i in range(len(self.store))))
         self.predictor = Predictor(
             self.method,
             group,
@@ -101,6 +102,13 @@ class Stream:
                 revision=self.config.model.revision or "default",
                 config=self.config.as_dict(),
             )
+
+    def recall(self, index: int) -> None:
+        """Take a task that was learned before from the store.
+
+        One at a time: a stage is answered by what was known then, whoever wrote the store.
+        """
+        self.method.append(self.store.read(index))
 
     def learn(self, index: int, task: Task) -> None:
         """Learn a task and commit its primitive."""
@@ -151,12 +159,16 @@ class Stream:
             if stage != BASE:
                 self.link.emit({"phase": "stage", "index": stage, "results": found})
 
+    def _records(self) -> tuple[Record, ...]:
+        """Of the tasks that the method knows by now."""
+        return self.store.records()[: len(self.method.tasks)]
+
     def _digests(self) -> dict[int, str]:
-        digests = {i: record.digest for i, record in enumerate(self.store.records())}
+        digests = {i: record.digest for i, record in enumerate(self._records())}
         return digests | {BASE: self.method.base_digest}
 
     def _facts(self) -> Facts:
-        records = self.store.records()
+        records = self._records()
         return Facts(
             method=self.config.method,
             digests=self._digests(),

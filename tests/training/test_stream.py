@@ -122,6 +122,19 @@ def test_an_answer_file_decides_what_is_right(root: Path, alone: dict[str, Any])
     assert (found[0], found[2]) == (before[0], before[2])
 
 
+def test_a_store_that_was_there_before_is_answered_stage_by_stage(
+    root: Path, alone: dict[str, Any]
+) -> None:
+    """As a sweep leaves it: all tasks are learned, and no stage knows of a later one."""
+    config = small_config(root, "alone")
+    answered = replace(config, name="answered")
+    shutil.copytree(config.folder / "store", answered.folder / "store")
+    run_group(1, stream, answered)
+    matrix = json.loads((answered.folder / "matrix.json").read_text())
+    for name in alone["matrix"].keys() - {"seconds"}:
+        assert matrix[name] == alone["matrix"][name], name
+
+
 def test_the_oracle_does_not_drift(alone: dict[str, Any]) -> None:
     oracle = alone["matrix"]["oracle"]
     for i, row in enumerate(oracle):

@@ -1,0 +1,1 @@
+"""Sweeps: how much to grow for each task, searched by Ray Tune."""

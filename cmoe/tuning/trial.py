@@ -1,0 +1,268 @@
+"""The worker programs of a sweep, each in one process: probe a task, or learn it by a candidate.
+
+Both start from the same prefix of the store. What they make lies in a folder as a store of one
+primitive, beside a file that is written last: a folder without it isn't finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmoe.config import RunConfig
+from cmoe.data.batches import Collator, slices
+from cmoe.data.coin import read_tasks
+from cmoe.data.samples import Sample
+from cmoe.evaluation.predict import padded, texts
+from cmoe.evaluation.results import write_json
+from cmoe.evaluation.scorers import score
+from cmoe.evaluation.targets import target
+from cmoe.group import Group
+from cmoe.loading import create_store
+from cmoe.methods.cmoe import CMoE
+from cmoe.methods.probe import Probing
+from cmoe.modeling.base import load_base
+from cmoe.modeling.primitive import Primitive
+from cmoe.passes import over_batches
+from cmoe.store import Store
+from cmoe.training.engine import running
+from cmoe.training.phases import Link, Phases
+from cmoe.tuning.space import Point, Probed, Result
+
+RESULT, PRIMITIVE = "result.json", "primitive"
+
+
+class Bench:
+    """One task of a sweep on one process: the method after the prefix, and the task's samples.
+
+    Args:
+        config: Of the run, with the candidate's settings; the selection split is what is judged on.
+        prefix: Store with the tasks before.
+        index: The task's place in the stream.
+        device: Where to compute.
+    """
+
+    def __init__(self, config: RunConfig, prefix: Path, index: int, device: torch.device) -> None:
+        data = replace(config.data, tasks=config.data.tasks[index : index + 1])
+        data = replace(data, evaluate_on="selection")
+        self.config, self.group = config, Group(device=device)
+        self.index, (self.task,) = index, read_tasks(data, config.seed)
+        base, processor = load_base(
+            config.model.path,
+            revision=config.model.revision,
+            dtype=getattr(torch, config.model.dtype),
+            device=device,
+        )
+        limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
+        self.collator = Collator(processor, limit, config.evaluation.max_new_tokens)
+        self.method = CMoE(base, config.experts, config.probe, config.locator, config.seed)
+        if config.training.gradient_checkpointing:
+            self.method.enable_gradient_checkpointing()
+        store = Store.open(prefix)
+        store.require_base(self.method.base_digest)
+        self.method.append(*(store.read(i) for i in range(index)))
+
+    def phases(self, link: Link) -> Phases:
+        config = self.config
+        return Phases(
+            self.method.module,
+            self.group,
+            config.training,
+            self.collator,
+            link,
+            seed=config.seed,
+            index=self.index,
+            task=self.task.name,
+            batch_size=config.evaluation.batch_size,
+            loader_workers=config.data.loader_workers,
+        )
+
+    def keep(self, folder: Path, primitive: Primitive, values: Mapping[str, Any]) -> None:
+        """Write what was made; `result.json` says that it is whole."""
+        shutil.rmtree(folder / PRIMITIVE, ignore_errors=True)
+        name, revision = self.config.model.name, self.config.model.revision or "default"
+        store = create_store(
+            folder / PRIMITIVE, self.method, name=name, revision=revision, config={}
+        )
+        store.append(primitive)
+        write_json(folder / RESULT, values)
+
+    def accuracy(self) -> float:
+        """Percent of the selection split answered right by the task's own router."""
+        samples = self.task.test
+        lengths = [padded(n) for n in self._lengths(samples)]
+        scores: list[float] = []
+        with running(self.method.module, self.config.training.zero):
+            order = sorted(range(len(samples)), key=lambda i: (lengths[i], i))
+            for length, group in groupby(order, key=lambda i: lengths[i]):
+                members = [samples[i] for i in group]
+                for batch in slices(len(members), self.config.evaluation.batch_size):
+                    asked = [members[i] for i in batch]
+                    scores += self._scored(asked, length)
+        return 100 * sum(scores) / len(scores)
+
+    def _scored(self, asked: Sequence[Sample], length: int) -> list[float]:
+        evaluation = self.config.evaluation
+        said = texts(
+            self.method,
+            self.group,
+            self.collator,
+            evaluation,
+            asked,
+            self.index,
+            length,
+            synced=False,
+        )
+        return score(self.task.name, evaluation.scoring, said, [target(s) for s in asked])
+
+    def _lengths(self, samples: Sequence[Sample]) -> list[int]:
+        rows = self._over(
+            samples, self.collator.prompts, lambda batch: batch["attention_mask"].sum(1)
+        )
+        return [int(n) for n in torch.cat(rows)]
+
+    def loss(self) -> float:
+        """Mean loss per answer token on the selection split, while the task is being learned."""
+        module, task = self.method.module, self.task
+
+        @torch.no_grad()
+        def sums(batch: Mapping[str, Tensor]) -> Tensor:
+            tokens = (batch["labels"] != -100).sum().float()
+            loss = module(batch, task.name, num_items_in_batch=1).loss
+            return torch.stack([loss, tokens])
+
+        training = module.training
+        module.eval()
+        try:
+            loss, tokens = torch.stack(self._over(task.test, self.collator.training, sums)).sum(0)
+        finally:
+            module.train(training)
+        return float(loss / tokens)
+
+    def _over(
+        self,
+        samples: Sequence[Sample],
+        collate: Callable[[Sequence[Sample]], dict[str, Tensor]],
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+    ) -> list[Tensor]:
+        return over_batches(
+            self.group,
+            samples,
+            self.config.evaluation.batch_size,
+            collate,
+            compute,
+            equal=False,
+            loader_workers=0,
+            done=lambda *_: None,
+        )
+
+
+def probe(
+    config: RunConfig, prefix: Path, index: int, folder: Path, link: Link, where: str
+) -> None:
+    """Probe a task, once for all candidates, and fit its locator; does nothing if that was done."""
+    if (folder / RESULT).is_file():
+        return
+    start = time.monotonic()
+    bench = Bench(config, prefix, index, alone(where))
+    phases = bench.phases(link)
+    found = bench.method.probe_task(bench.task.name, bench.task.train, phases)
+    spent = {"seconds": time.monotonic() - start, "phases": phases.progress.seconds}
+    bench.keep(folder, found, {"samples": len(bench.task.test)} | spent)
+
+
+def read_probed(folder: Path) -> tuple[Probed, Primitive]:
+    """What `probe` left in a folder: what candidates are made of, and what they start from."""
+    primitive = Store.open(folder / PRIMITIVE).read(0)
+    said = primitive.decision
+    probed = Probed(
+        probing=Probing.of(said["probing"]) if said["probing"] else None,
+        older=tuple(said["older"]),
+        widths=tuple(said["widths"]),
+        hidden=said["hidden"],
+        locator=sum(t.numel() for t in primitive.locator.values()),
+    )
+    return probed, primitive
+
+
+def train(
+    config: RunConfig,
+    point: Point,
+    prefix: Path,
+    index: int,
+    probed: Path,
+    folder: Path,
+    link: Link,
+    where: str,
+    rung: Callable[[float], None] | None = None,
+) -> Result:
+    """Learn a task by a candidate and judge it; what was done before is read.
+
+    Args:
+        config: Of the run.
+        point: The candidate's.
+        prefix: Store with the tasks before.
+        index: The task's place in the stream.
+        probed: Folder of its probe run.
+        folder: Where the candidate's primitive goes; named as the candidate.
+        link: To the launcher.
+        where: Device.
+        rung: Told the loss on the selection split at every checkpoint within the training.
+    """
+    if (file := folder / RESULT).is_file():
+        return Result(**json.loads(file.read_text(encoding="utf-8")))
+    start = time.monotonic()
+    bench = Bench(point.applied(config), prefix, index, alone(where))
+    _, probes = read_probed(probed)
+    if rung is not None:
+        link = _Rungs(link, lambda: rung(bench.loss()))
+    samples = bench.task.train
+    primitive = bench.method.learn(bench.task.name, samples, bench.phases(link), probes)
+    accuracy = bench.accuracy()
+    result = Result(
+        name=folder.name,
+        accuracy=accuracy,
+        samples=len(bench.task.test),
+        parameters=sum(primitive.parameter_counts().values()),
+        seconds=time.monotonic() - start,
+    )
+    bench.keep(folder, primitive, asdict(result))
+    return result
+
+
+class _Rungs:
+    """A link that measures at every checkpoint, before it is kept."""
+
+    def __init__(self, link: Link, measure: Callable[[], None]) -> None:
+        self.emit, self.saved, self._link, self._measure = link.emit, link.saved, link, measure
+
+    def save(self, folder: Path) -> None:
+        self._measure()
+        self._link.save(folder)
+
+
+def alone(where: str) -> torch.device:
+    """A process group of this one process, which DeepSpeed needs, for as long as the process is.
+
+    DeepSpeed keeps groups of its own: another default group would not be theirs.
+    """
+    import torch.distributed as dist
+
+    device = torch.device(where)
+    if not dist.is_initialized():
+        place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(place | {"MASTER_PORT": "0"})
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    return device

@@ -1,0 +1,62 @@
+"""Search how much to grow, task by task: `python ray_jobs/coin_sweep.py --config FILE`.
+
+The winners make a stream of their own in the run's folder. At the end it is judged on the test
+split, beside the stream of the configuration itself and beside one that grows everywhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from cmoe.config import RunConfig, parse_with
+from cmoe.tuning.space import BudgetConfig, SearchConfig
+
+
+def main() -> int:
+    run, parts = parse_with({"search": SearchConfig, "budget": BudgetConfig}, prog="coin_sweep.py")
+    from cmoe.data.samples import DataError
+    from cmoe.store import StoreError
+    from cmoe.training.launch import RunError
+    from cmoe.tuning.report import write_sweep_report
+    from cmoe.tuning.sweep import SweepConfig, sweep
+
+    try:
+        config = SweepConfig(run, **parts)
+    except ValueError as error:
+        print(f"coin_sweep.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        said = sweep(config)
+        write_sweep_report(run.folder, said, {})
+        streams = compared(run)
+    except (RunError, DataError, StoreError) as error:
+        print(f"coin_sweep.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    write_sweep_report(run.folder, said, streams)
+    for name, found in streams.items():
+        measures, added = found["metrics"], found["parameters"]["added"]
+        print(f"{name}: Last {measures['last']:.1f}, BWT {measures['bwt']:+.1f}, {added:,} added")
+    print(run.folder / "sweep.html")
+    return 0
+
+
+def compared(run: RunConfig) -> dict[str, Any]:
+    """On the test split: the winners' stream, the configuration's, one that grows everywhere."""
+    from cmoe.training.launch import run as run_stream
+
+    return {
+        "winners": run_stream(run),
+        "default": run_stream(replace(run, name=f"{run.name}_default")),
+        "expand_all": run_stream(
+            replace(run, name=f"{run.name}_expand_all", probe=replace(run.probe, enabled=False))
+        ),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
