@@ -220,7 +220,7 @@ def connect(config: RunConfig, *, dashboard: bool = False) -> None:
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
     needed = config.cluster.workers * config.cluster.cpus_per_worker
     ray.init(

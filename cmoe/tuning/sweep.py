@@ -247,7 +247,8 @@ def _batches(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed_of(seed), n_startup_trials=search.batch)
+    # Its generator takes 32 bits.
+    sampler = optuna.samplers.TPESampler(seed=seed_of(seed) % 2**32, n_startup_trials=search.batch)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     grid = points(search, rank)
     axes = {name: sorted({getattr(p, name) for p in grid}, key=str) for name in AXES}
@@ -274,6 +275,7 @@ def _batches(
 def _cluster(run: RunConfig) -> Iterator[None]:
     """Ray for as long as the body runs; what the body started there ends with it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own lines: one a trial, no tables
     # Ctrl-C ends the sweep. Tune's own handler would end the trials and go on as if all was done.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     connect(run, dashboard=True)  # without it finished trials keep their placement groups

@@ -47,6 +47,7 @@ def small_sweep(folder: Path, name: str, changes: Mapping[str, Any] | None = Non
         run,
         data=replace(run.data, **data),
         training=replace(run.training, steps=6, checkpoint_every=2),
+        cluster=replace(run.cluster, max_failures=0),
     )
     search = replace(SEARCH, **changes.get("search", {}))
     return SweepConfig(run, search, BudgetConfig(**changes.get("budget", {})))
@@ -246,13 +247,15 @@ def test_a_budget_below_the_smallest_candidate_is_refused(root: Path, cluster: s
 
 
 def test_optuna_and_asha_find_winners_too(root: Path, cluster: str) -> None:
-    search = {"by": "optuna", "batch": 3, "scheduler": "asha"}
-    config, said = swept_as(root, "optuna", cluster, {"search": search})
-    assert [t["task"] for t in said["tasks"]] == list(TASKS)
-    for task in said["tasks"]:
-        assert task["points"] == 6
-        assert task["winner"] in task["front"]
-        assert all((r["accuracy"] is None) == r["stopped"] for r in task["results"])
+    axes = {"alpha": (0.0,), "per_layer": (1, 2), "rank": (4, 8)}
+    search = axes | {"by": "optuna", "batch": 3, "scheduler": "asha"}
+    changes = {"search": search, "data": {"tasks": TASKS[:1]}}
+    config, said = swept_as(root, "optuna", cluster, changes)
+    (task,) = said["tasks"]
+    assert task["points"] == 6
+    assert 1 < task["trials"] <= 4
+    assert task["winner"] in task["front"]
+    assert all((r["accuracy"] is None) == r["stopped"] for r in task["results"])
     Store.open(config.run.folder / "store").verify()
 
 
