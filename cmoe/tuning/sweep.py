@@ -182,7 +182,7 @@ def _task(
     tried: list[Point] = []
     results: dict[str, Result] = {}
     every: list[Candidate] = []
-    _require_affordable(
+    require_affordable(
         [candidate(p, run, probed) for p in points(config.search, run.experts.rank)], limit, name
     )
     for batch in _batches(config, run, probed, f"{run.seed}/{name}", results, tried):
@@ -218,7 +218,12 @@ def _task(
     }
 
 
-def _require_affordable(every: Sequence[Candidate], limit: int | None, task: str) -> None:
+def require_affordable(every: Sequence[Candidate], limit: int | None, task: str) -> None:
+    """Refuse a budget that no candidate of a task fits into, before any is trained.
+
+    Raises:
+        RunError: Names the smallest.
+    """
     least = min(every, key=lambda c: c.parameters)
     if limit is not None and least.parameters > limit:
         raise RunError(

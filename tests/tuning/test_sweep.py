@@ -21,8 +21,8 @@ from workers import small_config
 from cmoe.config import RunConfig
 from cmoe.store import Store
 from cmoe.training.launch import RunError
-from cmoe.tuning.space import BudgetConfig, SearchConfig
-from cmoe.tuning.sweep import SweepConfig, sweep
+from cmoe.tuning.space import BudgetConfig, Probed, SearchConfig, candidate, points
+from cmoe.tuning.sweep import SweepConfig, require_affordable, sweep
 
 TASKS = ("ScienceQA", "VizWiz")
 SEARCH = SearchConfig(alpha=(-1.0, 0.0, 3.0), score=("frequency", "loss_gain"), trials=6)
@@ -187,38 +187,30 @@ def test_a_finished_sweep_does_nothing_and_another_search_is_refused(swept: Swep
         sweep(replace(config, run=replace(config.run, seed=1)))
 
 
-def test_noise_in_the_test_labels_changes_no_decision(
+def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
     root: Path, cluster: str, swept: Swept
 ) -> None:
+    """Going on after SIGKILL changes no decision and no weight, nor does what the test split says."""
     config, said = swept
     noisy = root / "noisy"
     shutil.copytree(config.run.data.root, noisy)
-    changed = 0
-    for name in ("test", "val"):
-        for file in noisy.glob(f"Instructions_Original/*/{name}.json"):
-            rows = json.loads(file.read_text())
-            for number, row in enumerate(rows):
-                row["answer"] = f"noise {number}"
-            file.write_text(json.dumps(rows))
-            changed += 1
-    assert changed == 8
-    other, again = swept_as(root, "noise", cluster, {"data": {"root": str(noisy)}})
-    assert decisions(again) == decisions(said)
-    assert weights(other.run) == weights(config.run)
+    files = [*noisy.glob("Instructions_Original/*/test.json"), *noisy.glob("*/*/val.json")]
+    assert len(files) == 8
+    for file in files:
+        rows = json.loads(file.read_text())
+        for number, row in enumerate(rows):
+            row["answer"] = f"noise {number}"
+        file.write_text(json.dumps(rows))
 
-
-def test_killed_in_a_trial_it_goes_on_to_the_same_winners(
-    root: Path, cluster: str, swept: Swept
-) -> None:
-    config, said = swept
-    run = replace(config.run, name="killed")
-    process = started(root, "killed", cluster)
+    changes = {"data": {"root": str(noisy)}}
+    run = small_sweep(root, "killed", changes).run
+    process = started(root, "killed", cluster, changes)
     wait_for(run.folder, "sweep/001-VizWiz/*x*/result.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     comes_to_rest()
     assert len(weights(run)) == 1, "in the middle of the second task"
-    _, again = swept_as(root, "killed", cluster)
+    _, again = swept_as(root, "killed", cluster, changes)
     assert decisions(again) == decisions(said)
     assert weights(run) == weights(config.run)
 
@@ -238,12 +230,17 @@ def test_nothing_of_a_sweep_that_ends_early_stays_on_the_cluster(
     assert ("KeyboardInterrupt" if end == "interrupted" else "StoreError") in output
 
 
-def test_a_budget_below_the_smallest_candidate_is_refused(root: Path, cluster: str) -> None:
-    changes = {"budget": {"parameters": 1000}}
-    output = ended(started(root, "poor", cluster, changes), well=False)
-    assert "'ScienceQA' may add 1,000 parameters" in output
-    assert "raise the budget" in output
-    assert not list(small_sweep(root, "poor").run.folder.glob("sweep/*/*x*"))
+def test_a_budget_below_the_smallest_candidate_is_refused() -> None:
+    found = Probed(None, older=(0, 0), widths=(100, 100), hidden=16, locator=500)
+    run = small_sweep(Path(), "poor").run
+    every = [candidate(p, run, found) for p in points(replace(SEARCH, rank=(4, 8)), 8)]
+    least = 4 * 200 + 2 * 16 + 500
+    require_affordable(every, least, "ScienceQA")
+    require_affordable(every, None, "ScienceQA")
+    with pytest.raises(
+        RunError, match=r"'ScienceQA' may add 1,331 .* adds 1,332; raise the budget"
+    ):
+        require_affordable(every, least - 1, "ScienceQA")
 
 
 def test_optuna_and_asha_find_winners_too(root: Path, cluster: str) -> None:
