@@ -190,7 +190,7 @@ def test_a_finished_sweep_does_nothing_and_another_search_is_refused(swept: Swep
 def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
     root: Path, cluster: str, swept: Swept
 ) -> None:
-    """Going on after SIGKILL changes no decision and no weight, nor does what the test split says."""
+    """Neither SIGKILL nor what the test split says changes a decision or a weight."""
     config, said = swept
     noisy = root / "noisy"
     shutil.copytree(config.run.data.root, noisy)
