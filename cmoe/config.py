@@ -36,11 +36,14 @@ class ModelConfig:
         name: Hub name or local path; `mini` is the base that comes with cmoe.
         revision: Of a hub name; null takes the default branch's.
         dtype: Of weights and activations.
+        pad: Pad pictures to a square first, as CoIN does, also where the base's own processor
+            crops them, as that of LLaVA-1.5 on the hub does; in training and answering alike.
     """
 
     name: str = "mini"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    pad: bool = False
 
     @property
     def path(self) -> str:

@@ -35,6 +35,7 @@ def main() -> int:
             revision=config.model.revision,
             dtype=getattr(torch, config.model.dtype),
             device="cuda" if torch.cuda.is_available() else "cpu",
+            pad=config.model.pad,
         )
         limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
         collator = Collator(processor, limit, config.evaluation.max_new_tokens)

@@ -63,15 +63,23 @@ def load_base(
     revision: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
+    pad: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a vision-language model and its processor by hub name or local path.
 
     Without a network, or with `HF_HUB_OFFLINE=1`, a hub name is taken from the hub's cache. Code
     from the hub is never run.
 
+    Args:
+        name: Of the base.
+        revision: Of a hub name.
+        dtype: Of the weights; `auto` keeps theirs.
+        device: Where they go.
+        pad: Make the processor pad pictures to a square first, whatever it does by itself.
+
     Raises:
         MissingModelError: Nothing usable lies at `name`.
-        UnsupportedModelError: It is of a kind that transformers doesn't know.
+        UnsupportedModelError: It is of a kind that transformers doesn't know, or can't pad.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -81,8 +89,30 @@ def load_base(
             name, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
         processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if pad:
+        processor.image_processor = _padding(processor.image_processor)
     model.to(torch.device(device))  # type: ignore[arg-type]
     return model.eval(), processor
+
+
+def _padding(image_processor: Any) -> Any:
+    """The same image processor, padding to a square: LLaVA's own does, and takes CLIP's settings.
+
+    Raises:
+        UnsupportedModelError: It is another kind, which sees pictures in a way of its own.
+    """
+    from transformers import LlavaImageProcessor
+
+    kind = type(image_processor).__name__
+    if not kind.startswith(("Llava", "CLIP")) or kind.startswith("LlavaNext"):
+        raise UnsupportedModelError(
+            f"model.pad is true, and the base's pictures are prepared by {kind}; only LLaVA's and "
+            "CLIP's processors can pad to a square. Set it to false"
+        )
+    settings = image_processor.to_dict()
+    for name in ("image_processor_type", "processor_class"):
+        settings.pop(name, None)
+    return LlavaImageProcessor.from_dict(settings | {"do_pad": True})
 
 
 def load_config(name: str, *, revision: str | None = None) -> PretrainedConfig:

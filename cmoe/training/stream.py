@@ -66,7 +66,11 @@ class Stream:
         self.targets = stream_targets(self.tasks, config.data, config.evaluation)
         dtype = getattr(torch, config.model.dtype)
         base, processor = load_base(
-            config.model.path, revision=config.model.revision, dtype=dtype, device=group.device
+            config.model.path,
+            revision=config.model.revision,
+            dtype=dtype,
+            device=group.device,
+            pad=config.model.pad,
         )
         limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
         self.collator = Collator(processor, limit, config.evaluation.max_new_tokens)

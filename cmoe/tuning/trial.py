@@ -62,6 +62,7 @@ class Bench:
             revision=config.model.revision,
             dtype=getattr(torch, config.model.dtype),
             device=device,
+            pad=config.model.pad,
         )
         limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
         self.collator = Collator(processor, limit, config.evaluation.max_new_tokens)

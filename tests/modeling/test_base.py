@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from cmoe.assets import MINI_BASE
 from cmoe.modeling.base import (
@@ -153,3 +155,28 @@ def test_a_shape_has_the_bases_parameters_and_no_weights() -> None:
         n: p.shape for n, p in base.named_parameters()
     }
     assert all(t.device == torch.device("meta") for t in shape.parameters())
+
+
+@pytest.mark.parametrize("crops", [True, False])
+def test_pictures_are_padded_to_a_square_where_that_is_asked_for(
+    tmp_path: Path, crops: bool
+) -> None:
+    """A picture's left edge is seen with padding, and cut off by a processor that crops."""
+    folder = tmp_path / "base"
+    shutil.copytree(MINI_BASE, folder)
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    if crops:  # as LLaVA-1.5's on the hub
+        settings["image_processor"] |= {"image_processor_type": "CLIPImageProcessor"}
+        del settings["image_processor"]["do_pad"]
+        file.write_text(json.dumps(settings))
+    picture = Image.new("RGB", (96, 32))
+    picture.paste((255, 255, 255), (0, 0, 16, 32))
+
+    def edge(processor: Any) -> float:
+        pixels = processor.image_processor(images=[picture], return_tensors="pt").pixel_values
+        assert pixels.shape[2] == pixels.shape[3]
+        return float(pixels[0, 0, pixels.shape[2] // 2, 1])
+
+    assert edge(load_base(str(folder), pad=True)[1]) == pytest.approx(1, abs=0.01)
+    assert (edge(load_base(str(folder))[1]) < 0) == crops
