@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import file_digest
+from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from cmoe.data.samples import DataError, Sample, StoredPicture, Turn
+from cmoe.files import whole
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "rows", "images"
 FORMAT = 1
@@ -91,7 +94,7 @@ def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> 
     Raises:
         DataError: The root has no such task or split, or a shard of it is missing.
     """
-    from datasets import Dataset, disable_progress_bars, load_dataset
+    from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     splits = manifest["tasks"].get(task, {})
@@ -99,14 +102,38 @@ def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> 
         there = ", ".join(f"{t}/{s}" for t, found in manifest["tasks"].items() for s in found)
         raise DataError(f"{root}/{MANIFEST}: has no {task}/{split}; there are {there}")
     images = tuple(f"{root}/{shard['file']}" for shard in manifest["images"]["shards"])
-    files = [f"{root}/{shard['file']}" for shard in splits[split]["shards"]]
-    if not files:
+    shards = splits[split]["shards"]
+    if not shards:
         return StoredSamples(Dataset.from_list([]), images)
     try:
-        rows = load_dataset("parquet", data_files=files, split="train")
+        rows = Dataset.from_parquet([_on_disk(root, shard) for shard in shards])
     except (OSError, ValueError) as error:
         raise DataError(f"{root}: the rows of {task}/{split} can't be read: {error}") from error
     return StoredSamples(rows, images)
+
+
+def _on_disk(root: str, shard: Mapping[str, Any]) -> str:
+    """A path of a shard: a remote one is copied and checked once, for all processes of a machine.
+
+    `datasets` would copy it as well, but not where `HF_HUB_OFFLINE` is set: it takes any remote
+    storage for the hub.
+    """
+    from datasets.config import DOWNLOADED_DATASETS_PATH
+    from filelock import FileLock
+
+    fs, path = url_to_fs(f"{root}/{shard['file']}")
+    if "file" in fs.protocol:
+        return str(path)
+    copy = Path(DOWNLOADED_DATASETS_PATH) / f"{shard['sha256']}.parquet"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{copy}.lock"):
+        if not copy.is_file():
+            with whole(copy) as part:
+                fs.get_file(path, str(part))
+                with part.open("rb") as file:
+                    if file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                        raise ValueError(f"{shard['file']} isn't what {MANIFEST} says (sha256)")
+    return str(copy)
 
 
 class StoredSamples(Sequence[Sample]):

@@ -1,6 +1,5 @@
 """The mini base: its size, its interface (that of any LLaVA), and that it sees."""
 
-import os
 from random import Random
 from typing import Any
 
@@ -15,8 +14,6 @@ from cmoe.assets import MINI_BASE
 from cmoe.assets.mixture import make_lesson, make_text_lesson
 from cmoe.assets.pretrain import pixel_values
 from cmoe.data.mini import TASKS, make_sample
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 FOLDER = MINI_BASE
 SPECIAL = ("<s>", "</s>", "<pad>", "<image>")

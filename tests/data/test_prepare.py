@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -367,7 +368,10 @@ def test_killed_and_started_again_it_ends_with_the_same_digests(
     assert "prepared already" in again.stdout
 
 
-def test_s3_holds_and_gives_the_same(root: Path, shards: Path, bucket: str) -> None:
+def test_s3_holds_and_gives_the_same(
+    root: Path, shards: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # which is about the hub alone
     manifest = prepared(root, bucket)
     assert manifest == read_manifest(bucket) == read_manifest(str(shards))
     there = read_tasks(DataConfig(root=bucket), seed=0)
@@ -375,6 +379,12 @@ def test_s3_holds_and_gives_the_same(root: Path, shards: Path, bucket: str) -> N
     for mine, theirs in zip(there, here, strict=True):
         for got, wanted in ((mine.train, theirs.train), (mine.test, theirs.test)):
             assert [content(s) for s in got] == [content(s) for s in wanted]
+    (shard,) = manifest["tasks"]["GQA"]["test"]["shards"]
+    shard["sha256"] = "0" * 64
+    with pytest.raises(
+        DataError, match=r"rows of GQA/test can't be read.*isn't what manifest.json"
+    ):
+        read_rows(bucket, manifest, "GQA", "test")
 
 
 def test_a_data_set_of_the_hub_is_taken_from_its_cache(
