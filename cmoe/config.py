@@ -170,8 +170,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str | None = None) -> Ru
         arguments: Instead of the process's own.
         prog: Name in the help.
     """
-    parser = _parser(prog)
-    return _run(parser, parser.parse_args(arguments))
+    return parse_with({}, arguments, prog)[0]
 
 
 def parse_job(

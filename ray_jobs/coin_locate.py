@@ -19,10 +19,9 @@ SELECTION = 0.1  # of the training samples, where the configuration holds none b
 def main() -> int:
     config = parse(prog="coin_locate.py")
     from cmoe.benchmarks.locating import accuracies
-    from cmoe.data.batches import Collator
     from cmoe.data.coin import ensure_data, read_tasks
     from cmoe.data.samples import DataError
-    from cmoe.modeling.base import load_base
+    from cmoe.training.stream import load
 
     data = replace(
         config.data, selection=config.data.selection or SELECTION, evaluate_on="selection"
@@ -30,15 +29,7 @@ def main() -> int:
     try:
         ensure_data(data)
         tasks = read_tasks(data, config.seed)
-        base, processor = load_base(
-            config.model.path,
-            revision=config.model.revision,
-            dtype=getattr(torch, config.model.dtype),
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            pad=config.model.pad,
-        )
-        limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
-        collator = Collator(processor, limit, config.evaluation.max_new_tokens)
+        base, collator = load(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         batch = config.evaluation.batch_size
         print(f"{len(tasks)} tasks, {sum(len(t.test) for t in tasks)} selection samples; percent")
         for row in accuracies(base, collator, tasks, config.locator, batch, config.seed):

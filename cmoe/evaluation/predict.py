@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import cycle, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,8 @@ from cmoe.group import Group
 from cmoe.methods.method import Method
 from cmoe.modeling.routers import BASE
 from cmoe.passes import over_batches
+
+T = TypeVar("T")
 
 ANSWERS, STAGE, SURVEY = "answers", "stage", "survey"
 
@@ -233,12 +235,7 @@ class Predictor:
     # Answers
 
     def _generate(self, stage: int, wanted: Sequence[Wanted], digests: Mapping[int, str]) -> None:
-        batches = []
-        for _, group in groupby(wanted, lambda w: (w.by, w.length)):
-            members = list(group)
-            batches += [
-                [members[i] for i in b] for b in slices(len(members), self.config.batch_size)
-            ]
+        batches = alike(wanted, lambda w: (w.by, w.length), self.config.batch_size)
         mine = self.group.share(batches, equal=self.synced)
         rounds = -(-len(batches) // self.group.workers)
         every = self.config.flush_every
@@ -337,6 +334,12 @@ def texts(
     )
     new = sequences[: len(samples), inputs["input_ids"].shape[1] :]
     return [t.strip() for t in collator.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def alike(items: Sequence[T], key: Callable[[T], Any], size: int) -> list[list[T]]:
+    """Batches of at most `size` neighbours that share a key."""
+    groups = (list(group) for _, group in groupby(items, key))
+    return [[group[i] for i in cut] for group in groups for cut in slices(len(group), size)]
 
 
 def padded(length: int) -> int:

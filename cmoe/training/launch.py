@@ -341,9 +341,15 @@ class RayLink:
     def saved(self) -> Iterator[Path | None]:
         from ray.train import get_checkpoint
 
-        checkpoint = get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
+        with opened(get_checkpoint()) as folder:
+            yield folder
+
+
+@contextmanager
+def opened(checkpoint: Any) -> Iterator[Path | None]:
+    """The folder of a checkpoint of Ray's, if there is one."""
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)

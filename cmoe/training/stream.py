@@ -36,6 +36,8 @@ from cmoe.training.engine import running
 from cmoe.training.phases import Link, Phases
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
 
@@ -64,19 +66,8 @@ class Stream:
         self.config, self.group, self.link = config, group, link
         self.tasks = read_tasks(config.data, config.seed)
         self.targets = stream_targets(self.tasks, config.data, config.evaluation)
-        dtype = getattr(torch, config.model.dtype)
-        base, processor = load_base(
-            config.model.path,
-            revision=config.model.revision,
-            dtype=dtype,
-            device=group.device,
-            pad=config.model.pad,
-        )
-        limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
-        self.collator = Collator(processor, limit, config.evaluation.max_new_tokens)
+        base, self.collator = load(config, group.device)
         self.method = make_method(config, base)
-        if config.training.gradient_checkpointing:
-            self.method.enable_gradient_checkpointing()
         self.folder = config.folder
         group.from_first(self._prepare)
         self.store = Store.open(self.folder / STORE)
@@ -99,13 +90,7 @@ class Stream:
         for name in (PREDICTIONS, STAGES):
             (self.folder / name).mkdir(exist_ok=True)
         if not (self.folder / STORE / HEADER).is_file():
-            create_store(
-                self.folder / STORE,
-                self.method,
-                name=self.config.model.name,
-                revision=self.config.model.revision or "default",
-                config=self.config.as_dict(),
-            )
+            start_store(self.folder / STORE, self.method, self.config)
 
     def recall(self, index: int) -> None:
         """Take a task that was learned before from the store.
@@ -203,11 +188,40 @@ class Stream:
             self.link.emit(at | {"step": step, "steps": steps} | more)
 
 
+def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Collator]:
+    """The base that a run names, on a device, and what makes its batches."""
+    base, processor = load_base(
+        config.model.path,
+        revision=config.model.revision,
+        dtype=getattr(torch, config.model.dtype),
+        device=device,
+        pad=config.model.pad,
+    )
+    limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
+    return base, Collator(processor, limit, config.evaluation.max_new_tokens)
+
+
 def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
     """The method that a run is configured for, with nothing learned yet."""
+    method: Method
     if config.method == "lora":
-        return SequentialLoRA(base, config.lora, config.seed)
-    return CMoE(base, config.experts, config.probe, config.locator, config.seed)
+        method = SequentialLoRA(base, config.lora, config.seed)
+    else:
+        method = CMoE(base, config.experts, config.probe, config.locator, config.seed)
+    if config.training.gradient_checkpointing:
+        method.enable_gradient_checkpointing()
+    return method
+
+
+def start_store(folder: Path, method: Method, config: RunConfig) -> Store:
+    """The log of a run's method that has learned nothing yet."""
+    return create_store(
+        folder,
+        method,
+        name=config.model.name,
+        revision=config.model.revision or "default",
+        config=config.as_dict(),
+    )
 
 
 @contextmanager

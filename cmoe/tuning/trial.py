@@ -6,13 +6,11 @@ primitive, beside a file that is written last: a folder without it isn't finishe
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +18,21 @@ import torch
 from torch import Tensor
 
 from cmoe.config import RunConfig
-from cmoe.data.batches import Collator, slices
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample
-from cmoe.evaluation.predict import padded, texts
+from cmoe.evaluation.predict import alike, padded, texts
 from cmoe.evaluation.results import write_json
 from cmoe.evaluation.scorers import score
 from cmoe.evaluation.targets import target
 from cmoe.group import Group
-from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.probe import Probing
-from cmoe.modeling.base import load_base
 from cmoe.modeling.primitive import Primitive
 from cmoe.passes import over_batches
 from cmoe.store import Store
 from cmoe.training.engine import running
 from cmoe.training.phases import Link, Phases
+from cmoe.training.stream import load, make_method, start_store
 from cmoe.tuning.space import Point, Probed, Result
 
 RESULT, PRIMITIVE = "result.json", "primitive"
@@ -57,18 +53,10 @@ class Bench:
         data = replace(data, evaluate_on="selection")
         self.config, self.group = config, Group(device=device)
         self.index, (self.task,) = index, read_tasks(data, config.seed)
-        base, processor = load_base(
-            config.model.path,
-            revision=config.model.revision,
-            dtype=getattr(torch, config.model.dtype),
-            device=device,
-            pad=config.model.pad,
-        )
-        limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
-        self.collator = Collator(processor, limit, config.evaluation.max_new_tokens)
-        self.method = CMoE(base, config.experts, config.probe, config.locator, config.seed)
-        if config.training.gradient_checkpointing:
-            self.method.enable_gradient_checkpointing()
+        base, self.collator = load(config, device)
+        method = make_method(config, base)
+        assert isinstance(method, CMoE), "a sweep's configuration has no other"
+        self.method = method
         store = Store.open(prefix)
         store.require_base(self.method.base_digest)
         self.method.append(*(store.read(i) for i in range(index)))
@@ -91,11 +79,7 @@ class Bench:
     def keep(self, folder: Path, primitive: Primitive, values: Mapping[str, Any]) -> None:
         """Write what was made; `result.json` says that it is whole."""
         shutil.rmtree(folder / PRIMITIVE, ignore_errors=True)
-        name, revision = self.config.model.name, self.config.model.revision or "default"
-        store = create_store(
-            folder / PRIMITIVE, self.method, name=name, revision=revision, config={}
-        )
-        store.append(primitive)
+        start_store(folder / PRIMITIVE, self.method, self.config).append(primitive)
         write_json(folder / RESULT, values)
 
     def accuracy(self) -> float:
@@ -103,13 +87,11 @@ class Bench:
         samples = self.task.test
         lengths = [padded(n) for n in self._lengths(samples)]
         scores: list[float] = []
+        order = sorted(range(len(samples)), key=lengths.__getitem__)
+        size = self.config.evaluation.batch_size
         with running(self.method.module, self.config.training.zero):
-            order = sorted(range(len(samples)), key=lambda i: (lengths[i], i))
-            for length, group in groupby(order, key=lambda i: lengths[i]):
-                members = [samples[i] for i in group]
-                for batch in slices(len(members), self.config.evaluation.batch_size):
-                    asked = [members[i] for i in batch]
-                    scores += self._scored(asked, length)
+            for batch in alike(order, lengths.__getitem__, size):
+                scores += self._scored([samples[i] for i in batch], lengths[batch[0]])
         return 100 * sum(scores) / len(scores)
 
     def _scored(self, asked: Sequence[Sample], length: int) -> list[float]:
@@ -176,10 +158,8 @@ def probe(
         return
     start = time.monotonic()
     bench = Bench(config, prefix, index, alone(where))
-    phases = bench.phases(link)
-    found = bench.method.probe_task(bench.task.name, bench.task.train, phases)
-    spent = {"seconds": time.monotonic() - start, "phases": phases.progress.seconds}
-    bench.keep(folder, found, {"samples": len(bench.task.test)} | spent)
+    found = bench.method.probe_task(bench.task.name, bench.task.train, bench.phases(link))
+    bench.keep(folder, found, {"seconds": time.monotonic() - start})
 
 
 def read_probed(folder: Path) -> tuple[Probed, Primitive]:
@@ -205,9 +185,9 @@ def train(
     folder: Path,
     link: Link,
     where: str,
-    rung: Callable[[float], None] | None = None,
-) -> Result:
-    """Learn a task by a candidate and judge it; what was done before is read.
+    rung: Callable[[float], None] | None,
+) -> None:
+    """Learn a task by a candidate and judge it; does nothing if that was done.
 
     Args:
         config: Of the run.
@@ -220,8 +200,8 @@ def train(
         where: Device.
         rung: Told the loss on the selection split at every checkpoint within the training.
     """
-    if (file := folder / RESULT).is_file():
-        return Result(**json.loads(file.read_text(encoding="utf-8")))
+    if (folder / RESULT).is_file():
+        return
     start = time.monotonic()
     bench = Bench(point.applied(config), prefix, index, alone(where))
     _, probes = read_probed(probed)
@@ -238,7 +218,6 @@ def train(
         seconds=time.monotonic() - start,
     )
     bench.keep(folder, primitive, asdict(result))
-    return result
 
 
 class _Rungs:

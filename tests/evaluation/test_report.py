@@ -11,7 +11,6 @@ from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pages import Page
 from PIL import Image
 from plain_trainer import PlainTrainer
 from torch import Tensor
@@ -48,7 +48,6 @@ from cmoe.modeling.routers import BASE
 TASKS = ("VizWiz", "Grounding", "ScienceQA")
 TESTED = 4  # samples of each task: the page shows them all
 ATTACK = "<script>alert(1)</script>"
-VOID = {"meta", "img", "br"}
 
 Stream = tuple[RunConfig, tuple[Task, ...]]
 
@@ -190,52 +189,13 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-class Page(HTMLParser):
-    """A page's elements, its figures' texts, and whatever isn't closed in its turn."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.source = (folder / "report.html").read_text(encoding="utf-8")
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.figures: dict[str, list[str]] = {}
-        self.tiles = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd><b>(.*?)</b>", self.source))
-        self.text = ""
-        self._open: list[str] = []
-        self._figure: str | None = None
-        self.feed(self.source)
-        self.close()
-        assert not self._open, "closed in their turn"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "svg":
-            self._figure = dict(attrs)["aria-label"] or ""
-            assert self._figure not in self.figures, "a figure's name says which one it is"
-            self.figures[self._figure] = []
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-        self._figure = None if tag == "svg" else self._figure
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._figure is not None and data.strip():
-            self.figures[self._figure].append(data.strip())
-
-    def values(self, *names: str) -> list[str]:
-        """All values of these attributes."""
-        return [v for _, attrs in self.elements for n in names if (v := attrs.get(n))]
-
-
 def found(folder: Path) -> dict[str, Any]:
     matrix: dict[str, Any] = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
     return matrix
 
 
 def test_page_is_well_formed_and_loads_nothing(folder: Path) -> None:
-    page = Page(folder)
+    page = Page(folder / "report.html")
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
     assert all(v.startswith("data:image/") for v in page.values("src"))
     assert all(v.startswith("#") for v in page.values("href", "xlink:href"))
@@ -243,7 +203,7 @@ def test_page_is_well_formed_and_loads_nothing(folder: Path) -> None:
 
 
 def test_every_link_and_id_in_the_page_is_its_own(folder: Path) -> None:
-    page = Page(folder)
+    page = Page(folder / "report.html")
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     used = {v.removeprefix("#") for v in page.values("href", "xlink:href")}
@@ -252,14 +212,14 @@ def test_every_link_and_id_in_the_page_is_its_own(folder: Path) -> None:
 
 
 def test_questions_are_escaped(folder: Path) -> None:
-    page = Page(folder)
+    page = Page(folder / "report.html")
     assert ATTACK not in page.source
     assert page.text.count(ATTACK) == TESTED
 
 
 def test_matrix_shows_every_task_and_accuracy(folder: Path) -> None:
     matrix = found(folder)
-    figures = Page(folder).figures
+    figures = Page(folder / "report.html").figures
     names = {"located": "Accuracy matrix", "oracle": "Accuracy matrix, oracle"}
     for key in names if matrix["oracle"] else ("located",):
         cells = figures[names[key]]
@@ -271,13 +231,15 @@ def test_matrix_shows_every_task_and_accuracy(folder: Path) -> None:
 
 def test_headline_is_the_last_rows_mean(folder: Path) -> None:
     row = [value for value in found(folder)["located"][-1] if value is not None]
-    assert Page(folder).tiles["Last"] == f"{sum(row) / len(row):.1f}"
+    assert Page(folder / "report.html").tiles["Last"] == f"{sum(row) / len(row):.1f}"
 
 
 def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
     """All samples are shown, so that the marks add up to the accuracy."""
     matrix = found(folder)
-    parts = re.split(r"<h3>(\w+)</h3>", Page(folder).source.split('id="samples"')[1])
+    parts = re.split(
+        r"<h3>(\w+)</h3>", Page(folder / "report.html").source.split('id="samples"')[1]
+    )
     assert parts[1::2] == matrix["tasks"][: len(matrix["located"])]
     for section, accuracy in zip(parts[2::2], matrix["located"][-1], strict=False):
         shown = section.split("</section>")[0]
@@ -288,7 +250,7 @@ def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
 
 
 def test_expected_answers_are_those_that_samples_were_scored_by(grown: Path) -> None:
-    section = Page(grown).source.split(f"<h3>{TASKS[0]}</h3>")[1].split("<h3>")[0]
+    section = Page(grown / "report.html").source.split(f"<h3>{TASKS[0]}</h3>")[1].split("<h3>")[0]
     shown = re.findall(r"<dt>Expected</dt><dd>(.*?)</dd>", section)
     rows = json.loads(answer_file(grown, TASKS[0]).read_text(encoding="utf-8"))
     assert sorted(map(unescape, shown)) == sorted(row["answer"] for row in rows)
@@ -311,7 +273,7 @@ def test_prediction_files_give_the_matrixs_last_row(
 
 
 def test_pictures_are_small(folder: Path) -> None:
-    sources = Page(folder).values("src")
+    sources = Page(folder / "report.html").values("src")
     assert sources
     for source in sources:
         with Image.open(BytesIO(b64decode(source.partition("base64,")[2]))) as picture:
@@ -319,7 +281,7 @@ def test_pictures_are_small(folder: Path) -> None:
 
 
 def test_growth_and_location_of_a_growing_run(grown: Path) -> None:
-    page = Page(grown)
+    page = Page(grown / "report.html")
     records = [json.loads((grown / f"store/{i:03d}.json").read_text()) for i in range(3)]
     counts = [n for record in records for n in record["decision"]["experts"].values()]
     cut = sum(len(record["decision"].get("cut", ())) for record in records)
@@ -334,7 +296,10 @@ def test_growth_and_location_of_a_growing_run(grown: Path) -> None:
 
 
 def test_a_method_that_does_not_locate_has_no_empty_sections(overwritten: Path) -> None:
-    page, card = Page(overwritten), (overwritten / "report.md").read_text(encoding="utf-8")
+    page, card = (
+        Page(overwritten / "report.html"),
+        (overwritten / "report.md").read_text(encoding="utf-8"),
+    )
     assert not {"decomposition", "experts", "routing", "location"} & set(page.values("id"))
     for text in (page.text, card):
         assert "oracle" not in text.lower()
@@ -347,8 +312,8 @@ def test_a_method_that_does_not_locate_has_no_empty_sections(overwritten: Path) 
 
 
 def test_an_unfinished_run_says_so(begun: Path, grown: Path) -> None:
-    assert "1 of 3 tasks" in Page(begun).text
-    assert "of 3 tasks" not in Page(grown).text
+    assert "1 of 3 tasks" in Page(begun / "report.html").text
+    assert "of 3 tasks" not in Page(grown / "report.html").text
 
 
 def tables(card: str) -> list[list[list[str]]]:

@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import Page
 
 from cmoe.methods.probe import Probing
 from cmoe.tuning.figures import layers_grown
@@ -21,7 +21,6 @@ from cmoe.tuning.space import BudgetConfig, Result, SearchConfig, front
 HOSTILE = '<script>alert(1)</script> & "$\\frac{"$'
 TASKS = ("ScienceQA", HOSTILE, "GQA")
 LAYERS, BASE, SAMPLES = 3, 1_000_000, 160
-VOID = {"meta", "img", "br", "path", "use"}
 
 SEARCH = SearchConfig(
     alpha=(1.5, -0.5, 0.5), score=("frequency", "loss_gain"), rank=(2, 4), tolerance=1.0
@@ -120,63 +119,6 @@ def stream(last: float, added: int, learned: int = 3) -> dict[str, Any]:
     }
 
 
-class Page(HTMLParser):
-    """A page's elements, tables and figures, and whatever isn't closed in its turn."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.source = (folder / "sweep.html").read_text(encoding="utf-8")
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.figures: dict[str, list[str]] = {}
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self._figure: str | None = None
-        self.feed(self.source)
-        self.close()
-        assert not self._open, "closed in their turn"
-        tiles = re.findall(r"<dt>(.*?)</dt>\s*<dd><b>(.*?)</b>(.*?)</dd>", self.source, re.DOTALL)
-        self.tiles = {title: (value, more) for title, value, more in tiles}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "svg":
-            self._figure = dict(attrs)["aria-label"] or ""
-            assert self._figure not in self.figures, "a figure's name says which one it is"
-            self.figures[self._figure] = []
-        elif tag == "tr":
-            self.rows.append([])
-        elif tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in VOID:
-            return
-        assert self._open.pop() == tag
-        self._figure = None if tag == "svg" else self._figure
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._figure is not None and data.strip():
-            self.figures[self._figure].append(data.strip())
-        if {"th", "td"} & set(self._open):
-            self.rows[-1][-1] += data
-
-    def row(self, *start: str) -> list[str]:
-        """The only row that begins with these cells."""
-        (row,) = [r for r in self.rows if tuple(r[: len(start)]) == start]
-        return row
-
-    def values(self, *names: str) -> list[str]:
-        """All values of these attributes."""
-        return [v for _, attrs in self.elements for n in names if (v := attrs.get(n))]
-
-
 STREAMS = {
     "winners": stream(70.25, 123_456),
     "default": stream(69.5, 234_567),
@@ -197,7 +139,7 @@ def whole_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def page(folder: Path, said: dict[str, Any], streams: dict[str, Any] | None = None) -> Page:
     write_sweep_report(folder, said, STREAMS if streams is None else streams)
-    return Page(folder)
+    return Page(folder / "sweep.html")
 
 
 def test_page_is_well_formed_and_loads_nothing(whole_page: Page) -> None:
@@ -298,21 +240,22 @@ def test_comparison_has_the_streams_figures(whole_page: Page) -> None:
             f"{added:,}",
             f"{100 * added / BASE:.2f} %",
         ]
-    value, more = whole_page.tiles["Last of the winners, test"]
+    title = "Last of the winners, test"
+    value, more = whole_page.tiles[title], whole_page.notes[title]
     assert value == "70.2"
     assert "default 69.5; expand_all 71.8" in more
-    assert whole_page.tiles["Parameters added"][0] == "12.3"
+    assert whole_page.tiles["Parameters added"] == "12.3"
     figures = "1, 1, 2, used, 21,555, 58.1, 70.2, 69.5, 71.8"
     assert ", ".join(whole_page.row("GQA")[1:]) == figures
 
 
 def test_time_and_trials_are_sums(whole_page: Page) -> None:
     tiles = whole_page.tiles
-    assert tiles["Trials"][0] == "8"
-    assert tiles["In trials"][0] == "1 min 28 s"
-    assert "and 24 s in probe runs" in tiles["In trials"][1]
-    assert tiles["Saved: shared probe"][0] == "1 h 7 min"
-    assert tiles["Saved: same candidate"][0] == "1 min 15 s"
+    assert tiles["Trials"] == "8"
+    assert tiles["In trials"] == "1 min 28 s"
+    assert "and 24 s in probe runs" in whole_page.notes["In trials"]
+    assert tiles["Saved: shared probe"] == "1 h 7 min"
+    assert tiles["Saved: same candidate"] == "1 min 15 s"
 
 
 @pytest.mark.parametrize(
@@ -334,7 +277,7 @@ def test_a_comparison_that_is_not_all_there(
             len(matrix["located"]) < len(TASKS)
         )
     if "winners" not in streams:
-        assert found.tiles["Parameters added"][0] == f"{77_024 + 30_222 + 21_555:,}"
+        assert found.tiles["Parameters added"] == f"{77_024 + 30_222 + 21_555:,}"
 
 
 def test_settings_are_shown(whole_page: Page, said: dict[str, Any]) -> None:

@@ -1,0 +1,67 @@
+"""A report's page, as its tests read it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page's elements, tables, tiles and figures, and whatever isn't closed in its turn.
+
+    Attributes:
+        tiles: The value of each of its tiles, by title.
+        notes: What stands in a tile behind its value.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.source = file.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: dict[str, list[str]] = {}
+        tiles = re.findall(r"<dt>(.*?)</dt>\s*<dd><b>(.*?)</b>(.*?)</dd>", self.source, re.DOTALL)
+        self.tiles = {title: value for title, value, _ in tiles}
+        self.notes = {title: note for title, _, note in tiles}
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self._figure: str | None = None
+        self.feed(self.source)
+        self.close()
+        assert not self._open, "closed in their turn"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "svg":
+            self._figure = dict(attrs)["aria-label"] or ""
+            assert self._figure not in self.figures, "a figure's name says which one it is"
+            self.figures[self._figure] = []
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        self._figure = None if tag == "svg" else self._figure
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._figure is not None and data.strip():
+            self.figures[self._figure].append(data.strip())
+        if {"th", "td"} & set(self._open):
+            self.rows[-1][-1] += data
+
+    def row(self, *start: str) -> list[str]:
+        """The only row that begins with these cells."""
+        (row,) = [r for r in self.rows if tuple(r[: len(start)]) == start]
+        return row
+
+    def values(self, *names: str) -> list[str]:
+        """All values of these attributes."""
+        return [v for _, attrs in self.elements for n in names if (v := attrs.get(n))]
