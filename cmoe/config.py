@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -207,18 +207,22 @@ def parse_with(
     """As `parse`, with further sections beside the run's own.
 
     Args:
-        parts: The dataclass of each section.
+        parts: The dataclass of each section; that of "" has its keys beside the run's own.
         arguments: Instead of the process's own.
         prog: Name in the help.
     """
     parser = _parser(prog)
     for name, part in parts.items():
-        parser.add_class_arguments(part, name)
+        parser.add_class_arguments(part, name or None)
     parsed = parser.parse_args(arguments)
     more = {}
     try:
         for name, part in parts.items():
-            more[name] = part(**vars(parsed.pop(name)))
+            if name:
+                values = vars(parsed.pop(name))
+            else:
+                values = {each.name: parsed.pop(each.name) for each in fields(part)}
+            more[name] = part(**values)
     except ValueError as error:
         parser.error(str(error))
     return _run(parser, parsed), more

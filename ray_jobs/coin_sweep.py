@@ -1,7 +1,8 @@
 """Search how much to grow, task by task: `python ray_jobs/coin_sweep.py --config FILE`.
 
 The winners make a stream of their own in the run's folder. At the end it is judged on the test
-split, beside the stream of the configuration itself and beside one that grows everywhere.
+split, beside the stream of the configuration itself and beside one that grows everywhere. With
+`--task NAME --store FOLDER` one task is swept, and its winner added to a store that is there.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from cmoe.config import RunConfig, parse_with
-from cmoe.tuning.space import BudgetConfig, SearchConfig
+from cmoe.tuning.space import BranchConfig, BudgetConfig, SearchConfig
 
 
 def main() -> int:
-    run, parts = parse_with({"search": SearchConfig, "budget": BudgetConfig}, prog="coin_sweep.py")
+    sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
+    run, parts = parse_with(sections, prog="coin_sweep.py")
     from cmoe.data.samples import DataError
     from cmoe.store import StoreError
     from cmoe.training.launch import RunError
@@ -23,14 +25,14 @@ def main() -> int:
     from cmoe.tuning.sweep import SweepConfig, sweep
 
     try:
-        config = SweepConfig(run, **parts)
+        config = SweepConfig(run, parts["search"], parts["budget"], parts[""])
     except ValueError as error:
         print(f"coin_sweep.py: {error}", file=sys.stderr)
         return 2
     try:
         said = sweep(config)
         write_sweep_report(run.folder, said, {})
-        streams = compared(run)
+        streams = {} if config.branch.task else compared(run)
     except (RunError, DataError, StoreError) as error:
         print(f"coin_sweep.py: {error}", file=sys.stderr)
         return 1

@@ -28,7 +28,7 @@ class Tried:
         number: Its mark in the task's figures.
         name: See `Candidate`.
         experts: New experts by layer.
-        point: The first point that came to it, by setting.
+        points: Those that came to it, in order, by setting.
         parameters: Scalars that it adds.
         accuracy: Percent of the selection split; None if it was stopped or not tried.
         error: Standard error of the accuracy, in points.
@@ -39,7 +39,7 @@ class Tried:
     number: int
     name: str
     experts: Mapping[int, int]
-    point: Mapping[str, Any]
+    points: Sequence[Mapping[str, Any]]
     parameters: int
     accuracy: float | None
     error: float | None
@@ -98,7 +98,7 @@ def trade_off(name: str, label: str, tried: Sequence[Tried], limit: int | None) 
 def parallel(
     name: str, label: str, tried: Sequence[Tried], settings: Mapping[str, Sequence[Any]]
 ) -> str:
-    """A line for each candidate over what was searched, what it adds and how well it answers.
+    """A line for each point over what was searched, what it adds and how well it answers.
 
     Args:
         name: Unique in the page.
@@ -123,17 +123,15 @@ def parallel(
         for a in {min(accuracies), max(accuracies)}:
             _mark(ax, last + 1, _place(a, accuracies), f"{a:.1f}")
         for t in sorted(tried, key=lambda t: (t.state == "wins", t.accuracy or -1.0)):
-            ys = [
-                list(values).index(t.point[key]) / (len(values) - 1)
-                for key, values in settings.items()
-            ]
-            ys.append(_place(t.parameters, sizes))
+            came = [_place(t.parameters, sizes)]
             look: dict[str, Any] = {"color": BAD, "linewidth": 1, "linestyle": (0, (2, 2))}
             if t.accuracy is not None:
-                ys.append(_place(t.accuracy, accuracies))
-                look = {"color": shades(ys[-1]), "linewidth": 3.4 if t.state == "wins" else 1.6}
-            ax.plot(range(len(ys)), ys, **look)
-            _dot(ax, len(ys) - 1, ys[-1], t)
+                came.append(_place(t.accuracy, accuracies))
+                look = {"color": shades(came[-1]), "linewidth": 3.4 if t.state == "wins" else 1.6}
+            for point in t.points:
+                ys = [values.index(point[k]) / (len(values) - 1) for k, values in settings.items()]
+                ax.plot(range(len(ys) + len(came)), ys + came, **look)
+            _dot(ax, last + len(came) - 1, came[-1], t)
         names = [*(key.replace("_", " ") for key in settings), "parameters", "accuracy"]
         ax.set_xticks(range(len(names)), names)
         ax.set_yticks([])

@@ -58,11 +58,12 @@ def write_sweep_report(
 def _sums(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Over all tasks."""
     saved = {k: sum(t["saved_seconds"][k] for t in tasks) for k in tasks[0]["saved_seconds"]}
-    keys = ("points", "trials", "trial_seconds", "probe_seconds", "parameters")
+    keys = ("trials", "trial_seconds", "probe_seconds", "parameters")
     experts = sum(sum(_experts(_won(task)).values()) for task in tasks)
     return {
         "saved": saved,
         "experts": experts,
+        "points": sum(len(task["points"]) for task in tasks),
         **{key: sum(task[key] for task in tasks) for key in keys},
     }
 
@@ -134,7 +135,7 @@ def _tried(task: Mapping[str, Any]) -> list[Tried]:
                 number=number,
                 name=name,
                 experts=_experts(candidate),
-                point=candidate["point"],
+                points=[p for p in task["points"] if p["candidate"] == name],
                 parameters=candidate["parameters"],
                 accuracy=accuracy,
                 error=error,
@@ -183,7 +184,7 @@ def _probes(
     number: int, task: str, won: Tried, probing: Probing, search: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the probes said, and what the winner made of it."""
-    point = won.point
+    point = won.points[0]
     rule = ProbeConfig(score=point["score"], alpha=point["alpha"], max_layers=point["layers"])
     decision = decide(probing, rule, per_layer=1, costs=[0] * len(probing.gain))
     cut = sorted(decision.experts.keys() - won.experts.keys())

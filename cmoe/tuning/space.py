@@ -104,6 +104,26 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
+class BranchConfig:
+    """One more task for a log that is there, instead of a stream from its beginning.
+
+    Attributes:
+        task: One of `data.tasks` that the log hasn't learned. Its winner is committed to the log.
+        store: Folder of the log, for example `runs/coin_mini/store`.
+    """
+
+    task: str | None = None
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.task is None) != (self.store is None):
+            raise ValueError(
+                f"task is {self.task!r} and store {self.store!r}; a task is added to a store: give "
+                "both, or neither for a whole stream"
+            )
+
+
+@dataclass(frozen=True)
 class Point:
     """One choice of every setting that is searched; `alpha` or `layers` is None."""
 

@@ -1,6 +1,6 @@
 """A sweep on Ray: for every task probe once, try candidates, commit the winner, go on.
 
-<run>/store/                          the winners' log, as a stream job's
+<run>/store/                          the winners' log, as a stream job's (`--store` is another's)
 <run>/sweep/<task>/probe/             what all candidates of the task share
 <run>/sweep/<task>/<candidate>/       its primitive and its result
 <run>/sweep/<task>/tune/              Ray Tune's own
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cmoe.methods.method import seed_of
 from cmoe.store import Store
 from cmoe.training.launch import RunError, check_model, claim_folder, require_same, rooted
 from cmoe.tuning.space import (
+    BranchConfig,
     BudgetConfig,
     Candidate,
     Point,
@@ -41,7 +42,7 @@ from cmoe.tuning.space import (
     winner,
 )
 from cmoe.tuning.trial import PRIMITIVE, RESULT, read_probed
-from cmoe.tuning.trials import cluster, require_store, run_probe, run_trials
+from cmoe.tuning.trials import Work, cluster, require_store, run_probe, run_trials
 
 SWEEP, FOLDER = "sweep.json", "sweep"
 AXES = tuple(Point.__dataclass_fields__)
@@ -55,11 +56,13 @@ class SweepConfig:
         run: The stream. `data.selection` is what candidates are judged on.
         search: What is tried for every task.
         budget: What a task may add.
+        branch: The one task to sweep, and the log that it is added to; else the whole stream.
     """
 
     run: RunConfig
     search: SearchConfig
     budget: BudgetConfig
+    branch: BranchConfig = field(default_factory=BranchConfig)
 
     def __post_init__(self) -> None:
         data = self.run.data
@@ -73,11 +76,23 @@ class SweepConfig:
         if self.run.method != "cmoe":
             raise ValueError(f"method is {self.run.method!r}; only cmoe has something to search")
         self.run.training.accumulation(1)
+        if self.branch.task is not None and self.branch.task not in data.tasks:
+            raise ValueError(f"task is {self.branch.task!r}; data.tasks has {list(data.tasks)}")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What is swept, in order."""
+        return self.run.data.tasks if self.branch.task is None else (self.branch.task,)
+
+    @property
+    def store(self) -> str:
+        """The log that winners are committed to, as a path from the root or a URL."""
+        place = self.branch.store or str(self.run.folder / STORE)
+        return place if "://" in place else str(Path(place).absolute())
 
     def as_dict(self) -> dict[str, Any]:
-        plain: dict[str, Any] = json.loads(
-            json.dumps({"search": asdict(self.search), "budget": asdict(self.budget)})
-        )
+        parts = {part: asdict(getattr(self, part)) for part in ("search", "budget", "branch")}
+        plain: dict[str, Any] = json.loads(json.dumps(parts))
         return plain
 
 
@@ -92,15 +107,15 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
         The contents of `sweep.json`.
 
     Raises:
-        RunError: Another sweep has this name, the budget is below the smallest candidate, or a
-            trial failed for good.
+        RunError: Another sweep has this name, the task was learned before, the budget is below
+            the smallest candidate, or a trial failed for good.
         DataError: The data is missing or wrong.
         StoreError: The store is another base's, or damaged.
     """
     run = config.run
     require_same(run)
     said = _claim(run.folder / SWEEP, config)
-    if len(said["tasks"]) == len(run.data.tasks):
+    if len(said["tasks"]) == len(config.tasks):
         show(f"{run.folder}: this sweep is finished; another name starts another sweep")
         return said
     check_model(run)
@@ -109,12 +124,12 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
     write_json(run.folder / SWEEP, said)
     run = rooted(run)
     with cluster(run):
-        require_store(run)
-        for index, task in enumerate(run.data.tasks):
-            if len(said["tasks"]) > index:
+        require_store(run, config.store, start=config.branch.store is None)
+        for number, task in enumerate(config.tasks):
+            if len(said["tasks"]) > number:
                 continue
-            show(f"task {index + 1}/{len(run.data.tasks)} {task}")
-            said["tasks"].append(_task(config, run, index, said["tasks"], show))
+            show(f"task {number + 1}/{len(config.tasks)} {task}")
+            said["tasks"].append(_task(config, run, task, show))
             write_json(run.folder / SWEEP, said)
     return said
 
@@ -140,57 +155,71 @@ def _claim(file: Path, config: SweepConfig) -> dict[str, Any]:
 
 
 def _task(
-    config: SweepConfig,
-    run: RunConfig,
-    index: int,
-    before: Sequence[Mapping[str, Any]],
-    show: Callable[[str], None],
+    config: SweepConfig, run: RunConfig, name: str, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Probe a task, try its candidates, and commit the winner."""
-    store, name = Store.open(run.folder / STORE), run.data.tasks[index]
-    folder = run.folder / FOLDER / f"{index:03d}-{name}"
-    run_probe(run, config.search, index, folder)
-    probed, _ = read_probed(folder / "probe")
-    shared = json.loads((folder / "probe" / RESULT).read_text(encoding="utf-8"))
-    spent = sum(task["parameters"] for task in before)
-    limit = config.budget.limit(spent)
-    tried: list[Point] = []
+    work = task_work(config, run, name)
+    run_probe(work)
+    probed, _ = read_probed(work.folder / "probe")
+    shared = json.loads((work.folder / "probe" / RESULT).read_text(encoding="utf-8"))
+    store = Store.open(config.store)
+    before = store.records()[: work.index]
+    limit = config.budget.limit(sum(sum(r.parameters.values()) for r in before))
+    asked: list[Candidate] = []
     results: dict[str, Result] = {}
-    every: list[Candidate] = []
     require_affordable(
         [candidate(p, run, probed) for p in points(config.search, run.experts.rank)], limit, name
     )
-    for batch in _batches(config, run, probed, f"{run.seed}/{name}", results, tried):
-        new = [c for c in distinct(batch) if c.name not in {e.name for e in every}]
-        every += new
+    for batch in _batches(config, run, probed, f"{run.seed}/{name}", results):
+        new = [c for c in distinct(batch) if c.name not in {e.name for e in asked}]
+        asked += batch
         fit = [c for c in new if limit is None or c.parameters <= limit]
-        for result in run_trials(run, config.search, index, folder, fit, show):
+        for result in run_trials(work, fit, show):
             results[result.name] = result
     best = winner(list(results.values()), limit, config.search.tolerance)
-    if len(store) == index:
-        store.append(Store.open(folder / best.name / PRIMITIVE).read(0))
+    if len(store) == work.index:
+        store.append(Store.open(work.folder / best.name / PRIMITIVE).read(0))
     show(f"  {best.name}: {best.accuracy:.1f}%, {best.parameters:,} parameters")
+    every = distinct(asked)
     seconds = [r.seconds for r in results.values() if not r.stopped]
     return {
         "task": name,
+        "index": work.index,
         "winner": best.name,
         "accuracy": best.accuracy,
         "parameters": best.parameters,
         "limit": limit,
         "probe_seconds": shared["seconds"],
-        "points": len(tried),
         "trials": len(results),
         "trial_seconds": sum(seconds),
         # Each point would have probed and trained by itself.
         "saved_seconds": {
-            "shared probe": shared["seconds"] * max(0, len(tried) - 1),
-            "same candidate": (len(tried) - len(every)) * sum(seconds) / max(1, len(seconds)),
+            "shared probe": shared["seconds"] * max(0, len(asked) - 1),
+            "same candidate": (len(asked) - len(every)) * sum(seconds) / max(1, len(seconds)),
         },
         "probing": asdict(probed)["probing"],
+        "points": [asdict(c.point) | {"candidate": c.name} for c in asked],
         "candidates": [{"name": c.name, **asdict(c), "experts": dict(c.experts)} for c in every],
         "results": [asdict(r) for r in results.values()],
         "front": [r.name for r in front(list(results.values()))],
     }
+
+
+def task_work(config: SweepConfig, run: RunConfig, name: str) -> Work:
+    """A task's place: behind what the log has learned, unless this very sweep put it there.
+
+    Raises:
+        RunError: The log has learned it before, or stands elsewhere in the stream.
+    """
+    learned = Store.open(config.store).tasks
+    index = learned.index(name) if name in learned else len(learned)
+    folder = run.folder / FOLDER / f"{index:03d}-{name}"
+    if name in learned and not (folder / "probe" / RESULT).is_file():
+        raise RunError(
+            f"{config.store}: has learned {name!r} before, as task {index}, and a log is only "
+            "added to; sweep another task"
+        )
+    return Work(run, config.search, config.store, index, name, folder)
 
 
 def require_affordable(every: Sequence[Candidate], limit: int | None, task: str) -> None:
@@ -211,18 +240,12 @@ def require_affordable(every: Sequence[Candidate], limit: int | None, task: str)
 
 
 def _batches(
-    config: SweepConfig,
-    run: RunConfig,
-    probed: Probed,
-    seed: str,
-    results: Mapping[str, Result],
-    tried: list[Point],
+    config: SweepConfig, run: RunConfig, probed: Probed, seed: str, results: Mapping[str, Result]
 ) -> Iterator[list[Candidate]]:
     """What to try next. Between two batches the results of the first are put into `results`."""
     search, rank = config.search, run.experts.rank
     if search.by != "optuna":
-        tried += drawn(search, rank, seed)
-        yield [candidate(p, run, probed) for p in tried]
+        yield [candidate(p, run, probed) for p in drawn(search, rank, seed)]
         return
     import optuna
 
@@ -232,12 +255,11 @@ def _batches(
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     grid = points(search, rank)
     axes = {name: sorted({getattr(p, name) for p in grid}, key=str) for name in AXES}
-    while len(tried) < search.trials:
-        asked = [study.ask() for _ in range(min(search.batch, search.trials - len(tried)))]
+    for begin in range(0, search.trials, search.batch):
+        asked = [study.ask() for _ in range(min(search.batch, search.trials - begin))]
         chosen = [
             Point(**{name: t.suggest_categorical(name, axes[name]) for name in AXES}) for t in asked
         ]
-        tried += chosen
         candidates = [candidate(p, run, probed) for p in chosen]
         yield candidates
         for trial, one in zip(asked, candidates, strict=True):

@@ -33,7 +33,7 @@ from cmoe.store import Store
 from cmoe.training.engine import running
 from cmoe.training.phases import Link, Phases
 from cmoe.training.stream import load, make_method, start_store
-from cmoe.tuning.space import Point, Probed, Result
+from cmoe.tuning.space import Probed, Result
 
 RESULT, PRIMITIVE = "result.json", "primitive"
 
@@ -44,13 +44,14 @@ class Bench:
     Args:
         config: Of the run, with the candidate's settings; the selection split is what is judged on.
         prefix: Store with the tasks before.
-        index: The task's place in the stream.
-        device: Where to compute.
+        index: How many of them.
+        task: One of the run's.
+        where: Device to compute on.
     """
 
-    def __init__(self, config: RunConfig, prefix: Path, index: int, device: torch.device) -> None:
-        data = replace(config.data, tasks=config.data.tasks[index : index + 1])
-        data = replace(data, evaluate_on="selection")
+    def __init__(self, config: RunConfig, prefix: str, index: int, task: str, where: str) -> None:
+        data = replace(config.data, tasks=(task,), evaluate_on="selection")
+        device = alone(where)
         self.config, self.group = config, Group(device=device)
         self.index, (self.task,) = index, read_tasks(data, config.seed)
         base, self.collator = load(config, device)
@@ -150,14 +151,9 @@ class Bench:
         )
 
 
-def probe(
-    config: RunConfig, prefix: Path, index: int, folder: Path, link: Link, where: str
-) -> None:
-    """Probe a task, once for all candidates, and fit its locator; does nothing if that was done."""
-    if (folder / RESULT).is_file():
-        return
+def probe(bench: Bench, folder: Path, link: Link) -> None:
+    """Probe a task, once for all candidates, and fit its locator."""
     start = time.monotonic()
-    bench = Bench(config, prefix, index, alone(where))
     found = bench.method.probe_task(bench.task.name, bench.task.train, bench.phases(link))
     bench.keep(folder, found, {"seconds": time.monotonic() - start})
 
@@ -177,33 +173,18 @@ def read_probed(folder: Path) -> tuple[Probed, Primitive]:
 
 
 def train(
-    config: RunConfig,
-    point: Point,
-    prefix: Path,
-    index: int,
-    probed: Path,
-    folder: Path,
-    link: Link,
-    where: str,
-    rung: Callable[[float], None] | None,
+    bench: Bench, probed: Path, folder: Path, link: Link, rung: Callable[[float], None] | None
 ) -> None:
-    """Learn a task by a candidate and judge it; does nothing if that was done.
+    """Learn a task by a candidate, and judge it.
 
     Args:
-        config: Of the run.
-        point: The candidate's.
-        prefix: Store with the tasks before.
-        index: The task's place in the stream.
+        bench: The task, with the candidate's settings.
         probed: Folder of its probe run.
         folder: Where the candidate's primitive goes; named as the candidate.
         link: To the launcher.
-        where: Device.
         rung: Told the loss on the selection split at every checkpoint within the training.
     """
-    if (folder / RESULT).is_file():
-        return
     start = time.monotonic()
-    bench = Bench(point.applied(config), prefix, index, alone(where))
     _, probes = read_probed(probed)
     if rung is not None:
         link = _Rungs(link, lambda: rung(bench.loss()))

@@ -6,18 +6,17 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmoe.config import RunConfig
-from cmoe.evaluation.run import STORE
+from cmoe.config import RunConfig, differences
 from cmoe.methods.method import seed_of
-from cmoe.store import HEADER
+from cmoe.store import HEADER, Store, StoreError
 from cmoe.training.launch import RunError, connect, opened
 from cmoe.training.stream import load, make_method, start_store
 from cmoe.tuning.space import Candidate, Point, Result, SearchConfig
-from cmoe.tuning.trial import RESULT, probe, train
+from cmoe.tuning.trial import RESULT, Bench, probe, train
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -41,20 +40,58 @@ def cluster(run: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def require_store(run: RunConfig) -> None:
-    """Start the winners' store, where there is none yet."""
-    if (run.folder / STORE / HEADER).is_file():
-        return
+@dataclass(frozen=True)
+class Work:
+    """The sweep of one task.
+
+    Attributes:
+        run: The run, with the cluster.
+        search: What is searched.
+        store: The log; its first `index` primitives are what every trial starts from.
+        index: The task's place in the log.
+        task: Its name.
+        folder: Where probe run and candidates keep what they make.
+    """
+
+    run: RunConfig
+    search: SearchConfig
+    store: str
+    index: int
+    task: str
+    folder: Path
+
+
+def require_store(run: RunConfig, store: str, *, start: bool) -> None:
+    """Refuse a log of another base, before anything is trained for it.
+
+    Args:
+        run: Names the base.
+        store: The log.
+        start: Make it where there is none.
+
+    Raises:
+        StoreError: There is none, it is damaged, or another base's, or of other settings.
+    """
     import ray
 
-    ray.get(ray.remote(max_retries=3)(_make_store).remote(run))
+    try:
+        ray.get(ray.remote(max_retries=3)(open_store).remote(run, store, start))
+    except StoreError as error:  # with Ray's own text around it
+        raise StoreError(str(getattr(error, "cause", error))) from error
 
 
-def _make_store(run: RunConfig) -> None:
+def open_store(run: RunConfig, store: str, start: bool) -> None:
     import torch
 
     base, _ = load(run, torch.device("cpu"))
-    start_store(run.folder / STORE, make_method(run, base), run)
+    method = make_method(run, base)
+    if start and not Path(store, HEADER).is_file():
+        start_store(Path(store), method, run)
+    found = Store.open(store)
+    found.require_base(method.base_digest)
+    if changed := differences(found.header.settings, method.settings()):
+        listed = "\n  ".join(changed)
+        raise StoreError(f"{store}: its model is another; set these back:\n  {listed}")
 
 
 def _resources(search: SearchConfig) -> dict[str, float]:
@@ -66,42 +103,30 @@ def _resources(search: SearchConfig) -> dict[str, float]:
     return {"CPU": search.cpus} | ({"GPU": gpus} if gpus else {})
 
 
-def run_probe(run: RunConfig, search: SearchConfig, index: int, folder: Path) -> None:
+def run_probe(work: Work) -> None:
     """The probe run, in a process of its own, unless it was done before."""
-    (folder / "probe").mkdir(parents=True, exist_ok=True)
-    if (folder / "probe" / RESULT).is_file():
+    folder = work.folder / "probe"
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / RESULT).is_file():
         return
-    store = run.folder / STORE
-    work = {"run": run, "prefix": store, "index": index, "folder": folder / "probe"}
-    failed = _tune(run, search, folder / "tune-probe", probing, work, [{}])
+    failed = _tune(work, work.folder / "tune-probe", probing, [{}])
     if failed:
         raise RunError(f"{folder}: the probe run failed; the same command tries again:\n  {failed}")
 
 
 def run_trials(
-    run: RunConfig,
-    search: SearchConfig,
-    index: int,
-    folder: Path,
-    candidates: Sequence[Candidate],
-    show: Callable[[str], None],
+    work: Work, candidates: Sequence[Candidate], show: Callable[[str], None]
 ) -> list[Result]:
     """Train candidates, as many at a time as the cluster takes; those with a result are read."""
     if not candidates:
         return []
+    folder = work.folder
     for one in candidates:
         (folder / one.name).mkdir(exist_ok=True)
     if any(not (folder / one.name / RESULT).is_file() for one in candidates):
-        work = {
-            "run": run,
-            "prefix": run.folder / STORE,
-            "index": index,
-            "folder": folder,
-            "rungs": search.scheduler == "asha",
-        }
         space = [{"name": c.name, "point": asdict(c.point)} for c in candidates]
         batch = "+".join(sorted(c.name for c in candidates))
-        failed = _tune(run, search, folder / f"tune-{seed_of(batch):x}", training, work, space)
+        failed = _tune(work, folder / f"tune-{seed_of(batch):x}", training, space)
         if failed:
             raise RunError(
                 f"{folder}: trials failed for good; the same command goes on:\n  {failed}"
@@ -121,11 +146,9 @@ def _result(folder: Path, one: Candidate) -> Result:
 
 
 def _tune(
-    run: RunConfig,
-    search: SearchConfig,
+    work: Work,
     folder: Path,
     program: Callable[..., None],
-    work: Mapping[str, Any],
     space: Sequence[Mapping[str, Any]],
 ) -> str:
     """Run a program once for every element of a space; why some didn't come to their end."""
@@ -133,7 +156,7 @@ def _tune(
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
     trainable = tune.with_resources(
-        tune.with_parameters(program, work=dict(work)), _resources(search)
+        tune.with_parameters(program, work=work), _resources(work.search)
     )
     if tune.Tuner.can_restore(str(folder)):
         tuner = tune.Tuner.restore(
@@ -141,7 +164,7 @@ def _tune(
         )
     else:
         scheduler = FIFOScheduler()
-        if work.get("rungs"):
+        if program is training and work.search.scheduler == "asha":
             # No trial is stopped for having come to the last rung: its judging still follows.
             scheduler = AsyncHyperBandScheduler(
                 metric=LOSS, mode="min", grace_period=1, reduction_factor=2, max_t=10**6
@@ -153,7 +176,7 @@ def _tune(
             run_config=tune.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.parent),
-                failure_config=tune.FailureConfig(max_failures=run.cluster.max_failures),
+                failure_config=tune.FailureConfig(max_failures=work.run.cluster.max_failures),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 verbose=0,
             ),
@@ -162,26 +185,23 @@ def _tune(
     return "; ".join(str(error).strip().splitlines()[-1] for error in found.errors)
 
 
-def probing(_: Mapping[str, Any], work: Mapping[str, Any]) -> None:
-    """What the probe run's process does."""
-    probe(work["run"], work["prefix"], work["index"], work["folder"], TuneLink(), _device())
+def probing(_: Mapping[str, Any], work: Work) -> None:
+    """What the probe run's process does, unless it was done before."""
+    if (work.folder / "probe" / RESULT).is_file():
+        return
+    bench = Bench(work.run, work.store, work.index, work.task, _device())
+    probe(bench, work.folder / "probe", TuneLink())
 
 
-def training(settings: Mapping[str, Any], work: Mapping[str, Any]) -> None:
-    """What a trial's process does."""
+def training(settings: Mapping[str, Any], work: Work) -> None:
+    """What a trial's process does, unless it was done before."""
     link, trial = TuneLink(), settings["trial"]
-    folder, name = work["folder"], trial["name"]
-    train(
-        work["run"],
-        Point(**trial["point"]),
-        work["prefix"],
-        work["index"],
-        folder / "probe",
-        folder / name,
-        link,
-        _device(),
-        link.measured if work["rungs"] else None,
-    )
+    if (work.folder / trial["name"] / RESULT).is_file():
+        return
+    run = Point(**trial["point"]).applied(work.run)
+    bench = Bench(run, work.store, work.index, work.task, _device())
+    rung = link.measured if work.search.scheduler == "asha" else None
+    train(bench, work.folder / "probe", work.folder / trial["name"], link, rung)
 
 
 def _device() -> str:

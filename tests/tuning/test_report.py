@@ -65,7 +65,9 @@ def task(
         "parameters": best.parameters,
         "limit": limit,
         "probe_seconds": 8.0,
-        "points": 6,
+        "index": int(probing is not None),
+        "points": [c["point"] | {"candidate": c["name"]} for c in candidates]
+        + [c["point"] | {"alpha": 0.5, "candidate": c["name"]} for c in candidates[:1]],
         "trials": len(results),
         "trial_seconds": sum(r.seconds for r in results),
         "saved_seconds": {"shared probe": 1340.0, "same candidate": 25.0},
@@ -300,6 +302,8 @@ def test_a_search_by_layers_has_no_threshold(tmp_path: Path, said: dict[str, Any
     for one in said["tasks"]:
         for made in one["candidates"]:
             made["point"] |= {"alpha": None, "layers": min(2, len(made["experts"]))}
+        for point in one["points"]:
+            point |= {"alpha": None, "layers": 1}
     found = page(tmp_path, said)
     assert "layers" in found.figures["What was tried for GQA, setting by setting"]
     assert "without a threshold" in found.text

@@ -19,10 +19,11 @@ import ray
 from workers import small_config
 
 from cmoe.config import RunConfig
-from cmoe.store import Store
+from cmoe.store import Store, StoreError
 from cmoe.training.launch import RunError
-from cmoe.tuning.space import BudgetConfig, Probed, SearchConfig, candidate, points
-from cmoe.tuning.sweep import SweepConfig, require_affordable, sweep
+from cmoe.tuning.space import BranchConfig, BudgetConfig, Probed, SearchConfig, candidate, points
+from cmoe.tuning.sweep import SweepConfig, require_affordable, sweep, task_work
+from cmoe.tuning.trials import open_store
 
 TASKS = ("ScienceQA", "VizWiz")
 SEARCH = SearchConfig(alpha=(-1.0, 0.0, 3.0), score=("frequency", "loss_gain"), trials=6)
@@ -50,7 +51,8 @@ def small_sweep(folder: Path, name: str, changes: Mapping[str, Any] | None = Non
         cluster=replace(run.cluster, max_failures=0),
     )
     search = replace(SEARCH, **changes.get("search", {}))
-    return SweepConfig(run, search, BudgetConfig(**changes.get("budget", {})))
+    budget, branch = (changes.get(part, {}) for part in ("budget", "branch"))
+    return SweepConfig(run, search, BudgetConfig(**budget), BranchConfig(**branch))
 
 
 def decisions(said: dict[str, Any]) -> list[dict[str, Any]]:
@@ -162,9 +164,10 @@ def test_points_that_come_to_the_same_are_trained_once(
 ) -> None:
     config, said = swept
     first, second = said["tasks"]
-    assert (first["points"], first["trials"]) == (6, 1), "a first task grows everywhere"
+    assert (len(first["points"]), first["trials"]) == (6, 1), "a first task grows everywhere"
     assert first["probing"] is None
-    assert 1 < second["trials"] < second["points"] == 6
+    assert 1 < second["trials"] < len(second["points"]) == 6
+    assert {p["candidate"] for p in second["points"]} == {c["name"] for c in second["candidates"]}
     folder = config.run.folder / "sweep" / "001-VizWiz"
     results = sorted(p.parent.name for p in folder.glob("*/result.json"))
     assert results == sorted([c["name"] for c in second["candidates"]] + ["probe"])
@@ -215,6 +218,36 @@ def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
     assert weights(run) == weights(config.run)
 
 
+def test_one_task_is_added_to_a_store_that_is_there(root: Path, cluster: str, swept: Swept) -> None:
+    """It comes to what the whole sweep came to; another model's store is refused at once."""
+    config, said = swept
+    whole, log = Store.open(config.run.folder / "store"), root / "log"
+    shutil.copytree(config.run.folder / "store", log)
+    (log / "001.json").unlink()
+    changes = {"branch": {"task": TASKS[1], "store": str(log)}}
+    _, found = swept_as(root, "branch", cluster, changes)
+    assert decisions(found) == decisions(said)[1:]
+    assert [r.files for r in Store.open(log).records()] == [r.files for r in whole.records()]
+    again = small_sweep(root, "again", changes)
+    with pytest.raises(RunError, match="has learned 'VizWiz' before, as task 1"):
+        task_work(again, again.run, TASKS[1])
+
+
+@pytest.mark.parametrize("other", ["base", "settings"])
+def test_a_store_of_another_model_is_refused(tmp_path: Path, swept: Swept, other: str) -> None:
+    run = swept[0].run
+    header = Store.open(run.folder / "store").header
+    base, settings = header.base, dict(header.settings)
+    if other == "base":
+        base = replace(base, digest="0" * 64)
+    else:
+        settings["top_k"] = 7
+    Store.create(tmp_path / "log", base=base, settings=settings, config={})
+    cause = "made for base" if other == "base" else "top_k: 7 -> 2"
+    with pytest.raises(StoreError, match=cause):
+        open_store(run, str(tmp_path / "log"), start=False)
+
+
 @pytest.mark.parametrize("end", ["interrupted", "failed"])
 def test_nothing_of_a_sweep_that_ends_early_stays_on_the_cluster(
     root: Path, cluster: str, end: str
@@ -249,7 +282,7 @@ def test_optuna_and_asha_find_winners_too(root: Path, cluster: str) -> None:
     changes = {"search": search, "data": {"tasks": TASKS[:1]}}
     config, said = swept_as(root, "optuna", cluster, changes)
     (task,) = said["tasks"]
-    assert task["points"] == 6
+    assert len(task["points"]) == 6
     assert 1 < task["trials"] <= 4
     assert task["winner"] in task["front"]
     assert all((r["accuracy"] is None) == r["stopped"] for r in task["results"])
@@ -270,5 +303,9 @@ def test_runs_that_cannot_be_swept_are_refused(
     run = replace(config.run, **{part: replace(getattr(config.run, part), **changes)})
     with pytest.raises(ValueError, match=cause):
         replace(config, run=run)
+    with pytest.raises(ValueError, match="give both, or neither"):
+        BranchConfig(task="GQA")
+    with pytest.raises(ValueError, match=r"task is 'GQA'; data.tasks has"):
+        replace(config, branch=BranchConfig("GQA", "somewhere"))
     with pytest.raises(ValueError, match="only cmoe"):
         replace(config, run=replace(config.run, method="lora"))
