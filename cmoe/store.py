@@ -106,14 +106,15 @@ class Record:
 class Store:
     """One log of primitives, as far as this instance has read it: `append` and `refresh` go on."""
 
-    def __init__(self, folder: _Folder) -> None:
+    def __init__(self, folder: _Folder, *, read: bool = True) -> None:
         self.url = folder.url
         self._folder = folder
         self._records: tuple[Record, ...] = ()
         data = folder.read(HEADER, "there is no store here; create one first")
         fields = _unseal(f"{self.url}/{HEADER}", data)
         self.header = Header(base=BaseId(**fields.pop("base")), **fields)
-        self.refresh()
+        if read:
+            self.refresh()
 
     @classmethod
     def create(
@@ -141,6 +142,11 @@ class Store:
         """
         return cls(_Folder.at(url, storage_options))
 
+    @classmethod
+    def follow(cls, url: str | os.PathLike[str], **storage_options: Any) -> Store:
+        """As `open`, but no record is read yet: `refresh` does, up to a broken one."""
+        return cls(_Folder.at(url, storage_options), read=False)
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -155,17 +161,16 @@ class Store:
 
     def refresh(self) -> tuple[Record, ...]:
         """Read what others have appended and return it, for one listing where nothing was;
-        StoreError as in `open`, and where a record that was read before is gone.
+        StoreError as in `open`, and where a record that was read before is gone. The records in
+        front of a broken one are read then.
         """
         seen = self._records
         length = 1 + max(self._folder.record_indices(), default=-1)
         if length < len(seen):
             where = f"{self.url}/{_record_name(length)}"
             raise StoreError(f"{where}: gone, though it was read before; restore it from a copy")
-        records = list(seen)
         for index in range(len(seen), length):
-            records.append(self._read_record(index, records))
-        self._records = tuple(records)
+            self._records = (*self._records, self._read_record(index, self._records))
         return self._records[len(seen) :]
 
     def append(self, primitive: Primitive) -> Record:

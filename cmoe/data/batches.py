@@ -7,6 +7,7 @@ workers take whole batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,6 +137,38 @@ class Collator:
         )
         self._require_room(samples, inputs["attention_mask"].sum(1), self.max_new_tokens)
         return dict(inputs)
+
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], picture: Image.Image | None
+    ) -> dict[str, Tensor]:
+        """One prompt, to be answered: the inputs of a batch of one.
+
+        A single question gives what `prompts` gives for a sample.
+
+        Args:
+            turns: Role (`system`, `user` or `assistant`) and text of each; the last is a user's.
+            picture: Stands in front of the first user's text.
+
+        Raises:
+            ValueError: A text holds one of the base's own tokens.
+        """
+        messages: list[dict[str, Any]] = []
+        for role, text in turns:
+            if found := next((token for token in self._reserved if token in text), None):
+                raise ValueError(f"the text holds {found!r}, which is a token of the model's own")
+            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
+        if picture is not None:
+            first = next(m for m in messages if m["role"] == "user")
+            first["content"].insert(0, {"type": "image"})
+        chat = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        pictures = None if picture is None else [picture]
+        return dict(self.processor(text=[chat], images=pictures, return_tensors="pt"))
+
+    @cached_property
+    def _reserved(self) -> list[str]:
+        """Tokens that mean something to the model and not to a reader."""
+        image = getattr(self.processor, "image_token", None)
+        return sorted({*self.tokenizer.all_special_tokens, *([image] if image else [])})
 
     def training(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Whole conversations, and `labels` [B, S] for their answers alone.

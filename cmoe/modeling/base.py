@@ -81,18 +81,27 @@ def load_base(
         MissingModelError: Nothing usable lies at `name`.
         UnsupportedModelError: It is of a kind that transformers doesn't know, or can't pad.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     load_config(name, revision=revision)
     with _found(name, revision):
         model = AutoModelForImageTextToText.from_pretrained(
             name, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
+    processor = load_processor(name, revision=revision, pad=pad)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return model.eval(), processor
+
+
+def load_processor(name: str, *, revision: str | None = None, pad: bool = False) -> Any:
+    """A base's processor alone; arguments and errors as in `load_base`."""
+    from transformers import AutoProcessor
+
+    with _found(name, revision):
         processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     if pad:
         processor.image_processor = _padding(processor.image_processor)
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    return model.eval(), processor
+    return processor
 
 
 def _padding(image_processor: Any) -> Any:

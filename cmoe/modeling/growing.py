@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Inputs = Mapping[str, Tensor]
-Tasks = str | int | Sequence[str | int]
+Tasks = str | int | Sequence[str | int] | Routing
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class GrowingVLM(nn.Module):
         Args:
             inputs: What the base takes: `input_ids` [B, S], `attention_mask`, `pixel_values`,
                 `labels`, ...
-            tasks: One task for all samples, one for each, or None to locate them.
+            tasks: One task for all samples, one for each, what `routing` made of them (for passes
+                over the same samples), or None to locate them.
             record: Whether to gather the balance loss and the experts' usage.
             without: Layers where the experts being learned are switched off; their router then
                 chooses among the older ones.
@@ -183,6 +184,14 @@ class GrowingVLM(nn.Module):
         with self._context.using(None):
             return pooled(hidden_state(self.base, self.locator.layer, inputs), weights_bs)
 
+    def routing(self, tasks: Tasks, batch: int) -> Routing:
+        """What the passes over a batch of samples share, so that it is worked out once.
+
+        Raises:
+            ValueError: As in `forward`.
+        """
+        return Routing.of(self._indices(tasks, batch), self.device)
+
     def locate(self, inputs: Inputs) -> Location:
         """Find the prompts' tasks with the base in front, whatever `placement` says.
 
@@ -203,11 +212,15 @@ class GrowingVLM(nn.Module):
         """Give the base's layers their routing, located first or on the way if need be."""
         batch = len(inputs["input_ids"])
         location, inline = None, False
+        if isinstance(tasks, Routing):
+            with self._context.using(tasks):
+                yield _Pass(tasks)
+            return
         if tasks is not None:
             chosen = self._indices(tasks, batch)
         elif self.locator.placement == "front":
             location = self.locate(inputs)
-            chosen = self._claimed(location)
+            chosen = self.claimed(location)
         else:
             self._require_bank()
             self._require_inline()
@@ -231,7 +244,7 @@ class GrowingVLM(nn.Module):
             if run.location is None:
                 features = pooled(hidden_bsd[::copies], weights_bs)
                 run.location = locate(self.bank, features)
-                found = Routing.of(_repeated(self._claimed(run.location), copies), self.device)
+                found = Routing.of(_repeated(self.claimed(run.location), copies), self.device)
                 run.routing.tasks, run.routing.ids = found.tasks, found.ids
 
         with watch_hidden_state(self.base, self.locator.layer, arrive):
@@ -254,7 +267,8 @@ class GrowingVLM(nn.Module):
                 "below, or use placement front"
             )
 
-    def _claimed(self, location: Location) -> tuple[int, ...]:
+    def claimed(self, location: Location) -> tuple[int, ...]:
+        """The task that answers each located sample; the base where none claims it."""
         tasks = location.tasks
         if self.reject_unknown:
             tasks = tasks.masked_fill(location.unknown, BASE)
@@ -262,6 +276,8 @@ class GrowingVLM(nn.Module):
         return tuple(tasks.tolist())
 
     def _indices(self, tasks: Tasks, batch: int) -> tuple[int, ...]:
+        if isinstance(tasks, Routing):
+            return tasks.tasks
         given = (tasks,) * batch if isinstance(tasks, str | int) else tuple(tasks)
         if len(given) != batch:
             raise ValueError(f"{len(given)} tasks for a batch of {batch} samples")

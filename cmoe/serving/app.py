@@ -1,0 +1,272 @@
+"""The deployments of a service: gateway -> locator -> executor, on Ray Serve.
+
+The gateway speaks HTTP, refuses what it must, and turns a conversation into a prompt. The locator
+finds the prompt's task by the frozen base's features, in batches. Executors answer, each with one
+batch that requests join and leave between tokens.
+
+A log is only added to, so that a task answers the same in every version of the store that has it: a
+request sees one version if its executor has at least what its locator had, and an executor that
+hasn't looks again before it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve import Application
+from ray.serve.metrics import Gauge, Histogram
+
+from cmoe.modeling.routers import BASE
+from cmoe.serving.batch import joined
+from cmoe.serving.engine import Engine, Event
+from cmoe.serving.following import Following, follow
+from cmoe.serving.gateway import Gateway
+from cmoe.serving.keys import Keys
+from cmoe.serving.messages import Arrays, Located, Question, Said
+from cmoe.serving.settings import ServeConfig
+from cmoe.store import Store
+
+logger = logging.getLogger("ray.serve")
+SECONDS = [0.001 * 2**n for n in range(17)]
+"""Bounds of times in metrics, from a millisecond to a minute."""
+FAILURES = 3
+"""Passes that may fail one after the other until a replica counts as unhealthy."""
+
+
+class _Replica:
+    """A model that follows its store while it is being used.
+
+    Args:
+        following: The model.
+        config: Of the service.
+        between: Runs something where nobody uses the model meanwhile.
+    """
+
+    def __init__(
+        self,
+        following: Following,
+        config: ServeConfig,
+        between: Callable[[Callable[[], None]], Future[None]],
+    ) -> None:
+        self.following, self._between, self._poll_s = following, between, config.poll_s
+        self._looking = asyncio.Lock()
+        self._watch = asyncio.get_running_loop().create_task(self._poll())
+
+    async def look(self, needed: int | None = None) -> None:
+        """Take what was committed since; only if there are fewer tasks than needed, where given."""
+        async with self._looking:
+            if needed is not None and len(self.following.model.tasks) >= needed:
+                return
+            found = await asyncio.to_thread(self.following.look)
+            if found:
+                await asyncio.wrap_future(self._between(lambda: self.following.take(found)))
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self.look()
+            except Exception:  # of a storage's own kind: the next look may go well
+                logger.exception("can't look into the store")
+
+
+class Locator:
+    """PTL in front: the frozen base up to the feature's layer, and the bank, for many at a time."""
+
+    async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
+        following, self._processor = await asyncio.to_thread(follow, config)
+        self._model = following.model
+        self._pool = ThreadPoolExecutor(1, "locator")
+        self._replica = _Replica(following, config, self._pool.submit)
+        self._pad = self._processor.tokenizer.pad_token_id or 0
+        self._stuck_s, self._since = config.engine.stuck_s, 0.0
+        self._seconds = Histogram(
+            "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", SECONDS
+        )
+        self._batched: Any = serve.batch(
+            max_batch_size=config.batch, batch_wait_timeout_s=0.0, max_concurrent_batches=1
+        )(self._locate)
+
+    async def locate(self, prompt: Arrays) -> Located:
+        start = time.monotonic()
+        located: Located = await self._batched(prompt)
+        self._seconds.observe(time.monotonic() - start)
+        return located
+
+    async def _locate(self, prompts: list[Arrays]) -> list[Located]:
+        self._since = time.monotonic()
+        try:
+            return await asyncio.wrap_future(self._pool.submit(self._compute, prompts))
+        finally:
+            self._since = 0.0
+
+    def _compute(self, prompts: Sequence[Arrays]) -> list[Located]:
+        version = str(self._replica.following.version)
+        if not self._model.tasks:
+            return [Located(BASE, (), True, version)] * len(prompts)
+        tensors = [{n: torch.from_numpy(a) for n, a in prompt.items()} for prompt in prompts]
+        device = self._model.device
+        inputs = {n: t.to(device) for n, t in joined(tensors, self._pad).items()}
+        location = self._model.locate(inputs)
+        return [
+            Located(task, tuple(scores), unknown, version)
+            for task, scores, unknown in zip(
+                self._model.claimed(location),
+                location.scores.tolist(),
+                location.unknown.tolist(),
+                strict=True,
+            )
+        ]
+
+    async def state(self, tasks: int = 0) -> dict[str, Any]:
+        """What this replica has; it looks again where it has fewer tasks than that."""
+        await self._replica.look(tasks)
+        return self._replica.following.state()
+
+    def check_health(self) -> None:
+        if self._since and time.monotonic() - self._since > self._stuck_s:
+            raise RuntimeError("locating takes too long")
+
+
+class Executor:
+    """Answers, with continuous batching; and locates, where the answering pass itself does."""
+
+    async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
+        following, processor = await asyncio.to_thread(follow, config)
+        self._following, self._model = following, following.model
+        self._engine = Engine(self._model, processor.tokenizer, config.engine)
+        self._replica = _Replica(following, config, self._engine.between)
+        waited, first, token = (
+            Histogram(f"cmoe_{name}_seconds", text, SECONDS, ("task",))
+            for name, text in (
+                ("queue", "Seconds that a prompt waited until it was read."),
+                ("first_token", "Seconds from a prompt's arrival to its first token."),
+                ("token", "Seconds of a further token."),
+            )
+        )
+        self._waited, self._first, self._token = waited, first, token
+        self._running = Gauge("cmoe_running", "Answers that are under way.")
+
+    async def answer(self, question: Question) -> Said:
+        """A whole answer."""
+        async for said in self._said(question, stream=False):
+            if said.finish or said.failure:
+                return said
+        raise AssertionError("an answer ends")
+
+    async def stream(self, question: Question) -> AsyncIterator[Said]:
+        """An answer in parts, as its tokens come."""
+        async for said in self._said(question, stream=True):
+            yield said
+
+    async def _said(self, question: Question, *, stream: bool) -> AsyncIterator[Said]:
+        await self._replica.look(question.tasks)
+        if len(self._model.tasks) < question.tasks:
+            failure = f"this replica has {len(self._model.tasks)} tasks of {question.tasks}"
+            yield Said("", 0, None, failure, None, str(self._following.version))
+            return
+        if question.task is None and not self._model.tasks:
+            question = replace(question, task=BASE)
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def listen(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        start = time.monotonic()
+        cancel = self._engine.submit(question.job(stream=stream), listen)
+        try:
+            while True:
+                event = await events.get()
+                parts = [event.text]
+                while not events.empty():  # what came meanwhile goes with it
+                    event = events.get_nowait()
+                    parts.append(event.text)
+                self._measure(event, time.monotonic() - start)
+                yield self._part("".join(parts), event)
+                if event.finish or event.failure:
+                    return
+        finally:  # whoever asked may have gone
+            cancel()
+
+    def _part(self, text: str, event: Event) -> Said:
+        count = len(self._model.tasks) if event.scores is None else len(event.scores)
+        version = str(self._following.version_of(count))
+        located = None
+        if event.scores is not None:
+            located = Located(event.task, event.scores, event.unknown, version)
+        return Said(text, event.tokens, event.finish, event.failure, located, version)
+
+    def _measure(self, event: Event, seconds: float) -> None:
+        if not event.finish:
+            return
+        task = "base" if event.task == BASE else self._model.tasks[event.task]
+        tags = {"task": task}
+        self._waited.observe(event.waited, tags)
+        self._first.observe(event.first, tags)
+        if event.tokens > 1:
+            self._token.observe((event.last - event.first) / (event.tokens - 1), tags)
+        self._running.set(self._engine.running)
+
+    async def locate(self, prompt: Arrays) -> Located:
+        """Where a prompt belongs."""
+        inputs = {n: torch.from_numpy(a).to(self._model.device) for n, a in prompt.items()}
+
+        def located() -> Located:
+            version = str(self._following.version)
+            if not self._model.tasks:
+                return Located(BASE, (), True, version)
+            found = self._model.locate(inputs)
+            (scores,), (unknown,) = found.scores.tolist(), found.unknown.tolist()
+            return Located(self._model.claimed(found)[0], tuple(scores), unknown, version)
+
+        return await asyncio.wrap_future(self._engine.between(located))
+
+    async def state(self, tasks: int = 0) -> dict[str, Any]:
+        """As the locator's."""
+        await self._replica.look(tasks)
+        state = self._following.state()
+        return state | {"running": self._engine.running, "waiting": self._engine.waiting}
+
+    def check_health(self) -> None:
+        if (seconds := self._engine.stuck()) is not None:
+            raise RuntimeError(f"a pass takes {seconds:.0f} s, or the engine has ended")
+        if self._engine.failures >= FAILURES:
+            raise RuntimeError(f"the last {self._engine.failures} passes failed")
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """The application of a service, as Ray's file of it names it (`import_path`).
+
+    Args:
+        args: The tree of a `ServeConfig`.
+
+    Raises:
+        ValueError: A setting is wrong, or there is no API key.
+        StoreError: There is no store.
+    """
+    return bound(ServeConfig.of(args), {})
+
+
+def bound(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -> Application:
+    """The application with Ray's settings of each deployment; errors as in `build`."""
+
+    def deployment(kind: type, name: str) -> Any:
+        made: Any = serve.deployment(kind, name=name)
+        return made.options(**options.get(name, {}))
+
+    keys = Keys.of(config.auth)
+    settings = Store.follow(config.store).header.settings
+    executor = deployment(Executor, "executor").bind(config)
+    locator = None
+    if settings["locator"]["placement"] == "front":
+        locator = deployment(Locator, "locator").bind(config)
+    application: Application = deployment(Gateway, "gateway").bind(config, keys, executor, locator)
+    return application

@@ -1,0 +1,120 @@
+"""A served model and the log that it follows, without a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cmoe.config import ModelConfig
+from cmoe.loading import load_model
+from cmoe.modeling.base import load_base
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.primitive import Primitive
+from cmoe.serving.settings import ServeConfig
+from cmoe.store import Store, StoreError
+
+
+@dataclass(frozen=True)
+class Version:
+    """How much of a log a model has taken: a number of primitives, and the last one's digest."""
+
+    tasks: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.tasks}-{self.digest[:12]}"
+
+
+class Following:
+    """A model that answers unknown samples by its base alone, and the store that it came from.
+
+    `look` may run in any thread, one at a time; `take` where nobody uses the model meanwhile.
+
+    Args:
+        store: Its log.
+        model: Its base, with nothing learned yet; it takes what is there.
+
+    Attributes:
+        refused: Why what lies in the store is not taken; None where all was.
+    """
+
+    def __init__(self, store: Store, model: GrowingVLM) -> None:
+        self.model = model
+        self.refused: str | None = None
+        model.reject_unknown = True
+        self._store = store
+        self.take(self.look())
+
+    @property
+    def version(self) -> Version:
+        return self.version_of(len(self.model.tasks))
+
+    def version_of(self, count: int) -> Version:
+        """Of the log's first `count` primitives."""
+        header, records = self._store.header, self._store.records()
+        return Version(count, records[count - 1].digest if count else header.digest)
+
+    def look(self) -> list[Primitive]:
+        """What was committed since, whole and checked; a broken primitive and those behind it wait
+        for the day that they are mended.
+        """
+        found: list[Primitive] = []
+        try:
+            self._store.refresh()
+        except (StoreError, OSError) as error:
+            self.refused = str(error)
+        else:
+            self.refused = None
+        try:
+            for index in range(len(self.model.tasks), len(self._store)):
+                found.append(self._store.read(index))
+        except (StoreError, OSError) as error:
+            self.refused = str(error)
+        return found
+
+    def take(self, primitives: Sequence[Primitive]) -> None:
+        """Answer with them from now on; one that doesn't fit the model is refused."""
+        for primitive in primitives:
+            try:
+                self.model.append(primitive)
+            except ValueError as error:
+                self.refused = f"{self._store.url}: {error}"
+                return
+
+    def state(self) -> dict[str, Any]:
+        """For health and models."""
+        version = asdict(self.version) | {"name": str(self.version)}
+        return {"tasks": self.model.tasks, "version": version, "refused": self.refused}
+
+
+def model_of(store: Store, config: ServeConfig) -> ModelConfig:
+    """The base of a store: the configured one, or as the run that wrote it had it."""
+    if config.model is not None:
+        return config.model
+    written = store.header.config.get("model")
+    if written is not None:
+        return ModelConfig(**written)
+    base = store.header.base
+    return ModelConfig(base.name, None if base.revision == "default" else base.revision)
+
+
+def follow(config: ServeConfig) -> tuple[Following, Any]:
+    """Load a store's base and model, and the base's processor.
+
+    Raises:
+        StoreError: There is no store, or it was made for another base.
+    """
+    store = Store.follow(config.store)
+    named = model_of(store, config)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    base, processor = load_base(
+        named.path,
+        revision=named.revision,
+        dtype=getattr(torch, named.dtype),
+        device=device,
+        pad=named.pad,
+    )
+    return Following(store, load_model(store, base, prefix=0)), processor

@@ -1,0 +1,401 @@
+"""The gateway: HTTP on one side, locator and executors on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.metrics import Counter
+from starlette.exceptions import HTTPException
+
+from cmoe.data.batches import Collator
+from cmoe.modeling.base import load_config, load_processor
+from cmoe.modeling.routers import BASE
+from cmoe.serving import protocol
+from cmoe.serving.errors import RequestError
+from cmoe.serving.following import model_of
+from cmoe.serving.keys import Keys
+from cmoe.serving.messages import Arrays, Located, Question, Said
+from cmoe.serving.pictures import opened, picture_bytes
+from cmoe.serving.settings import ServeConfig
+from cmoe.store import Store
+
+Handle = DeploymentHandle[Any]
+
+logger = logging.getLogger("ray.serve")
+PAGE = Path(__file__).with_name("page.html")
+# The page brings all that it needs; it may speak to nobody but this service.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+HEALTH_S = 2.0  # until a deployment that doesn't say how it is counts as away
+
+
+class Prepared(NamedTuple):
+    """A request on its way: the prompt and how many tokens it has."""
+
+    prompt: Arrays
+    tokens: int
+
+
+class Way(NamedTuple):
+    """Who answers a request: what the executor is asked, and what is known of the task."""
+
+    question: Question
+    located: Located | None
+    task: int | None
+
+
+@serve.ingress()
+class Gateway:
+    """Checks, prepares, locates, asks, and answers in OpenAI's terms."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        keys: Keys,
+        executor: Handle,
+        locator: Handle | None,
+    ) -> None:
+        self.config, self.limits, self._keys = config, config.limits, keys
+        self._executor, self._locator = executor, locator or executor
+        self._inline = locator is None
+        named = model_of(Store.follow(config.store), config)
+        base = load_config(named.path, revision=named.revision)
+        self._context: int = base.get_text_config().max_position_embeddings
+        processor = load_processor(named.path, revision=named.revision, pad=named.pad)
+        self._collator = Collator(processor, self._context, 1)
+        self._tasks: tuple[str, ...] = ()
+        self._in_flight = 0
+        self._requests = Counter(
+            "cmoe_requests",
+            "Requests answered, by task and status.",
+            ("task", "status"),  # type: ignore[arg-type]
+        )
+        self._unknown = Counter("cmoe_unknown", "Located prompts that no task claims.")
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray Serve calls for the replica's own application."""
+        app = FastAPI(title="cmoe", docs_url=None, redoc_url=None, openapi_url=None)
+        app.add_exception_handler(RequestError, _refused)
+        app.add_exception_handler(HTTPException, _not_found)
+        app.post("/v1/chat/completions")(self.complete)
+        app.post("/v1/locate")(self.locate)
+        app.get("/v1/models")(self.models)
+        app.get("/v1/models/{name}")(self.model)
+        app.get("/healthz")(self.health)
+        app.get("/readyz")(self.ready)
+        app.get("/")(self.page)
+        app.get("/examples")(self.examples)
+        return app
+
+    # Answering
+
+    async def complete(self, request: Request) -> Response:
+        with self._answering(request):
+            wanted = protocol.parsed(protocol.ChatRequest, await self._body(request))
+            asked = protocol.asked(wanted, self.limits)
+            talk = protocol.conversation(wanted.messages, self.limits)
+            deadline = asyncio.get_running_loop().time() + self.limits.deadline_s
+            async with _until(deadline):
+                prepared = await self._prepared(talk, asked.tokens)
+                way = await self._way(prepared, asked)
+                if not wanted.stream:
+                    said: Said = await self._executor.answer.remote(way.question)
+                    return self._whole(wanted, prepared, way, said)
+                streaming: Any = self._executor.options(stream=True)
+                parts = aiter(streaming.stream.remote(way.question))
+                first: Said = await anext(parts)  # what fails before it still has its status
+                _require_success(first)
+            sse = self._stream(wanted, prepared, way, first, parts, deadline)
+            return StreamingResponse(sse, media_type="text/event-stream")
+
+    async def locate(self, request: Request) -> dict[str, Any]:
+        """The posterior over tasks of a conversation."""
+        with self._answering(request):
+            wanted = protocol.parsed(protocol.LocateRequest, await self._body(request))
+            talk = protocol.conversation(wanted.messages, self.limits)
+            async with _until(asyncio.get_running_loop().time() + self.limits.deadline_s):
+                prepared = await self._prepared(talk, 1)
+                located = await self._located(prepared)
+                names = await self._names(len(located.scores))
+            rows = zip(names, located.posterior, located.scores, strict=True)
+            return {
+                "object": "cmoe.location",
+                "task": self._name(located.task),
+                "nearest": names[located.nearest] if names else None,
+                "unknown": located.unknown,
+                "tasks": [{"task": n, "probability": p, "score": s} for n, p, s in rows],
+                "store_version": located.version,
+            }
+
+    async def _prepared(self, talk: protocol.Conversation, answer: int) -> Prepared:
+        """The prompt of a conversation, as the base reads it."""
+        picture = None
+        for url in talk.pictures:
+            data = await picture_bytes(url, self.limits)
+            picture = await asyncio.to_thread(opened, data, self.limits)
+        try:
+            make = partial(self._collator.conversation, talk.turns, picture)
+            prompt = await asyncio.to_thread(make)
+        except ValueError as error:
+            raise RequestError(400, str(error), code="invalid_text", param="messages") from error
+        tokens = prompt["input_ids"].shape[1]
+        limit = min(self.limits.prompt_tokens, self._context - answer)
+        if tokens > limit:
+            raise RequestError(
+                400,
+                f"the prompt has {tokens} tokens; with an answer of up to {answer} at most {limit}",
+                code="context_length_exceeded",
+                param="messages",
+            )
+        return Prepared({name: t.numpy() for name, t in prompt.items()}, tokens)
+
+    async def _way(self, prepared: Prepared, asked: protocol.Asked) -> Way:
+        """Locate a prompt, unless its task is named or the answering pass does it."""
+        located, task, tasks = None, None, 0
+        if asked.task is not None:
+            names = self._tasks
+            if asked.task not in names:
+                names = await self._names(len(names) + 1)
+            if asked.task not in names:
+                raise protocol.no_model(f"{protocol.MODEL}:{asked.task}")
+            task = names.index(asked.task)
+            tasks = task + 1
+        elif not self._inline:
+            located = await self._located(prepared)
+            await self._names(len(located.scores))
+            task, tasks = located.task, len(located.scores)
+        question = Question(
+            prepared.prompt,
+            task,
+            tasks,
+            asked.tokens,
+            asked.temperature,
+            asked.top_p,
+            asked.seed,
+            asked.stop,
+        )
+        return Way(question, located, task)
+
+    async def _located(self, prepared: Prepared) -> Located:
+        located: Located = await self._locator.locate.remote(prepared.prompt)
+        return located
+
+    async def _names(self, needed: int) -> tuple[str, ...]:
+        """Names of the tasks; asks for those that this gateway hasn't heard of."""
+        if len(self._tasks) < needed:
+            state = await self._locator.state.remote(needed)
+            self._tasks = max(self._tasks, tuple(state["tasks"]), key=len)
+        return self._tasks
+
+    def _name(self, task: int) -> str | None:
+        return None if task == BASE else self._tasks[task]
+
+    # What is said
+
+    def _whole(
+        self, wanted: protocol.ChatRequest, prepared: Prepared, way: Way, said: Said
+    ) -> Response:
+        _require_success(said)
+        completion = self._completion(wanted, way, said)
+        assert said.finish is not None
+        found = completion.whole(said.text, said.finish, prepared.tokens, said.tokens)
+        return JSONResponse(found)
+
+    async def _stream(
+        self,
+        wanted: protocol.ChatRequest,
+        prepared: Prepared,
+        way: Way,
+        first: Said,
+        parts: AsyncIterator[Said],
+        deadline: float,
+    ) -> AsyncIterator[str]:
+        """Server-sent events. A failure behind the first is one of them: the status has gone."""
+        completion, said = self._completion(wanted, way, first), first
+        yield completion.chunk(first.text, None, first=True)
+        try:
+            async with _until(deadline):
+                while not said.finish:
+                    said = await anext(parts)
+                    _require_success(said)
+                    if said.text and not said.finish:
+                        yield completion.chunk(said.text, None, first=False)
+        except Exception as error:
+            yield protocol.event(_as_refusal(error).body())
+            return
+        yield completion.chunk("" if said is first else said.text, said.finish, first=False)
+        if wanted.stream_options and wanted.stream_options.include_usage:
+            yield completion.spent(prepared.tokens, said.tokens)
+        yield protocol.DONE
+
+    def _completion(
+        self, wanted: protocol.ChatRequest, way: Way, said: Said
+    ) -> protocol.Completion:
+        located = way.located or said.located
+        found: dict[str, Any] = {"task": None, "located": located is not None, "unknown": False}
+        version = said.version
+        if located is not None:
+            version, nearest = located.version, located.nearest
+            found |= {"task": self._name(located.task), "unknown": located.unknown}
+            if located.scores:
+                found["score"] = located.scores[nearest]
+                found["probability"] = located.posterior[nearest]
+            if located.unknown:
+                self._unknown.inc()
+        elif way.task is not None:
+            found["task"] = self._name(way.task)
+        found["store_version"] = version
+        self._requests.inc(tags={"task": found["task"] or "base", "status": "200"})
+        return protocol.Completion(wanted.model, version, found)
+
+    # What there is
+
+    async def models(self, request: Request) -> dict[str, Any]:
+        with self._answering(request):
+            state = await self._locator.state.remote()
+            names = [protocol.MODEL, *(f"{protocol.MODEL}:{task}" for task in state["tasks"])]
+            return {"object": "list", "data": [_model(name) for name in names]}
+
+    async def model(self, request: Request, name: str) -> dict[str, Any]:
+        with self._answering(request):
+            _, colon, task = name.partition(":")
+            state = await self._locator.state.remote()
+            if name != protocol.MODEL and not (
+                name.startswith(f"{protocol.MODEL}{colon}") and task in state["tasks"]
+            ):
+                raise protocol.no_model(name)
+            return _model(name)
+
+    async def health(self) -> dict[str, Any]:
+        """How the deployments are; answers as long as the gateway lives."""
+        parts = {"executor": self._executor} | ({} if self._inline else {"locator": self._locator})
+        found = {name: await _state(handle) for name, handle in parts.items()}
+        whole = all(state and not state["refused"] for state in found.values())
+        return {"status": "ok" if whole else "degraded", **found}
+
+    async def ready(self) -> Response:
+        """200 where requests can be answered."""
+        found = await self.health()
+        there = bool(found["executor"]) and bool(found.get("locator", True))
+        return JSONResponse({"ready": there}, 200 if there else 503)
+
+    # The page
+
+    async def page(self) -> Response:
+        return HTMLResponse(
+            PAGE.read_text(encoding="utf-8"),
+            headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"},
+        )
+
+    async def examples(self) -> list[dict[str, str]]:
+        """Pictures and questions of the mini CoIN, one of each task."""
+        from cmoe.serving.examples import examples
+
+        return await asyncio.to_thread(examples)
+
+    # The border
+
+    @contextmanager
+    def _answering(self, request: Request) -> Iterator[None]:
+        """Who may not ask is told so; the rest has a place, or is told to come back."""
+        try:
+            client = request.client.host if request.client else None
+            self._keys.admit(request.headers.get("authorization"), client)
+            if self._in_flight >= self.limits.in_flight:
+                raise _busy()
+            self._in_flight += 1
+            try:
+                yield
+            finally:
+                self._in_flight -= 1
+        except Exception as error:
+            refusal = _as_refusal(error)
+            self._requests.inc(tags={"task": "", "status": str(refusal.status)})
+            raise refusal from error
+
+    async def _body(self, request: Request) -> bytes:
+        """A request's body; reading ends where it is too large."""
+        limit = self.limits.body_bytes
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError(415, f"content-type is {kind or 'missing'}; application/json")
+        declared = request.headers.get("content-length", "0")
+        if not declared.isdigit() or int(declared) > limit:
+            raise _too_large(limit)
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise _too_large(limit)
+        return bytes(body)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    refusal = _as_refusal(error)
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers())
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    """A route that isn't there, or not by that method."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    message = f"{request.method} {request.url.path}: {error}"
+    return await _refused(request, RequestError(status, message))
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(413, f"the body is larger than {limit:,} bytes", code="body_too_large")
+
+
+def _busy() -> RequestError:
+    return RequestError(429, "too many requests at a time", code="busy", retry_after=1)
+
+
+def _until(deadline: float) -> asyncio.Timeout:
+    return asyncio.timeout_at(deadline)
+
+
+def _require_success(said: Said) -> None:
+    if said.failure is not None:
+        logger.error("an answer failed: %s", said.failure)
+        raise RequestError(500, "the answer failed; another try may go well", code="failed")
+
+
+def _as_refusal(error: Exception) -> RequestError:
+    """What a client is told of an error; nothing of the inside is."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, BackPressureError):
+        return _busy()
+    if isinstance(error, TimeoutError):
+        return RequestError(504, "the answer took too long", code="timeout")
+    logger.error("a request failed: %r", error)
+    return RequestError(503, "no replica could answer; try again", code="away", retry_after=5)
+
+
+async def _state(handle: Handle) -> dict[str, Any] | None:
+    async def asked() -> Any:
+        return await handle.state.remote()
+
+    state: Awaitable[Mapping[str, Any]] = asked()
+    try:
+        return dict(await asyncio.wait_for(state, HEALTH_S))
+    except Exception:  # whatever became of it, it isn't there
+        return None
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "cmoe"}

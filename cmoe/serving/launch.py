@@ -1,0 +1,156 @@
+"""Starting a service from Ray Serve's own file of it, and ending it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cmoe.serving.keys import Keys
+from cmoe.serving.settings import ServeConfig
+from cmoe.store import Store, StoreError
+
+LOOPBACK = "localhost"
+
+
+class ServiceError(Exception):
+    """A service that can't be started; says why."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A file of Ray Serve's with one application of ours.
+
+    Attributes:
+        config: The application's `args`.
+        http: Ray's `http_options`.
+        proxies: Ray's `proxy_location`.
+        deployments: Ray's settings of each deployment.
+        name: Of the application.
+        prefix: Of its routes.
+    """
+
+    config: ServeConfig
+    http: Mapping[str, Any]
+    proxies: str
+    deployments: Mapping[str, Mapping[str, Any]]
+    name: str
+    prefix: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.http['host']}:{self.http['port']}{self.prefix}"
+
+    def wait(self) -> None:
+        """Until this process is told to end."""
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        while not ended.wait(1.0):
+            pass
+
+
+def read_service(
+    file: Path,
+    *,
+    store: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    auth: bool | None = None,
+) -> Service:
+    """A service's file, and what is to be otherwise.
+
+    Args:
+        file: In the format of `serve deploy`.
+        store: Instead of `args.store`.
+        host: Instead of `http_options.host`.
+        port: Instead of `http_options.port`.
+        auth: Instead of `args.auth.required`.
+
+    Raises:
+        ServiceError: The file isn't such a one, a value can't be, there is no store or no key, or
+            no key is asked for and the service would not listen on loopback alone.
+    """
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        schema = ServeDeploySchema(**yaml.safe_load(file.read_text(encoding="utf-8")))
+        (application,) = schema.applications
+        config = ServeConfig.of(application.args)
+    except (OSError, TypeError, ValueError, ValidationError, yaml.YAMLError) as error:
+        raise ServiceError(f"{file}: {error}") from error
+    required = config.auth.required if auth is None else auth
+    config = replace(
+        config, store=store or config.store, auth=replace(config.auth, required=required)
+    )
+    http = schema.http_options.model_dump()
+    http |= {n: v for n, v in (("host", host), ("port", port)) if v is not None}
+    if not required and not loopback(http["host"]):
+        raise ServiceError(
+            f"without API keys the service listens on loopback alone, not on {http['host']!r}; "
+            "configure keys, or set http_options.host (--host) to 127.0.0.1"
+        )
+    try:
+        Keys.of(config.auth)
+        Store.follow(config.store)
+    except (ValueError, StoreError) as error:
+        raise ServiceError(str(error)) from error
+    return Service(
+        config,
+        http,
+        str(schema.proxy_location.value),
+        {d.name: d.model_dump(exclude_unset=True) for d in application.deployments},
+        application.name,
+        application.route_prefix or "/",
+    )
+
+
+def loopback(host: str) -> bool:
+    """Whether a host to listen on is this machine's own."""
+    try:
+        return host == LOOPBACK or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[None]:
+    """The service, for as long as the body runs.
+
+    Raises:
+        ServiceError: It doesn't come up.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray import serve
+
+    from cmoe.serving.app import bound
+
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        options = {n: service.http[n] for n in ("host", "port", "request_timeout_s", "root_path")}
+        serve.start(proxy_location=service.proxies, http_options=options)
+        try:
+            serve.run(
+                bound(service.config, service.deployments),
+                name=service.name,
+                route_prefix=service.prefix,
+            )
+        except RuntimeError as error:
+            raise ServiceError(f"the service didn't come up: {error}") from error
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -1,0 +1,162 @@
+"""Pictures that clients send: checked before they are decoded, fetched only from where it is safe.
+
+A picture's header says its format and its size, and nothing else of it is read until both are
+within limits.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import ipaddress
+import warnings
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from cmoe.serving.errors import RequestError
+from cmoe.serving.settings import LimitsConfig
+
+PARAM = "messages"
+
+
+def _bad(message: str, code: str = "invalid_image", status: int = 400) -> RequestError:
+    return RequestError(status, message, code=code, param=PARAM)
+
+
+async def picture_bytes(url: str, limits: LimitsConfig) -> bytes:
+    """The file that a picture's URL stands for.
+
+    Raises:
+        RequestError: It is neither a data URL nor one that may be fetched, or too large.
+    """
+    if url.startswith("data:"):
+        return from_data_url(url, limits)
+    return await fetch(url, limits)
+
+
+def from_data_url(url: str, limits: LimitsConfig) -> bytes:
+    """As `picture_bytes`."""
+    head, comma, data = url.partition(",")
+    kind, *options = head.removeprefix("data:").split(";")
+    if not comma or "base64" not in options or not kind.startswith("image/"):
+        raise _bad("a picture's URL begins with data:image/<format>;base64,")
+    if len(data) * 3 // 4 > limits.picture_bytes + 3:
+        raise _too_large(limits)
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _bad(f"the picture's data URL isn't base64: {error}") from error
+
+
+def _too_large(limits: LimitsConfig) -> RequestError:
+    return _bad(
+        f"the picture's file is larger than {limits.picture_bytes:,} bytes", "image_too_large"
+    )
+
+
+def opened(data: bytes, limits: LimitsConfig) -> Image.Image:
+    """A picture of three channels.
+
+    Raises:
+        RequestError: It is of another format, too small or too large, or damaged.
+    """
+    if len(data) > limits.picture_bytes:
+        raise _too_large(limits)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is below
+            image = Image.open(io.BytesIO(data), formats=limits.formats)
+    except Exception as error:  # whatever a decoder says of a header that is no header
+        formats = ", ".join(limits.formats)
+        raise _bad(f"not a picture that can be read; formats are {formats}") from error
+    width, height = image.size
+    if width * height > limits.picture_pixels:
+        raise _bad(
+            f"the picture has {width} x {height} pixels; at most {limits.picture_pixels:,}",
+            "image_too_large",
+        )
+    if min(width, height) < limits.picture_side:
+        raise _bad(
+            f"the picture has {width} x {height} pixels; each side needs {limits.picture_side}"
+        )
+    try:
+        return image.convert("RGB")
+    except Exception as error:  # decoders raise what they like
+        raise _bad(f"the picture is damaged: {error}") from error
+
+
+# Pictures by URL
+
+
+def public(address: str) -> bool:
+    """Whether an IP address is one of the public internet."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return (mapped or ip).is_global and not ip.is_multicast
+
+
+async def fetch(url: str, limits: LimitsConfig, allowed: Callable[[str], bool] = public) -> bytes:
+    """A picture's file from one of `limits.hosts`.
+
+    The addresses that are checked are those that are connected to: a name that stands for another
+    address a moment later changes nothing.
+
+    Raises:
+        RequestError: The host isn't on the list or not public, or it doesn't give a file of that
+            size in time.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        parts.port  # noqa: B018 - raises where it is none
+    except ValueError as error:
+        raise _bad("the picture's URL isn't one") from error
+    if parts.scheme not in ("http", "https"):
+        raise _bad("a picture's URL is a data URL, http or https")
+    if not limits.hosts:
+        raise _bad("pictures by URL are off here; send them as data URLs", "remote_images_off")
+    if host not in limits.hosts or parts.username is not None:
+        raise _bad(f"pictures aren't fetched from {host!r}", "host_not_allowed")
+
+    import aiohttp
+
+    class Resolver(aiohttp.ThreadedResolver):
+        async def resolve(self, *args: Any, **kwargs: Any) -> Any:
+            found = await super().resolve(*args, **kwargs)
+            if not all(allowed(entry["host"]) for entry in found):
+                raise _bad(f"{host!r} stands for an address that isn't public", "host_not_allowed")
+            return found
+
+    try:
+        if _is_address(host) and not allowed(host):
+            raise _bad(f"{host!r} isn't public", "host_not_allowed")
+        connector = aiohttp.TCPConnector(resolver=Resolver())
+        timeout = aiohttp.ClientTimeout(total=limits.fetch_s)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            if response.status != 200:
+                raise _bad(f"{host} answered {response.status} for the picture")
+            data = bytearray()
+            async for part in response.content.iter_chunked(65_536):
+                data += part
+                if len(data) > limits.picture_bytes:
+                    raise _too_large(limits)
+            return bytes(data)
+    except TimeoutError as error:
+        raise _bad(f"{host} took longer than {limits.fetch_s:g} s for the picture") from error
+    except aiohttp.ClientError as error:
+        raise _bad(f"the picture can't be fetched from {host}: {type(error).__name__}") from error
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,123 @@
+"""What a service is configured with: its store, its limits, who may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from cmoe.config import ModelConfig
+from cmoe.serving.engine import EngineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """What a request may be. All of it is checked before anything is decoded or allocated for it.
+
+    Attributes:
+        body_bytes: Of a request's body.
+        messages: Of a conversation.
+        text_bytes: Of all its texts together, in UTF-8.
+        prompt_tokens: Of the whole prompt, the picture's included; with the answer's never more
+            than the base's own context.
+        answer_tokens: That a request may ask for.
+        answer_default: Where it doesn't ask.
+        picture_bytes: Of a picture's file.
+        picture_pixels: Of a picture; a pixel takes three bytes when it is decoded.
+        picture_side: Pixels that each side needs at least.
+        formats: Of pictures, as Pillow names them.
+        hosts: From which pictures are fetched by URL; none are by default. A host is reached only
+            where its name stands for public addresses, without redirects.
+        fetch_s: Seconds that fetching a picture may take.
+        in_flight: Requests of a gateway replica that are being answered; more get 429.
+        deadline_s: Seconds until an answer must have ended; 504 behind it.
+    """
+
+    body_bytes: int = 12 * 2**20
+    messages: int = 32
+    text_bytes: int = 16_384
+    prompt_tokens: int = 4096
+    answer_tokens: int = 512
+    answer_default: int = 64
+    picture_bytes: int = 8 * 2**20
+    picture_pixels: int = 16_000_000
+    picture_side: int = 2
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+    hosts: tuple[str, ...] = ()
+    fetch_s: float = 5.0
+    in_flight: int = 64
+    deadline_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"limits.{each.name} is {value}; more than 0")
+        if self.answer_default > self.answer_tokens:
+            raise ValueError(
+                f"limits.answer_default is {self.answer_default}; at most limits.answer_tokens, "
+                f"{self.answer_tokens}"
+            )
+
+
+@dataclass(frozen=True)
+class AuthConfig:
+    """Who may ask.
+
+    Attributes:
+        required: Whether a key is needed. Without one the service must listen on loopback alone.
+        keys_file: sha256 of a key in hex on each line; what follows it is a comment. The variable
+            `CMOE_API_KEYS` may hold further ones, between commas.
+    """
+
+    required: bool = True
+    keys_file: str | None = None
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """A service.
+
+    Attributes:
+        store: Folder or `s3://` prefix of the log that answers.
+        model: Its base; null takes the one that the store was written with.
+        device: Of locator and executors; null takes the GPU where a replica has one.
+        poll_s: Seconds between two looks for new primitives.
+        batch: Samples that are located together at most.
+        limits: What a request may be.
+        engine: How an executor answers.
+        auth: Who may ask.
+    """
+
+    store: str
+    model: ModelConfig | None = None
+    device: str | None = None
+    poll_s: float = 2.0
+    batch: int = 32
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("poll_s", "batch"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; more than 0")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ServeConfig:
+        """From a plain tree, as Ray's file of a service has it.
+
+        Raises:
+            ValueError: An unknown key, a value of another kind, or one that can't be.
+        """
+        from jsonargparse import ArgumentParser
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, None)
+        try:
+            made = parser.instantiate(parser.parse_object(dict(values)))
+        except Exception as error:  # jsonargparse's own kinds
+            raise ValueError(f"args: {error}") from error
+        return cls(**{each.name: made[each.name] for each in fields(cls)})
