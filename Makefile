@@ -18,7 +18,7 @@ stream: install
 	$(BIN)/python ray_jobs/coin_stream.py --config configs/coin_mini.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

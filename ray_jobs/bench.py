@@ -1,4 +1,6 @@
-"""Measure what growing costs: `python ray_jobs/bench.py [SECTION ...] [--json FILE]`.
+"""Measure what growing and serving cost: `python ray_jobs/bench.py [SECTION ...] [--json FILE]`.
+
+`serve` is asked for by its name: it needs a store, as `make stream` leaves one.
 
 Every figure is a ratio of times within one run; absolute times depend on the machine.
 """
@@ -9,6 +11,7 @@ import argparse
 import json
 import platform
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +22,33 @@ from cmoe.benchmarks.modeling import SECTIONS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    known = (*SECTIONS, "serve")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(known))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
+    serve = parser.add_argument_group("serve")
+    serve.add_argument("--service", type=Path, default=Path("configs/serve_mini.yaml"))
+    serve.add_argument("--store", help="instead of the service's own")
+    serve.add_argument("--data", default="runs/data/coin_mini", help="CoIN, for the test samples")
+    serve.add_argument("--samples", type=int, default=200, help="of each task")
     asked = parser.parse_args()
-    if unknown := set(asked.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if unknown := set(asked.sections) - set(known):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
     machine = describe(asked.device, asked.dtype)
     print(" · ".join(f"{name} {value}" for name, value in machine.items()))
     figures: dict[str, Any] = {"machine": machine}
     with torch.no_grad():
         for name in asked.sections or SECTIONS:
-            section = SECTIONS[name]
-            print(f"\n{name}: {(section.__doc__ or '').splitlines()[0]}")
-            figures[name] = section(asked.device, getattr(torch, asked.dtype))
+            if name == "serve":
+                from cmoe.serving.bench import load
+
+                section = partial(load, asked.service, asked.store, asked.data, asked.samples)
+            else:
+                section = partial(SECTIONS[name], asked.device, getattr(torch, asked.dtype))
+            print(f"\n{name}: {(section.func.__doc__ or '').splitlines()[0]}")
+            figures[name] = section()
             print(table(figures[name]))
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=1) + "\n")

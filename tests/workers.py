@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,11 @@ def _member(rank: int, workers: int, port: int, work: Callable[..., None], args:
     os.environ.update({n: str(v) for n, v in place.items()} | {"LOCAL_RANK": str(rank)})
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     work(Group(rank, workers), *args)
-    dist.destroy_process_group()
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is done: gloo's threads may abort a process that ends while others still tear down.
+    os._exit(0)
 
 
 class FolderLink:

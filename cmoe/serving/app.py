@@ -255,8 +255,12 @@ def build(args: Mapping[str, Any]) -> Application:
     return bound(ServeConfig.of(args), {})
 
 
-def bound(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -> Application:
-    """The application with Ray's settings of each deployment; errors as in `build`."""
+def bound(
+    config: ServeConfig, options: Mapping[str, Mapping[str, Any]], answers: type = Executor
+) -> Application:
+    """The application with Ray's settings of each deployment, and the executor's class; errors as
+    in `build`.
+    """
 
     def deployment(kind: type, name: str) -> Any:
         made: Any = serve.deployment(kind, name=name)
@@ -264,7 +268,7 @@ def bound(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -> Appl
 
     keys = Keys.of(config.auth)
     settings = Store.follow(config.store).header.settings
-    executor = deployment(Executor, "executor").bind(config)
+    executor = deployment(answers, "executor").bind(config)
     locator = None
     if settings["locator"]["placement"] == "front":
         locator = deployment(Locator, "locator").bind(config)

@@ -29,7 +29,7 @@ class Version:
 
 
 class Following:
-    """A model that answers unknown samples by its base alone, and the store that it came from.
+    """A model, and the store that it came from.
 
     `look` may run in any thread, one at a time; `take` where nobody uses the model meanwhile.
 
@@ -44,7 +44,6 @@ class Following:
     def __init__(self, store: Store, model: GrowingVLM) -> None:
         self.model = model
         self.refused: str | None = None
-        model.reject_unknown = True
         self._store = store
         self.take(self.look())
 
@@ -62,17 +61,18 @@ class Following:
         for the day that they are mended.
         """
         found: list[Primitive] = []
+        refused = None
         try:
             self._store.refresh()
         except (StoreError, OSError) as error:
-            self.refused = str(error)
-        else:
-            self.refused = None
+            refused = str(error)
         try:
             for index in range(len(self.model.tasks), len(self._store)):
                 found.append(self._store.read(index))
         except (StoreError, OSError) as error:
-            self.refused = str(error)
+            refused = str(error)
+        if refused or not found:  # what was found is judged when it is taken
+            self.refused = refused
         return found
 
     def take(self, primitives: Sequence[Primitive]) -> None:
@@ -83,6 +83,8 @@ class Following:
             except ValueError as error:
                 self.refused = f"{self._store.url}: {error}"
                 return
+        if len(self.model.tasks) == len(self._store):
+            self.refused = None
 
     def state(self) -> dict[str, Any]:
         """For health and models."""
@@ -117,4 +119,6 @@ def follow(config: ServeConfig) -> tuple[Following, Any]:
         device=device,
         pad=named.pad,
     )
-    return Following(store, load_model(store, base, prefix=0)), processor
+    model = load_model(store, base, prefix=0)
+    model.reject_unknown = config.reject_unknown
+    return Following(store, model), processor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -122,9 +123,23 @@ def loopback(host: str) -> bool:
         return False
 
 
+def _require_port(host: str, port: int) -> None:
+    """Ray's proxies share a port with whoever listens there, and get some of its requests."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServiceError(f"port {port} is taken on {host} ({error}); give --port") from error
+
+
 @contextmanager
-def serving(service: Service) -> Iterator[None]:
+def serving(service: Service, executor: type | None = None) -> Iterator[None]:
     """The service, for as long as the body runs.
+
+    Args:
+        service: What is served.
+        executor: A class to answer instead of `Executor`.
 
     Raises:
         ServiceError: It doesn't come up.
@@ -133,18 +148,19 @@ def serving(service: Service) -> Iterator[None]:
     import ray
     from ray import serve
 
-    from cmoe.serving.app import bound
+    from cmoe.serving.app import Executor, bound
 
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
+        _require_port(service.http["host"], service.http["port"])
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     try:
         options = {n: service.http[n] for n in ("host", "port", "request_timeout_s", "root_path")}
         serve.start(proxy_location=service.proxies, http_options=options)
         try:
             serve.run(
-                bound(service.config, service.deployments),
+                bound(service.config, service.deployments, executor or Executor),
                 name=service.name,
                 route_prefix=service.prefix,
             )

@@ -70,6 +70,10 @@ def opened(data: bytes, limits: LimitsConfig) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is below
             image = Image.open(io.BytesIO(data), formats=limits.formats)
+    except Image.DecompressionBombError as error:
+        raise _bad(
+            f"the picture has many more pixels than {limits.picture_pixels:,}", "image_too_large"
+        ) from error
     except Exception as error:  # whatever a decoder says of a header that is no header
         formats = ", ".join(limits.formats)
         raise _bad(f"not a picture that can be read; formats are {formats}") from error

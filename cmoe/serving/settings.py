@@ -84,6 +84,8 @@ class ServeConfig:
         store: Folder or `s3://` prefix of the log that answers.
         model: Its base; null takes the one that the store was written with.
         device: Of locator and executors; null takes the GPU where a replica has one.
+        reject_unknown: Let the base alone answer a sample that no task claims; else the likeliest
+            task answers it, as in the benchmark.
         poll_s: Seconds between two looks for new primitives.
         batch: Samples that are located together at most.
         limits: What a request may be.
@@ -94,6 +96,7 @@ class ServeConfig:
     store: str
     model: ModelConfig | None = None
     device: str | None = None
+    reject_unknown: bool = True
     poll_s: float = 2.0
     batch: int = 32
     limits: LimitsConfig = field(default_factory=LimitsConfig)

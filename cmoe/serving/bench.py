@@ -1,0 +1,125 @@
+"""What serving costs: a load from separate processes, beside the two ceilings of the same run."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from cmoe.data.batches import Collator
+from cmoe.data.coin import DataConfig, read_tasks
+from cmoe.data.samples import Sample
+from cmoe.serving.app import Executor
+from cmoe.serving.launch import read_service, serving
+from cmoe.serving.load import Reply, drive, request_of
+from cmoe.serving.messages import Question, Said
+from cmoe.serving.settings import ServeConfig
+from cmoe.store import Store
+
+TOKENS, CLIENTS, ALONE = 16, 32, 96
+
+
+def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[str, Any]]:
+    """A served store under load, one client alone, and both ceilings.
+
+    Args:
+        file: Of the service, in Ray Serve's format.
+        store: The log; None takes the file's.
+        root: Of the data that its tasks' test samples are taken from.
+        samples: Of each task.
+
+    Returns:
+        Rows with requests per second, their ratio to one client alone, latencies, and how many
+        answers differ from those of offline generation.
+    """
+    service = read_service(file, store=store, host="127.0.0.1", auth=False)
+    # As in the benchmark: else the base answers what no task claims.
+    service = replace(service, config=replace(service.config, reject_unknown=False))
+    names = Store.open(service.config.store).tasks
+    tasks = read_tasks(DataConfig(root=root, tasks=names, test_samples=samples), seed=0)
+    mixed = [s for row in zip(*(t.test for t in tasks), strict=False) for s in row]
+    bodies = [request_of(s, tokens=TOKENS) for s in mixed]
+    seconds, texts = offline(service.config, mixed)
+    rows = [_row("offline, one process", len(mixed) / seconds, None)]
+    url = service.url.rstrip("/")
+    with serving(service):
+        drive(url, bodies[:64], clients=8)
+        alone = drive(url, bodies[:ALONE], clients=1)
+        under = drive(url, bodies, clients=CLIENTS)
+    with serving(service, Instant):
+        drive(url, bodies[:64], clients=8)
+        instant = drive(url, bodies, clients=CLIENTS)
+    rows.append(_row("executor answers at once", _rate(instant), instant))
+    rows.append(_row("one client", _rate(alone), alone, texts))
+    rows.append(_row(f"{CLIENTS} clients", _rate(under), under, texts))
+    least = min(rows[0]["per second"], rows[1]["per second"])
+    for row in rows:
+        row["of one client"] = row["per second"] / rows[2]["per second"]
+        row["of the ceiling"] = row["per second"] / least
+    return rows
+
+
+def offline(
+    config: ServeConfig, samples: Sequence[Sample]
+) -> tuple[float, list[tuple[str, str | None]]]:
+    """Seconds, and texts and tasks, of all samples in one process: prepared, located, answered."""
+    from PIL import Image
+
+    from cmoe.serving.engine import Engine, Event, Job
+    from cmoe.serving.following import follow
+
+    following, processor = follow(config)
+    model = following.model
+    collator = Collator(processor, 10**6, 1)
+    engine = Engine(model, processor.tokenizer, config.engine)
+    came: list[Queue[Event]] = [Queue() for _ in samples]
+    start = time.monotonic()
+    for sample, queue in zip(samples, came, strict=True):
+        picture = None
+        if sample.image is not None:
+            with sample.image.open("rb") as file:
+                picture = Image.open(file).convert("RGB")
+        prompt = collator.conversation([("user", sample.text)], picture)
+        engine.submit(Job(prompt, None, TOKENS), queue.put)
+    events = [queue.get() for queue in came]
+    seconds = time.monotonic() - start
+    engine.close()
+    return seconds, [(e.text, model.tasks[e.task]) for e in events]
+
+
+def _rate(replies: Sequence[Reply]) -> float:
+    """Requests per second, from the first one's beginning to the last one's end."""
+    begun = min(r.begun for r in replies)
+    return len(replies) / (max(r.begun + r.seconds for r in replies) - begun)
+
+
+def _row(
+    name: str,
+    rate: float,
+    replies: Sequence[Reply] | None,
+    texts: Sequence[tuple[str, str | None]] | None = None,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"load": name, "per second": rate, "p50 ms": None, "p99 ms": None}
+    if replies is not None:
+        ordered = sorted(r.seconds for r in replies)
+        row["p50 ms"] = 1000 * ordered[len(ordered) // 2]
+        row["p99 ms"] = 1000 * ordered[int(len(ordered) * 0.99)]
+    row["failed"] = None if replies is None else str(sum(r.status != 200 for r in replies))
+    row["different"] = None
+    if replies is not None and texts is not None:
+        pairs = zip(replies, texts, strict=False)
+        row["different"] = str(sum((r.text, r.task) != known for r, known in pairs))
+    if replies is not None and row["failed"] != "0":
+        row["statuses"] = str(dict(Counter(r.status for r in replies)))
+    return row
+
+
+class Instant(Executor):
+    """Answers at once, and nothing: what is left of the time is the way there and back."""
+
+    async def answer(self, question: Question) -> Said:
+        return Said("", 1, "stop", None, None, "")
