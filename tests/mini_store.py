@@ -24,6 +24,7 @@ from cmoe.store import Store
 TASKS = ("ScienceQA", "VizWiz", "Grounding")
 LOCATOR = LocatorConfig(layer=1, pooling="mean_text", steps=100, hidden=32, latent=8)
 MAX_NEW = 12
+NOISE = 0.4  # answers of 10 to more than 300 tokens
 
 
 @lru_cache
@@ -56,7 +57,7 @@ def make_primitive(model: GrowingVLM, task: Task) -> Primitive:
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
-                p.add_(0.05 * torch.randn(p.shape, generator=generator))
+                p.add_(NOISE * torch.randn(p.shape, generator=generator))
     batches = [collator().prompts(task.train[i : i + 32]) for i in range(0, len(task.train), 32)]
     features = torch.cat([model.features(b) for b in batches])
     return model.commit(model.bank.fit(features, seed=index))

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
@@ -26,6 +32,7 @@ from cmoe.serving.errors import RequestError
 from cmoe.serving.following import model_of
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
+from cmoe.serving.metrics import exposition
 from cmoe.serving.pictures import opened, picture_bytes
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store
@@ -40,6 +47,8 @@ POLICY = (
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+DRAINED = 4  # times the limit: so much of a body is read and dropped, that its sender hears why
 HEALTH_S = 2.0  # until a deployment that doesn't say how it is counts as away
 
 
@@ -97,6 +106,7 @@ class Gateway:
         app.get("/v1/models/{name}")(self.model)
         app.get("/healthz")(self.health)
         app.get("/readyz")(self.ready)
+        app.get("/metrics")(self.metrics)
         app.get("/")(self.page)
         app.get("/examples")(self.examples)
         return app
@@ -252,6 +262,7 @@ class Gateway:
             version, nearest = located.version, located.nearest
             found |= {"task": self._name(located.task), "unknown": located.unknown}
             if located.scores:
+                found["nearest"] = self._name(nearest)
                 found["score"] = located.scores[nearest]
                 found["probability"] = located.posterior[nearest]
             if located.unknown:
@@ -293,6 +304,11 @@ class Gateway:
         there = bool(found["executor"]) and bool(found.get("locator", True))
         return JSONResponse({"ready": there}, 200 if there else 503)
 
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' figures of the whole service."""
+        self._admit(request)
+        return PlainTextResponse(await exposition(), media_type=PROMETHEUS)
+
     # The page
 
     async def page(self) -> Response:
@@ -313,8 +329,7 @@ class Gateway:
     def _answering(self, request: Request) -> Iterator[None]:
         """Who may not ask is told so; the rest has a place, or is told to come back."""
         try:
-            client = request.client.host if request.client else None
-            self._keys.admit(request.headers.get("authorization"), client)
+            self._admit(request)
             if self._in_flight >= self.limits.in_flight:
                 raise _busy()
             self._in_flight += 1
@@ -327,6 +342,10 @@ class Gateway:
             self._requests.inc(tags={"task": "", "status": str(refusal.status)})
             raise refusal from error
 
+    def _admit(self, request: Request) -> None:
+        client = request.client.host if request.client else None
+        self._keys.admit(request.headers.get("authorization"), client)
+
     async def _body(self, request: Request) -> bytes:
         """A request's body; reading ends where it is too large."""
         limit = self.limits.body_bytes
@@ -334,13 +353,17 @@ class Gateway:
         if kind != "application/json":
             raise RequestError(415, f"content-type is {kind or 'missing'}; application/json")
         declared = request.headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > limit:
+        if not declared.isdigit() or int(declared) > DRAINED * limit:
             raise _too_large(limit)
-        body = bytearray()
+        body, size = bytearray(), 0
         async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise _too_large(limit)
+            size += len(part)
+            if size <= limit:
+                body += part
+            elif size > DRAINED * limit:
+                break
+        if size > limit:
+            raise _too_large(limit)
         return bytes(body)
 
 

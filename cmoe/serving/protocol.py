@@ -168,6 +168,8 @@ def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversat
         )
     if spoken[-1] != "user":
         raise RequestError(400, "the last message must be a user's", param="messages")
+    if not turns[-1][1].strip():
+        raise RequestError(400, "the question is empty", param="messages")
     return Conversation(turns, pictures)
 
 

@@ -66,7 +66,7 @@ class Visit:
         self.requests: list[Request] = []
         self.errors: list[str] = []
         page.set_default_timeout(WAIT_MS)
-        page.on("request", self.requests.append)
+        page.on("request", lambda request: self.requests.append(request))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._console)
         page.goto(url)
@@ -96,7 +96,7 @@ class Visit:
         self.page.route(f"**{COMPLETIONS}", fulfill, times=1)
 
     def ask(self, question: str) -> None:
-        self.page.get_by_label("Question").fill(question)
+        self.page.get_by_label("Question", exact=True).fill(question)
         self.page.get_by_role("button", name="Ask", exact=True).click()
 
 
@@ -135,7 +135,7 @@ def test_an_example_is_shown_located_and_answered(visit: Visit) -> None:
     page = visit.page
     page.get_by_role("button", name="example of ScienceQA").click()
     expect(page.get_by_role("img", name="The picture")).to_be_visible()
-    expect(page.get_by_label("Question")).to_have_value(re.compile(r"\S"))
+    expect(page.get_by_label("Question", exact=True)).to_have_value(re.compile(r"\S"))
     expect(page.locator("#answer")).to_have_text(re.compile(r"\S"))
     expect(page.locator("#task")).to_have_text(re.compile(r"^ScienceQA, \d+\.\d%$"))
     assert sum(percents(page)) == pytest.approx(100, abs=0.2)
@@ -145,7 +145,7 @@ def test_an_example_is_shown_located_and_answered(visit: Visit) -> None:
     assert (asked["model"], asked["stream"]) == ("cmoe", True)
     picture, text = asked["messages"][0]["content"]
     assert picture["image_url"]["url"] == page.locator("#shown").get_attribute("src")
-    assert text["text"] == page.get_by_label("Question").input_value()
+    assert text["text"] == page.get_by_label("Question", exact=True).input_value()
 
 
 def test_a_question_that_no_task_claims_is_said_to_be_the_bases(visit: Visit) -> None:
@@ -199,7 +199,7 @@ def test_a_picture_larger_than_the_service_takes_is_sent_smaller(
 def test_nothing_is_sent_without_a_question(visit: Visit) -> None:
     visit.ask("  ")
     expect(visit.page.get_by_role("alert")).to_contain_text("write a question")
-    expect(visit.page.get_by_label("Question")).to_be_focused()
+    expect(visit.page.get_by_label("Question", exact=True)).to_be_focused()
     assert visit.asked() == []
 
 
@@ -280,7 +280,8 @@ def test_a_key_is_asked_for_when_it_is_needed_and_kept_in_memory_alone(visit: Vi
     visit.answers_next(401, error("no API key"))
     visit.ask("What is this?")
     expect(page.get_by_role("alert")).to_have_text("no API key.")
-    page.get_by_label("API key").fill("a-key")
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type("a-key")
     page.keyboard.press("Enter")
     expect(page.locator("#answer")).to_have_text(re.compile(r"\S"))
     expect(page.get_by_label("API key")).not_to_be_visible()
