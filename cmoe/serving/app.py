@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -78,16 +79,22 @@ class _Replica:
                 logger.exception("can't look into the store")
 
 
+def _now(call: Callable[[], None]) -> Future[None]:
+    """Where nothing runs beside it, a call needs no other place."""
+    call()
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
 class Locator:
     """PTL in front: the frozen base up to the feature's layer, and the bank, for many at a time."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
         following, self._processor = await asyncio.to_thread(follow, config)
         self._model = following.model
-        self._pool = ThreadPoolExecutor(1, "locator")
-        self._replica = _Replica(following, config, self._pool.submit)
+        self._replica = _Replica(following, config, _now)
         self._pad = self._processor.tokenizer.pad_token_id or 0
-        self._stuck_s, self._since = config.engine.stuck_s, 0.0
         self._seconds = Histogram(
             "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", SECONDS
         )
@@ -102,13 +109,8 @@ class Locator:
         return located
 
     async def _locate(self, prompts: list[Arrays]) -> list[Located]:
-        self._since = time.monotonic()
-        try:
-            return await asyncio.wrap_future(self._pool.submit(self._compute, prompts))
-        finally:
-            self._since = 0.0
-
-    def _compute(self, prompts: Sequence[Arrays]) -> list[Located]:
+        # In the replica's own loop: what arrives meanwhile is the next batch, and a pass that
+        # doesn't end leaves Ray's health checks without an answer.
         version = str(self._replica.following.version)
         if not self._model.tasks:
             return [Located(BASE, (), True, version)] * len(prompts)
@@ -131,10 +133,6 @@ class Locator:
         await self._replica.look(tasks)
         return self._replica.following.state()
 
-    def check_health(self) -> None:
-        if self._since and time.monotonic() - self._since > self._stuck_s:
-            raise RuntimeError("locating takes too long")
-
 
 class Executor:
     """Answers, with continuous batching; and locates, where the answering pass itself does."""
@@ -142,6 +140,9 @@ class Executor:
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
         following, processor = await asyncio.to_thread(follow, config)
         self._following, self._model = following, following.model
+        # Requests and the engine's thread take turns in one interpreter, and a turn of its 5 ms is
+        # as long as a small model's token.
+        sys.setswitchinterval(5e-4)
         self._engine = Engine(self._model, processor.tokenizer, config.engine)
         self._replica = _Replica(following, config, self._engine.between)
         waited, first, token = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from cmoe.serving.messages import Question, Said
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store
 
+Texts = list[tuple[str, str | None]]
+
 TOKENS, CLIENTS, ALONE = 16, 32, 96
 
 
@@ -36,7 +39,10 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
         Rows with requests per second, their ratio to one client alone, latencies, and how many
         answers differ from those of offline generation.
     """
-    service = read_service(file, store=store, host="127.0.0.1", auth=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    service = read_service(file, store=store, host="127.0.0.1", port=port, auth=False)
     # As in the benchmark: else the base answers what no task claims.
     service = replace(service, config=replace(service.config, reject_unknown=False))
     names = Store.open(service.config.store).tasks

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import (
@@ -38,6 +37,7 @@ from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store
 
 Handle = DeploymentHandle[Any]
+T = TypeVar("T")
 
 logger = logging.getLogger("ray.serve")
 PAGE = Path(__file__).with_name("page.html")
@@ -49,6 +49,7 @@ POLICY = (
 )
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 DRAINED = 4  # times the limit: so much of a body is read and dropped, that its sender hears why
+INLINE = 200_000  # bytes or pixels of a picture that takes a few milliseconds
 HEALTH_S = 2.0  # until a deployment that doesn't say how it is counts as away
 
 
@@ -156,10 +157,11 @@ class Gateway:
         picture = None
         for url in talk.pictures:
             data = await picture_bytes(url, self.limits)
-            picture = await asyncio.to_thread(opened, data, self.limits)
+            picture = await self._run(len(data), opened, data, self.limits)
         try:
-            make = partial(self._collator.conversation, talk.turns, picture)
-            prompt = await asyncio.to_thread(make)
+            pixels = picture.width * picture.height if picture else 0
+            make = self._collator.conversation
+            prompt = await self._run(pixels, make, talk.turns, picture)
         except ValueError as error:
             raise RequestError(400, str(error), code="invalid_text", param="messages") from error
         tokens = prompt["input_ids"].shape[1]
@@ -172,6 +174,14 @@ class Gateway:
                 param="messages",
             )
         return Prepared({name: t.numpy() for name, t in prompt.items()}, tokens)
+
+    async def _run(self, size: int, call: Callable[..., T], *arguments: Any) -> T:
+        """Prepare something: large pictures beside other requests, small ones at once, as handing
+        them to a thread and back takes longer than they do.
+        """
+        if size > INLINE:
+            return await asyncio.to_thread(call, *arguments)
+        return call(*arguments)
 
     async def _way(self, prepared: Prepared, asked: protocol.Asked) -> Way:
         """Locate a prompt, unless its task is named or the answering pass does it."""

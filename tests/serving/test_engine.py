@@ -144,6 +144,30 @@ def test_the_cache_is_never_larger_than_it_may_be(
         engine(max_tokens=50).submit(jobs[0], lambda _: None)
 
 
+def test_prompts_that_come_while_others_run_are_read_together(
+    engine: Callable[..., Engine], samples: list[Sample]
+) -> None:
+    made = engine(join_wait_s=0.5)
+    sizes: list[int] = []
+    join = made._batch.join
+
+    def watched(prompts: Any, tasks: Any) -> Any:
+        sizes.append(len(prompts))
+        return join(prompts, tasks)
+
+    made._batch.join = watched  # type: ignore[method-assign]
+    first: Queue[Event] = Queue()
+    made.submit(job(samples[0], 0, tokens=400, stream=True), first.put)
+    first.get(timeout=60)
+    came: list[Queue[Event]] = [Queue() for _ in range(4)]
+    for sample, queue in zip(samples, came, strict=False):
+        made.submit(job(sample, 1, tokens=2), queue.put)
+        time.sleep(0.02)
+    for queue in came:
+        finished(queue)
+    assert sizes == [1, 4]
+
+
 def test_who_cancels_frees_a_place(engine: Callable[..., Engine], samples: list[Sample]) -> None:
     made = engine(max_batch=1)
     first: Queue[Event] = Queue()
