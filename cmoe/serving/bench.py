@@ -84,13 +84,16 @@ def offline(
     engine = Engine(model, processor.tokenizer, config.engine)
     came: list[Queue[Event]] = [Queue() for _ in samples]
     start = time.monotonic()
-    for sample, queue in zip(samples, came, strict=True):
+    jobs = []
+    for sample in samples:
         picture = None
         if sample.image is not None:
             with sample.image.open("rb") as file:
                 picture = Image.open(file).convert("RGB")
         prompt = collator.conversation([("user", sample.text)], picture)
-        engine.submit(Job(prompt, None, TOKENS), queue.put)
+        jobs.append(Job(prompt, None, TOKENS))
+    for job, queue in zip(jobs, came, strict=True):
+        engine.submit(job, queue.put)
     events = [queue.get() for queue in came]
     seconds = time.monotonic() - start
     engine.close()
