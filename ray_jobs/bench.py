@@ -66,9 +66,10 @@ def describe(device: str, dtype: str) -> dict[str, str]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as an aligned text table."""
-    cells = [list(rows[0])] + [
-        [f"{v:.3f}" if isinstance(v, float) else str(v or "-") for v in row.values()]
+    """Rows as an aligned text table."""
+    names = list({name: None for row in rows for name in row})
+    cells = [names] + [
+        [f"{v:.3f}" if isinstance(v := row.get(name), float) else str(v or "-") for name in names]
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

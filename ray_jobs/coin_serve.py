@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-CONFIG = "configs/serve_mini.yaml"
+CONFIG, LEARNED = "configs/serve_mini.yaml", "runs/coin_mini/store"
 
 
 def main() -> int:
@@ -24,21 +24,22 @@ def main() -> int:
     parser.add_argument(
         "--make",
         action="store_true",
-        help="Learn the smallest stream there is (two minutes) where there is no store.",
+        help=f"Learn two tasks in a hurry where {LEARNED} isn't there; about two minutes.",
     )
     given = parser.parse_args()
     from cmoe.serving.launch import ServiceError, read_service, serving
 
+    store = given.store
+    if given.make and not (Path(LEARNED) / "stream.json").is_file():
+        store = store or smallest_store()
     try:
         service = read_service(
             Path(given.config),
-            store=given.store,
+            store=store,
             host=given.host,
             port=given.port,
             auth=False if given.no_auth else None,
         )
-        if given.make:
-            make_store(Path(service.config.store))
         with serving(service):
             print(f"{service.url} answers; Ctrl-C ends it", flush=True)
             service.wait()
@@ -51,30 +52,24 @@ def main() -> int:
     return 0
 
 
-def make_store(store: Path) -> None:
-    """A store to look at: two tasks of the mini stream, learned badly."""
-    from cmoe.store import HEADER
-
-    if (store / HEADER).is_file():
-        return
+def smallest_store() -> str:
+    """A store to look at: two tasks of the mini stream, learned in a hurry."""
     from dataclasses import replace
 
     from cmoe.config import parse
     from cmoe.training.launch import run
 
-    folder = store.parent
-    config = parse(["--config", "configs/coin_mini.yaml"])
-    run(
-        replace(
-            config,
-            name=folder.name,
-            runs=str(folder.parent),
-            data=replace(
-                config.data, tasks=config.data.tasks[:2], train_samples=320, test_samples=20
-            ),
-            training=replace(config.training, steps=40),
-        )
+    config = parse(["--config", "configs/coin_mini.yaml", "--name", "coin_smallest"])
+    data = replace(
+        config.data,
+        root="runs/data/coin_smallest",
+        tasks=config.data.tasks[:2],
+        train_samples=320,
+        test_samples=20,
     )
+    training = replace(config.training, steps=40)
+    run(replace(config, data=data, training=training))
+    return str(config.folder / "store")
 
 
 if __name__ == "__main__":

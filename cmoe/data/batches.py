@@ -23,6 +23,10 @@ IGNORED = -100  # the label of a token that isn't part of an answer
 LENGTH_STEP = 32  # prompts are padded to multiples of this many tokens where shapes must be stable
 
 
+class ReservedTokenError(ValueError):
+    """A text that would mean more to the model than to its reader."""
+
+
 class Tail(NamedTuple):
     """Tokens behind a prompt, and which of them belong to an answer (its end of turn included)."""
 
@@ -150,12 +154,14 @@ class Collator:
             picture: Stands in front of the first user's text.
 
         Raises:
-            ValueError: A text holds one of the base's own tokens.
+            ReservedTokenError: A text holds one of the base's own tokens.
         """
         messages: list[dict[str, Any]] = []
         for role, text in turns:
             if found := next((token for token in self._reserved if token in text), None):
-                raise ValueError(f"the text holds {found!r}, which is a token of the model's own")
+                raise ReservedTokenError(
+                    f"the text holds {found!r}, which is a token of the model's own"
+                )
             messages.append({"role": role, "content": [{"type": "text", "text": text}]})
         if picture is not None:
             first = next(m for m in messages if m["role"] == "user")

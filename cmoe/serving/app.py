@@ -62,9 +62,20 @@ class _Replica:
         self._watch = asyncio.get_running_loop().create_task(self._poll())
 
     async def look(self, needed: int | None = None) -> None:
-        """Take what was committed since; only if there are fewer tasks than needed, where given."""
+        """Take what was committed since; only if there are fewer tasks than needed, where given.
+
+        What has begun ends, also where whoever asked for it has gone.
+        """
+        if needed is not None and self._enough(needed):
+            return
+        await asyncio.shield(self._look(needed))
+
+    def _enough(self, needed: int) -> bool:
+        return len(self.following.model.tasks) >= needed
+
+    async def _look(self, needed: int | None) -> None:
         async with self._looking:
-            if needed is not None and len(self.following.model.tasks) >= needed:
+            if needed is not None and self._enough(needed):
                 return
             found = await asyncio.to_thread(self.following.look)
             if found:
@@ -109,8 +120,8 @@ class Locator:
         return located
 
     async def _locate(self, prompts: list[Arrays]) -> list[Located]:
-        # In the replica's own loop: what arrives meanwhile is the next batch, and a pass that
-        # doesn't end leaves Ray's health checks without an answer.
+        # In the requests' own loop: what arrives meanwhile is the next batch, and a pass that
+        # doesn't end leaves `check_health`, which runs there, too, without an answer.
         version = str(self._replica.following.version)
         if not self._model.tasks:
             return [Located(BASE, (), True, version)] * len(prompts)
@@ -132,6 +143,10 @@ class Locator:
         """What this replica has; it looks again where it has fewer tasks than that."""
         await self._replica.look(tasks)
         return self._replica.following.state()
+
+    async def check_health(self) -> None:
+        """Answers as long as this loop turns, and the model is whole."""
+        self._replica.following.require_whole()
 
 
 class Executor:
@@ -187,7 +202,7 @@ class Executor:
             while True:
                 event = await events.get()
                 parts = [event.text]
-                while not events.empty():  # what came meanwhile goes with it
+                while not event.finish and not events.empty():  # what came meanwhile goes with it
                     event = events.get_nowait()
                     parts.append(event.text)
                 self._measure(event, time.monotonic() - start)
@@ -214,7 +229,6 @@ class Executor:
         self._first.observe(event.first, tags)
         if event.tokens > 1:
             self._token.observe((event.last - event.first) / (event.tokens - 1), tags)
-        self._running.set(self._engine.running)
 
     async def locate(self, prompt: Arrays) -> Located:
         """Where a prompt belongs."""
@@ -234,9 +248,11 @@ class Executor:
         """As the locator's."""
         await self._replica.look(tasks)
         state = self._following.state()
+        self._running.set(self._engine.running)
         return state | {"running": self._engine.running, "waiting": self._engine.waiting}
 
     def check_health(self) -> None:
+        self._following.require_whole()
         if (seconds := self._engine.stuck()) is not None:
             raise RuntimeError(f"a pass takes {seconds:.0f} s, or the engine has ended")
         if self._engine.failures >= FAILURES:

@@ -19,6 +19,8 @@ from cmoe.modeling.growing import GrowingOutput, GrowingVLM
 from cmoe.modeling.locator import Location
 from cmoe.modeling.routers import Routing
 
+COLDEST = 1e-5  # a temperature up to this takes the likeliest token, as 0 does
+
 Prompt = Mapping[str, Tensor]
 """A base's inputs for one prompt: `input_ids` [1, S], `attention_mask`, the picture's."""
 
@@ -89,18 +91,17 @@ class Batch:
         )
         if tasks is None:
             tasks = self.model.claimed(out.location)
-        self.lengths += [p["input_ids"].shape[1] for p in prompts]
-        self.tasks += tasks
-        if self._cache is None:
-            self._cache, self._mask = cache, mask
-        else:
+        if self._cache is not None:
             width = max(self._mask.shape[1], mask.shape[1])
-            self._mask = torch.cat([_wide(self._mask, width), _wide(mask, width)])
+            mask = torch.cat([_wide(self._mask, width), _wide(mask, width)])
             new: Any  # the layers' common type has no states
             for mine, new in zip(self._cache.layers, cache.layers, strict=True):
-                mine.keys = torch.cat([_long(mine.keys, width), _long(new.keys, width)])
-                mine.values = torch.cat([_long(mine.values, width), _long(new.values, width)])
-        self._routing = None
+                new.keys = torch.cat([_long(mine.keys, width), _long(new.keys, width)])
+                new.values = torch.cat([_long(mine.values, width), _long(new.values, width)])
+        # Only now: what fails before leaves those that run as they were.
+        self._cache, self._mask, self._routing = cache, mask, None
+        self.lengths += [p["input_ids"].shape[1] for p in prompts]
+        self.tasks += tasks
         return out.logits[:, -1], out.location
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ def draw(logits_bv: Tensor, choices: Sequence[Choice]) -> list[int]:
     What a row draws depends on its logits and its seed alone, whatever runs beside it.
     """
     tokens = logits_bv.argmax(1)
-    rows = [i for i, choice in enumerate(choices) if choice.temperature > 0]
+    rows = [i for i, choice in enumerate(choices) if choice.temperature > COLDEST]
     if rows:
         tokens[rows] = _drawn(logits_bv[rows].float(), [choices[i] for i in rows])
     taken: list[int] = tokens.tolist()

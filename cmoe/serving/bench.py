@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from cmoe.data.batches import Collator
 from cmoe.data.coin import DataConfig, read_tasks
@@ -24,6 +27,7 @@ from cmoe.store import Store
 Texts = list[tuple[str, str | None]]
 
 TOKENS, CLIENTS, ALONE = 16, 32, 96
+METRICS_S = 12.0  # between two reports of a replica's figures to Ray's agent
 
 
 def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[str, Any]]:
@@ -55,13 +59,18 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
     with serving(service):
         drive(url, bodies[:64], clients=8)
         alone = drive(url, bodies[:ALONE], clients=1)
+        before = _spent(url)
         under = drive(url, bodies, clients=CLIENTS)
+        spent = {name: total - before.get(name, 0.0) for name, total in _spent(url).items()}
     with serving(service, Instant):
         drive(url, bodies[:64], clients=8)
         instant = drive(url, bodies, clients=CLIENTS)
     rows.append(_row("executor answers at once", _rate(instant), instant))
     rows.append(_row("one client", _rate(alone), alone, texts))
     rows.append(_row(f"{CLIENTS} clients", _rate(under), under, texts))
+    # Of a request's time: until its task was known, and until its prompt was read behind that.
+    whole = sum(r.seconds for r in under)
+    rows[-1] |= {f"in {name}": total / whole for name, total in spent.items()}
     least = min(rows[0]["per second"], rows[1]["per second"])
     for row in rows:
         row["of one client"] = row["per second"] / rows[2]["per second"]
@@ -98,6 +107,18 @@ def offline(
     seconds = time.monotonic() - start
     engine.close()
     return seconds, [(e.text, model.tasks[e.task]) for e in events]
+
+
+def _spent(url: str) -> dict[str, float]:
+    """Seconds of all requests so far, by where they were spent, as the service itself counts."""
+    time.sleep(METRICS_S)
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    sums = {"locator": "ray_cmoe_locate_seconds_sum", "queue": "ray_cmoe_queue_seconds_sum"}
+    return {
+        where: sum(s.value for f in families for s in f.samples if s.name == name)
+        for where, name in sums.items()
+    }
 
 
 def _rate(replies: Sequence[Reply]) -> float:

@@ -113,7 +113,7 @@ class Event:
 Listener = Callable[[Event], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     job: Job
     listener: Listener
@@ -242,7 +242,10 @@ class Engine:
             self._condition.notify()
 
         def cancel() -> None:
-            row.cancelled = True
+            with self._condition:
+                row.cancelled = True
+                if row in self._queue:
+                    self._queue.remove(row)
 
         return cancel
 
@@ -280,6 +283,8 @@ class Engine:
                 self._busy_since = time.monotonic()
                 calls, self._calls = self._calls, deque()
             for call, done in calls:
+                if not done.set_running_or_notify_cancel():
+                    continue  # nobody waits for it any more
                 try:
                     done.set_result(call())
                 except BaseException as error:  # whoever asked is told
@@ -351,15 +356,12 @@ class Engine:
             longest = max((row.job.tokens for row in self._rows), default=0)
             while self._queue and len(new) < self.config.join_at_once:
                 row = self._queue[0]
-                if not row.cancelled:
-                    count = len(self._rows) + len(new) + 1
-                    needed = max(longest, row.job.tokens)
-                    full = count * needed > self.config.max_tokens
-                    if full or count > self.config.max_batch:
-                        break
-                    longest = needed
-                    new.append(row)
-                self._queue.popleft()
+                count = len(self._rows) + len(new) + 1
+                needed = max(longest, row.job.tokens)
+                if count * needed > self.config.max_tokens or count > self.config.max_batch:
+                    break
+                longest = needed
+                new.append(self._queue.popleft())
         known = [row for row in new if row.job.task is not None]
         return [group for group in (known, [r for r in new if r.job.task is None]) if group]
 
@@ -374,4 +376,5 @@ class Engine:
         """Rows end, with the reason."""
         self.failures += 1
         for row in rows:
-            row.listener(Event(failure=f"{type(error).__name__}: {error}"))
+            if not row.event.finish:
+                row.listener(Event(failure=f"{type(error).__name__}: {error}"))

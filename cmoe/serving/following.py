@@ -44,7 +44,7 @@ class Following:
     def __init__(self, store: Store, model: GrowingVLM) -> None:
         self.model = model
         self.refused: str | None = None
-        self._store = store
+        self._store, self._torn = store, False
         self.take(self.look())
 
     @property
@@ -83,8 +83,17 @@ class Following:
             except ValueError as error:
                 self.refused = f"{self._store.url}: {error}"
                 return
+            except Exception as error:  # in the middle of it: this model is no version any more
+                self.refused = f"{self._store.url}: {error!r}"
+                self._torn = True
+                return
         if len(self.model.tasks) == len(self._store):
             self.refused = None
+
+    def require_whole(self) -> None:
+        """Raises RuntimeError where a primitive was taken in part: the replica must start anew."""
+        if self._torn:
+            raise RuntimeError(f"a primitive was taken in part: {self.refused}")
 
     def state(self) -> dict[str, Any]:
         """For health and models."""

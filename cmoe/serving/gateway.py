@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,8 +22,10 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from cmoe.data.batches import Collator
+from cmoe.data.batches import Collator, ReservedTokenError
 from cmoe.modeling.base import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving import protocol
@@ -32,7 +34,7 @@ from cmoe.serving.following import model_of
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
 from cmoe.serving.metrics import exposition
-from cmoe.serving.pictures import opened, picture_bytes
+from cmoe.serving.pictures import decoded, opened, picture_bytes
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store
 
@@ -49,7 +51,7 @@ POLICY = (
 )
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 DRAINED = 4  # times the limit: so much of a body is read and dropped, that its sender hears why
-INLINE = 200_000  # bytes or pixels of a picture that takes a few milliseconds
+INLINE = 200_000  # pixels of a picture that takes a few milliseconds
 HEALTH_S = 2.0  # until a deployment that doesn't say how it is counts as away
 
 
@@ -66,6 +68,45 @@ class Way(NamedTuple):
     question: Question
     located: Located | None
     task: int | None
+
+
+class Place:
+    """A request's place among those in flight.
+
+    Args:
+        deadline: When its answer must have ended, by the loop's clock.
+        left: Called once, when the place is free again.
+
+    Attributes:
+        kept: Whether whoever sends the answer leaves the place, and not the route.
+    """
+
+    def __init__(self, deadline: float, left: Callable[[], None]) -> None:
+        self.deadline, self.kept = deadline, False
+        self._calls: list[Callable[[], object]] = [left]
+
+    def leaving(self, call: Callable[[], object]) -> None:
+        """Call something as well when the place is left. Cancelling what has ended does nothing."""
+        self._calls.append(call)
+
+    def leave(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+
+class _HeldStream(StreamingResponse):
+    """A stream whose request keeps its place until the last byte, or until the client has gone."""
+
+    def __init__(self, content: AsyncIterator[str], leave: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
 
 
 @serve.ingress()
@@ -89,6 +130,8 @@ class Gateway:
         self._collator = Collator(processor, self._context, 1)
         self._tasks: tuple[str, ...] = ()
         self._in_flight = 0
+        self._asking, self._asked = asyncio.Lock(), -HEALTH_S
+        self._known: Mapping[str, dict[str, Any] | None] = {}
         self._requests = Counter(
             "cmoe_requests",
             "Requests answered, by task and status.",
@@ -115,38 +158,39 @@ class Gateway:
     # Answering
 
     async def complete(self, request: Request) -> Response:
-        with self._answering(request):
+        async with self._answering(request) as place:
             wanted = protocol.parsed(protocol.ChatRequest, await self._body(request))
             asked = protocol.asked(wanted, self.limits)
             talk = protocol.conversation(wanted.messages, self.limits)
-            deadline = asyncio.get_running_loop().time() + self.limits.deadline_s
-            async with _until(deadline):
-                prepared = await self._prepared(talk, asked.tokens)
-                way = await self._way(prepared, asked)
-                if not wanted.stream:
-                    said: Said = await self._executor.answer.remote(way.question)
-                    return self._whole(wanted, prepared, way, said)
-                streaming: Any = self._executor.options(stream=True)
-                parts = aiter(streaming.stream.remote(way.question))
-                first: Said = await anext(parts)  # what fails before it still has its status
-                _require_success(first)
-            sse = self._stream(wanted, prepared, way, first, parts, deadline)
-            return StreamingResponse(sse, media_type="text/event-stream")
+            prepared = await self._prepared(talk, asked.tokens)
+            way = await self._way(prepared, asked)
+            if not wanted.stream:
+                answer: Any = self._executor.answer.remote(way.question)
+                place.leaving(answer.cancel)
+                said: Said = await answer
+                return self._whole(wanted, prepared, way, said)
+            streaming: Any = self._executor.options(stream=True)
+            answer = streaming.stream.remote(way.question)
+            place.leaving(answer.cancel)
+            first: Said = await anext(aiter(answer))  # what fails before it still has its status
+            _require_success(first)
+            place.kept = True
+            sse = self._stream(wanted, prepared, way, first, answer, place.deadline)
+            return _HeldStream(sse, place.leave)
 
     async def locate(self, request: Request) -> dict[str, Any]:
         """The posterior over tasks of a conversation."""
-        with self._answering(request):
+        async with self._answering(request):
             wanted = protocol.parsed(protocol.LocateRequest, await self._body(request))
             talk = protocol.conversation(wanted.messages, self.limits)
-            async with _until(asyncio.get_running_loop().time() + self.limits.deadline_s):
-                prepared = await self._prepared(talk, 1)
-                located = await self._located(prepared)
-                names = await self._names(len(located.scores))
-            rows = zip(names, located.posterior, located.scores, strict=True)
+            prepared = await self._prepared(talk, 1)
+            located = await self._located(prepared)
+            names = await self._names(len(located.scores))
+            rows = zip(names, located.posterior, located.scores, strict=False)
             return {
                 "object": "cmoe.location",
                 "task": self._name(located.task),
-                "nearest": names[located.nearest] if names else None,
+                "nearest": self._name(located.nearest),
                 "unknown": located.unknown,
                 "tasks": [{"task": n, "probability": p, "score": s} for n, p, s in rows],
                 "store_version": located.version,
@@ -154,16 +198,19 @@ class Gateway:
 
     async def _prepared(self, talk: protocol.Conversation, answer: int) -> Prepared:
         """The prompt of a conversation, as the base reads it."""
-        picture = None
+        picture, pixels = None, 0
         for url in talk.pictures:
-            data = await picture_bytes(url, self.limits)
-            picture = await self._run(len(data), opened, data, self.limits)
+            header = opened(await picture_bytes(url, self.limits), self.limits)
+            pixels = max(header.size) ** 2
+            picture = await self._run(pixels, decoded, header)
         try:
-            pixels = picture.width * picture.height if picture else 0
             make = self._collator.conversation
             prompt = await self._run(pixels, make, talk.turns, picture)
-        except ValueError as error:
+        except ReservedTokenError as error:
             raise RequestError(400, str(error), code="invalid_text", param="messages") from error
+        except ValueError as error:  # the processor's own, about whatever it met
+            logger.warning("a prompt can't be prepared: %r", error)
+            raise RequestError(400, "the prompt can't be prepared", param="messages") from error
         tokens = prompt["input_ids"].shape[1]
         limit = min(self.limits.prompt_tokens, self._context - answer)
         if tokens > limit:
@@ -196,7 +243,6 @@ class Gateway:
             tasks = task + 1
         elif not self._inline:
             located = await self._located(prepared)
-            await self._names(len(located.scores))
             task, tasks = located.task, len(located.scores)
         question = Question(
             prepared.prompt,
@@ -212,6 +258,8 @@ class Gateway:
 
     async def _located(self, prepared: Prepared) -> Located:
         located: Located = await self._locator.locate.remote(prepared.prompt)
+        if len(await self._names(len(located.scores))) < len(located.scores):
+            raise RequestError(503, "a new task is on its way; try again", retry_after=1)
         return located
 
     async def _names(self, needed: int) -> tuple[str, ...]:
@@ -231,6 +279,7 @@ class Gateway:
     ) -> Response:
         _require_success(said)
         completion = self._completion(wanted, way, said)
+        self._requests.inc(tags={"task": completion.task, "status": "200"})
         assert said.finish is not None
         found = completion.whole(said.text, said.finish, prepared.tokens, said.tokens)
         return JSONResponse(found)
@@ -247,16 +296,22 @@ class Gateway:
         """Server-sent events. A failure behind the first is one of them: the status has gone."""
         completion, said = self._completion(wanted, way, first), first
         yield completion.chunk(first.text, None, first=True)
+        status = "499"  # the client left, unless it comes to an end
         try:
-            async with _until(deadline):
+            async with asyncio.timeout_at(deadline):
                 while not said.finish:
                     said = await anext(parts)
                     _require_success(said)
                     if said.text and not said.finish:
                         yield completion.chunk(said.text, None, first=False)
+            status = "200"
         except Exception as error:
-            yield protocol.event(_as_refusal(error).body())
+            refusal = _as_refusal(error)
+            status = str(refusal.status)
+            yield protocol.event(refusal.body())
             return
+        finally:
+            self._requests.inc(tags={"task": completion.task, "status": status})
         yield completion.chunk("" if said is first else said.text, said.finish, first=False)
         if wanted.stream_options and wanted.stream_options.include_usage:
             yield completion.spent(prepared.tokens, said.tokens)
@@ -280,19 +335,18 @@ class Gateway:
         elif way.task is not None:
             found["task"] = self._name(way.task)
         found["store_version"] = version
-        self._requests.inc(tags={"task": found["task"] or "base", "status": "200"})
         return protocol.Completion(wanted.model, version, found)
 
     # What there is
 
     async def models(self, request: Request) -> dict[str, Any]:
-        with self._answering(request):
+        async with self._answering(request):
             state = await self._locator.state.remote()
             names = [protocol.MODEL, *(f"{protocol.MODEL}:{task}" for task in state["tasks"])]
             return {"object": "list", "data": [_model(name) for name in names]}
 
     async def model(self, request: Request, name: str) -> dict[str, Any]:
-        with self._answering(request):
+        async with self._answering(request):
             _, colon, task = name.partition(":")
             state = await self._locator.state.remote()
             if name != protocol.MODEL and not (
@@ -301,18 +355,36 @@ class Gateway:
                 raise protocol.no_model(name)
             return _model(name)
 
-    async def health(self) -> dict[str, Any]:
-        """How the deployments are; answers as long as the gateway lives."""
-        parts = {"executor": self._executor} | ({} if self._inline else {"locator": self._locator})
-        found = {name: await _state(handle) for name, handle in parts.items()}
+    async def health(self, request: Request) -> dict[str, Any]:
+        """How the deployments are; answers as long as the gateway lives. Who has no key is told no
+        more than that.
+        """
+        found = await self._states()
         whole = all(state and not state["refused"] for state in found.values())
-        return {"status": "ok" if whole else "degraded", **found}
+        said = {"status": "ok" if whole else "degraded"}
+        try:
+            self._admit(request)
+        except RequestError:
+            return said
+        return {**said, **found}
 
     async def ready(self) -> Response:
         """200 where requests can be answered."""
-        found = await self.health()
-        there = bool(found["executor"]) and bool(found.get("locator", True))
+        there = all((await self._states()).values())
         return JSONResponse({"ready": there}, 200 if there else 503)
+
+    async def _states(self) -> Mapping[str, dict[str, Any] | None]:
+        """What a replica of each deployment has; asked once in a while, whoever wants to know."""
+        async with self._asking:
+            now = asyncio.get_running_loop().time()
+            if now - self._asked > HEALTH_S / 2:
+                handles = {"executor": self._executor, "locator": self._locator}
+                if self._inline:
+                    del handles["locator"]
+                states = await asyncio.gather(*map(_state, handles.values()))
+                self._known = dict(zip(handles, states, strict=True))
+                self._asked = asyncio.get_running_loop().time()
+        return self._known
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' figures of the whole service."""
@@ -335,22 +407,29 @@ class Gateway:
 
     # The border
 
-    @contextmanager
-    def _answering(self, request: Request) -> Iterator[None]:
-        """Who may not ask is told so; the rest has a place, or is told to come back."""
+    @asynccontextmanager
+    async def _answering(self, request: Request) -> AsyncIterator[Place]:
+        """Who may not ask is told so; the rest has a place for a time, or is told to come back."""
+        place: Place | None = None
         try:
             self._admit(request)
             if self._in_flight >= self.limits.in_flight:
                 raise _busy()
             self._in_flight += 1
-            try:
-                yield
-            finally:
-                self._in_flight -= 1
+            deadline = asyncio.get_running_loop().time() + self.limits.deadline_s
+            place = Place(deadline, self._left)
+            async with asyncio.timeout_at(deadline):
+                yield place
         except Exception as error:
             refusal = _as_refusal(error)
             self._requests.inc(tags={"task": "", "status": str(refusal.status)})
             raise refusal from error
+        finally:
+            if place is not None and not place.kept:
+                place.leave()
+
+    def _left(self) -> None:
+        self._in_flight -= 1
 
     def _admit(self, request: Request) -> None:
         client = request.client.host if request.client else None
@@ -397,10 +476,6 @@ def _busy() -> RequestError:
     return RequestError(429, "too many requests at a time", code="busy", retry_after=1)
 
 
-def _until(deadline: float) -> asyncio.Timeout:
-    return asyncio.timeout_at(deadline)
-
-
 def _require_success(said: Said) -> None:
     if said.failure is not None:
         logger.error("an answer failed: %s", said.failure)
@@ -413,6 +488,8 @@ def _as_refusal(error: Exception) -> RequestError:
         return error
     if isinstance(error, BackPressureError):
         return _busy()
+    if isinstance(error, ClientDisconnect):
+        return RequestError(499, "the client has gone")
     if isinstance(error, TimeoutError):
         return RequestError(504, "the answer took too long", code="timeout")
     logger.error("a request failed: %r", error)

@@ -150,8 +150,8 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
 
     from cmoe.serving.app import Executor, bound
 
-    if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    if shared := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=shared, log_to_driver=False, logging_level=logging.ERROR)
     else:
         _require_port(service.http["host"], service.http["port"])
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
@@ -168,5 +168,8 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
             raise ServiceError(f"the service didn't come up: {error}") from error
         yield
     finally:
-        serve.shutdown()
+        if not shared:
+            serve.shutdown()
+        elif service.name in serve.status().applications:
+            serve.delete(service.name)  # others may serve there, too
         ray.shutdown()

@@ -59,10 +59,10 @@ def _too_large(limits: LimitsConfig) -> RequestError:
 
 
 def opened(data: bytes, limits: LimitsConfig) -> Image.Image:
-    """A picture of three channels.
+    """A picture by its header, not yet decoded.
 
     Raises:
-        RequestError: It is of another format, too small or too large, or damaged.
+        RequestError: It is of another format, too small or too large.
     """
     if len(data) > limits.picture_bytes:
         raise _too_large(limits)
@@ -78,15 +78,25 @@ def opened(data: bytes, limits: LimitsConfig) -> Image.Image:
         formats = ", ".join(limits.formats)
         raise _bad(f"not a picture that can be read; formats are {formats}") from error
     width, height = image.size
-    if width * height > limits.picture_pixels:
+    if max(width, height) ** 2 > limits.picture_pixels:
         raise _bad(
-            f"the picture has {width} x {height} pixels; at most {limits.picture_pixels:,}",
+            f"the picture has {width} x {height} pixels; it is padded to a square, of at most "
+            f"{limits.picture_pixels:,}",
             "image_too_large",
         )
     if min(width, height) < limits.picture_side:
         raise _bad(
             f"the picture has {width} x {height} pixels; each side needs {limits.picture_side}"
         )
+    return image
+
+
+def decoded(image: Image.Image) -> Image.Image:
+    """An opened picture in three channels.
+
+    Raises:
+        RequestError: It is damaged.
+    """
     try:
         return image.convert("RGB")
     except Exception as error:  # decoders raise what they like

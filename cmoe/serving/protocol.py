@@ -19,6 +19,8 @@ from cmoe.serving.settings import LimitsConfig
 R = TypeVar("R", bound=BaseModel)
 
 MODEL = "cmoe"
+MOST = 256
+"""Of anything in a list, whatever the limits are: a body holds hundreds of thousands of `{}`."""
 
 
 class _Strict(BaseModel):
@@ -45,8 +47,11 @@ Part = Annotated[TextPart | PicturePart, Field(discriminator="type")]
 
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=MOST, fail_fast=True)]
     name: str | None = None
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST, fail_fast=True)]
 
 
 class StreamOptions(_Strict):
@@ -61,14 +66,14 @@ class ChatRequest(_Strict):
     """A request for a chat completion. Fields that only one value makes sense of take that."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, strict=False)
     top_p: float | None = Field(None, gt=0, le=1, strict=False)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: Literal[1] | None = None
     frequency_penalty: float | None = Field(None, ge=0, le=0, strict=False)
@@ -81,7 +86,7 @@ class ChatRequest(_Strict):
 class LocateRequest(_Strict):
     """A request for the task of a conversation."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
 
 
 class Conversation(NamedTuple):
@@ -100,6 +105,9 @@ def parsed(kind: type[R], body: bytes) -> R:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > MOST:  # not to be written out, one by one
+            message = f"the body isn't such a request, in {error.error_count():,} places"
+            raise RequestError(400, message, code="invalid_value") from error
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
@@ -239,6 +247,7 @@ class Completion:
     """
 
     def __init__(self, model: str, fingerprint: str, found: Mapping[str, Any]) -> None:
+        self.task: str = found["task"] or "base"
         self._common = {
             "id": f"chatcmpl-{uuid4().hex}",
             "created": int(time.time()),

@@ -25,7 +25,8 @@ class LimitsConfig:
         answer_tokens: That a request may ask for.
         answer_default: Where it doesn't ask.
         picture_bytes: Of a picture's file.
-        picture_pixels: Of a picture; a pixel takes three bytes when it is decoded.
+        picture_pixels: Of a picture, padded to a square as processors do; a pixel takes three
+            bytes when it is decoded, and some more while it is prepared.
         picture_side: Pixels that each side needs at least.
         formats: Of pictures, as Pillow names them.
         hosts: From which pictures are fetched by URL; none are by default. A host is reached only
@@ -104,6 +105,12 @@ class ServeConfig:
     auth: AuthConfig = field(default_factory=AuthConfig)
 
     def __post_init__(self) -> None:
+        needed = self.limits.prompt_tokens + self.limits.answer_tokens
+        if needed > self.engine.max_tokens:
+            raise ValueError(
+                f"limits.prompt_tokens and limits.answer_tokens are {needed} together; at most "
+                f"engine.max_tokens, {self.engine.max_tokens}"
+            )
         for name in ("poll_s", "batch"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0")

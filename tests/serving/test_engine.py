@@ -208,6 +208,15 @@ def test_a_failing_prompt_fails_alone(
     assert made.failures == 0
 
 
+def test_who_no_longer_waits_for_a_call_ends_nothing(engine: Callable[..., Engine]) -> None:
+    made, go_on = engine(), threading.Event()
+    made.between(go_on.wait)
+    never = made.between(lambda: 1)
+    assert never.cancel()
+    go_on.set()
+    assert made.between(lambda: 7).result(timeout=10) == 7
+
+
 def test_a_stuck_pass_is_noticed(engine: Callable[..., Engine]) -> None:
     made = engine(stuck_s=0.05)
     assert made.stuck() is None
