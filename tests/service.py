@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
-START_S, END_S = 120.0, 60.0
+START_S, END_S = 240.0, 60.0
 
 
 @contextmanager
