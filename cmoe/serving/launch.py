@@ -154,7 +154,12 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
         ray.init(address=shared, log_to_driver=False, logging_level=logging.ERROR)
     else:
         _require_port(service.http["host"], service.http["port"])
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+        ray.init(
+            address="local",  # else it would join a cluster that happens to run on this machine
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
     try:
         options = {n: service.http[n] for n in ("host", "port", "request_timeout_s", "root_path")}
         serve.start(proxy_location=service.proxies, http_options=options)

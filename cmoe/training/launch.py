@@ -224,6 +224,7 @@ def connect(config: RunConfig, *, dashboard: bool = False) -> None:
         return
     needed = config.cluster.workers * config.cluster.cpus_per_worker
     ray.init(
+        address="local",  # not whatever cluster happens to run on this machine
         num_cpus=max(needed, os.cpu_count() or 1),
         include_dashboard=dashboard,
         log_to_driver=False,
