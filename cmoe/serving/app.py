@@ -20,13 +20,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-import torch
 from ray import serve
 from ray.serve import Application
 from ray.serve.metrics import Gauge, Histogram
 
 from cmoe.modeling.routers import BASE
-from cmoe.serving.batch import joined
+from cmoe.serving.batch import padding
 from cmoe.serving.engine import Engine, Event
 from cmoe.serving.following import Following, follow
 from cmoe.serving.gateway import Gateway
@@ -102,10 +101,9 @@ class Locator:
     """PTL in front: the frozen base up to the feature's layer, and the bank, for many at a time."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        following, self._processor = await asyncio.to_thread(follow, config)
-        self._model = following.model
+        following, processor = await asyncio.to_thread(follow, config)
         self._replica = _Replica(following, config, _now)
-        self._pad = self._processor.tokenizer.pad_token_id or 0
+        self._pad = padding(processor.tokenizer)
         self._seconds = Histogram(
             "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", SECONDS
         )
@@ -122,22 +120,7 @@ class Locator:
     async def _locate(self, prompts: list[Arrays]) -> list[Located]:
         # In the requests' own loop: what arrives meanwhile is the next batch, and a pass that
         # doesn't end leaves `check_health`, which runs there, too, without an answer.
-        version = str(self._replica.following.version)
-        if not self._model.tasks:
-            return [Located(BASE, (), True, version)] * len(prompts)
-        tensors = [{n: torch.from_numpy(a) for n, a in prompt.items()} for prompt in prompts]
-        device = self._model.device
-        inputs = {n: t.to(device) for n, t in joined(tensors, self._pad).items()}
-        location = self._model.locate(inputs)
-        return [
-            Located(task, tuple(scores), unknown, version)
-            for task, scores, unknown in zip(
-                self._model.claimed(location),
-                location.scores.tolist(),
-                location.unknown.tolist(),
-                strict=True,
-            )
-        ]
+        return self._replica.following.locate(prompts, self._pad)
 
     async def state(self, tasks: int = 0) -> dict[str, Any]:
         """What this replica has; it looks again where it has fewer tasks than that."""
@@ -158,6 +141,7 @@ class Executor:
         # Requests and the engine's thread take turns in one interpreter, and a turn of its 5 ms is
         # as long as a small model's token.
         sys.setswitchinterval(5e-4)
+        self._pad = padding(processor.tokenizer)
         self._engine = Engine(self._model, processor.tokenizer, config.engine)
         self._replica = _Replica(following, config, self._engine.between)
         waited, first, token = (
@@ -196,7 +180,6 @@ class Executor:
         def listen(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        start = time.monotonic()
         cancel = self._engine.submit(question.job(stream=stream), listen)
         try:
             while True:
@@ -205,7 +188,7 @@ class Executor:
                 while not event.finish and not events.empty():  # what came meanwhile goes with it
                     event = events.get_nowait()
                     parts.append(event.text)
-                self._measure(event, time.monotonic() - start)
+                self._measure(event)
                 yield self._part("".join(parts), event)
                 if event.finish or event.failure:
                     return
@@ -220,7 +203,7 @@ class Executor:
             located = Located(event.task, event.scores, event.unknown, version)
         return Said(text, event.tokens, event.finish, event.failure, located, version)
 
-    def _measure(self, event: Event, seconds: float) -> None:
+    def _measure(self, event: Event) -> None:
         if not event.finish:
             return
         task = "base" if event.task == BASE else self._model.tasks[event.task]
@@ -232,17 +215,8 @@ class Executor:
 
     async def locate(self, prompt: Arrays) -> Located:
         """Where a prompt belongs."""
-        inputs = {n: torch.from_numpy(a).to(self._model.device) for n, a in prompt.items()}
-
-        def located() -> Located:
-            version = str(self._following.version)
-            if not self._model.tasks:
-                return Located(BASE, (), True, version)
-            found = self._model.locate(inputs)
-            (scores,), (unknown,) = found.scores.tolist(), found.unknown.tolist()
-            return Located(self._model.claimed(found)[0], tuple(scores), unknown, version)
-
-        return await asyncio.wrap_future(self._engine.between(located))
+        found = self._engine.between(lambda: self._following.locate([prompt], self._pad))
+        return (await asyncio.wrap_future(found))[0]
 
     async def state(self, tasks: int = 0) -> dict[str, Any]:
         """As the locator's."""

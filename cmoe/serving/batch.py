@@ -44,6 +44,12 @@ def joined(prompts: Sequence[Prompt], pad: int) -> dict[str, Tensor]:
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
+def padding(tokenizer: Any) -> int:
+    """The token that pads; where a base has none, its masked end does."""
+    pad: int | None = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
+
+
 class Batch:
     """The running rows: their cache, their padding, their tasks.
 

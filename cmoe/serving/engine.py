@@ -16,7 +16,7 @@ from threading import Condition, Thread
 from typing import Any, Literal, TypeVar
 
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.serving.batch import Batch, Choice, Prompt, draw
+from cmoe.serving.batch import Batch, Choice, Prompt, draw, padding
 
 T = TypeVar("T")
 Finish = Literal["stop", "length"]
@@ -203,8 +203,7 @@ class Engine:
         self._model, self._tokenizer, self.config = model, tokenizer, config
         ends = model.base.generation_config.eos_token_id
         self._ends = {*(ends if isinstance(ends, list) else [ends])}
-        pad = tokenizer.pad_token_id
-        self._batch = Batch(model, tokenizer.eos_token_id if pad is None else pad)
+        self._batch = Batch(model, padding(tokenizer))
         self._rows: list[_Row] = []
         self._queue: deque[_Row] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()

@@ -13,6 +13,9 @@ from cmoe.loading import load_model
 from cmoe.modeling.base import load_base
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.routers import BASE
+from cmoe.serving.batch import joined
+from cmoe.serving.messages import Arrays, Located, tensors
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store, StoreError
 
@@ -89,6 +92,23 @@ class Following:
                 return
         if len(self.model.tasks) == len(self._store):
             self.refused = None
+
+    def locate(self, prompts: Sequence[Arrays], pad: int) -> list[Located]:
+        """Where prompts belong, all in one pass; without tasks they are unknown."""
+        version = str(self.version)
+        if not self.model.tasks:
+            return [Located(BASE, (), True, version)] * len(prompts)
+        inputs = joined([tensors(prompt) for prompt in prompts], pad)
+        location = self.model.locate({n: t.to(self.model.device) for n, t in inputs.items()})
+        return [
+            Located(task, tuple(scores), unknown, version)
+            for task, scores, unknown in zip(
+                self.model.claimed(location),
+                location.scores.tolist(),
+                location.unknown.tolist(),
+                strict=True,
+            )
+        ]
 
     def require_whole(self) -> None:
         """Raises RuntimeError where a primitive was taken in part: the replica must start anew."""

@@ -67,7 +67,6 @@ class Way(NamedTuple):
 
     question: Question
     located: Located | None
-    task: int | None
 
 
 class Place:
@@ -254,7 +253,7 @@ class Gateway:
             asked.seed,
             asked.stop,
         )
-        return Way(question, located, task)
+        return Way(question, located)
 
     async def _located(self, prepared: Prepared) -> Located:
         located: Located = await self._locator.locate.remote(prepared.prompt)
@@ -332,8 +331,8 @@ class Gateway:
                 found["probability"] = located.posterior[nearest]
             if located.unknown:
                 self._unknown.inc()
-        elif way.task is not None:
-            found["task"] = self._name(way.task)
+        elif way.question.task is not None:
+            found["task"] = self._name(way.question.task)
         found["store_version"] = version
         return protocol.Completion(wanted.model, version, found)
 

@@ -67,7 +67,7 @@ class Keys:
             RequestError: It has no key, or none that is known; or it has to come from this machine.
         """
         if self._digests is None:
-            if not _loopback(client):
+            if not is_loopback(client):
                 raise RequestError(403, "without API keys only this machine may ask")
             return
         kind, _, key = (authorization or "").partition(" ")
@@ -85,8 +85,9 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.strip().encode()).hexdigest()
 
 
-def _loopback(client: str | None) -> bool:
+def is_loopback(address: str | None) -> bool:
+    """Whether an IP address is this machine's own."""
     try:
-        return ip_address(client or "").is_loopback
+        return ip_address(address or "").is_loopback
     except ValueError:
         return False

@@ -10,13 +10,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cmoe.serving.keys import Keys
+from cmoe.serving.keys import Keys, is_loopback
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store, StoreError
 
@@ -117,10 +116,7 @@ def read_service(
 
 def loopback(host: str) -> bool:
     """Whether a host to listen on is this machine's own."""
-    try:
-        return host == LOOPBACK or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == LOOPBACK or is_loopback(host)
 
 
 def _require_port(host: str, port: int) -> None:

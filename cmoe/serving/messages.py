@@ -15,6 +15,11 @@ Arrays = Mapping[str, NDArray[Any]]
 """A prompt: a base's inputs for a batch of one."""
 
 
+def tensors(prompt: Arrays) -> dict[str, torch.Tensor]:
+    """A prompt as the model takes it."""
+    return {name: torch.from_numpy(array) for name, array in prompt.items()}
+
+
 @dataclass(frozen=True)
 class Located:
     """Where a prompt belongs.
@@ -68,7 +73,7 @@ class Question:
 
     def job(self, *, stream: bool) -> Job:
         return Job(
-            {name: torch.from_numpy(array) for name, array in self.prompt.items()},
+            tensors(self.prompt),
             self.task,
             self.tokens,
             self.temperature,
