@@ -166,12 +166,13 @@ class Gateway:
             if not wanted.stream:
                 answer: Any = self._executor.answer.remote(way.question)
                 place.leaving(answer.cancel)
-                said: Said = await answer
+                said: Said = await self._named(await answer)
                 return self._whole(wanted, prepared, way, said)
             streaming: Any = self._executor.options(stream=True)
             answer = streaming.stream.remote(way.question)
             place.leaving(answer.cancel)
-            first: Said = await anext(aiter(answer))  # what fails before it still has its status
+            # What fails before the first part still has its status.
+            first: Said = await self._named(await anext(aiter(answer)))
             _require_success(first)
             place.kept = True
             sse = self._stream(wanted, prepared, way, first, answer, place.deadline)
@@ -260,6 +261,12 @@ class Gateway:
         if len(await self._names(len(located.scores))) < len(located.scores):
             raise RequestError(503, "a new task is on its way; try again", retry_after=1)
         return located
+
+    async def _named(self, said: Said) -> Said:
+        """What an executor said, once the tasks that it located among have names here."""
+        if said.located is not None:
+            await self._names(len(said.located.scores))
+        return said
 
     async def _names(self, needed: int) -> tuple[str, ...]:
         """Names of the tasks; asks for those that this gateway hasn't heard of."""

@@ -641,6 +641,29 @@ def test_a_killed_executor_comes_back_by_itself(
     assert found.choices[0].finish_reason
 
 
+def test_an_executor_locates_where_its_store_says_so(
+    tmp_path: Path, tasks: tuple[Task, ...]
+) -> None:
+    """The answering pass finds the task: a service without a locator deployment."""
+    inline = make_store(tmp_path / "inline", tasks[:2], "inline")
+    config = yaml.safe_load((ROOT / "configs" / "serve_mini.yaml").read_text())
+    (application,) = config["applications"]
+    application["args"]["reject_unknown"] = False
+    application["deployments"] = [d for d in application["deployments"] if d["name"] != "locator"]
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    here = load_model(Store.open(inline.url), load_base(MINI_BASE)[0])
+    with running_service(Path(inline.url), "--config", str(file), "--no-auth") as address:
+        local = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        for task in tasks[:2]:
+            found: Any = local.chat.completions.create(
+                model="cmoe", messages=asking(task.test[0]), max_tokens=TOKENS
+            )
+            text, by = expected(here, task.test[0])
+            assert (found.choices[0].message.content, found.cmoe["task"]) == (text, by)
+            assert found.cmoe["located"]
+
+
 def test_a_taken_port_is_refused(url: str, store: Store) -> None:
     """Two services would share it, and each would get some of the requests."""
     port = urlsplit(url).port
