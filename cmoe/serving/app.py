@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -31,12 +30,11 @@ from cmoe.serving.following import Following, follow
 from cmoe.serving.gateway import Gateway
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
+from cmoe.serving.metrics import BOUNDS
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store
 
 logger = logging.getLogger("ray.serve")
-SECONDS = [0.001 * 2**n for n in range(17)]
-"""Bounds of times in metrics, from a millisecond to a minute."""
 FAILURES = 3
 """Passes that may fail one after the other until a replica counts as unhealthy."""
 
@@ -104,22 +102,10 @@ class Locator:
         following, processor = await asyncio.to_thread(follow, config)
         self._replica = _Replica(following, config, _now)
         self._pad = padding(processor.tokenizer)
-        self._seconds = Histogram(
-            "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", SECONDS
-        )
-        self._batched: Any = serve.batch(
-            max_batch_size=config.batch, batch_wait_timeout_s=0.0, max_concurrent_batches=1
-        )(self._locate)
 
-    async def locate(self, prompt: Arrays) -> Located:
-        start = time.monotonic()
-        located: Located = await self._batched(prompt)
-        self._seconds.observe(time.monotonic() - start)
-        return located
-
-    async def _locate(self, prompts: list[Arrays]) -> list[Located]:
-        # In the requests' own loop: what arrives meanwhile is the next batch, and a pass that
-        # doesn't end leaves `check_health`, which runs there, too, without an answer.
+    async def locate(self, prompts: list[Arrays]) -> list[Located]:
+        # In the requests' own loop: a pass that doesn't end leaves `check_health`, which runs
+        # there, too, without an answer.
         return self._replica.following.locate(prompts, self._pad)
 
     async def state(self, tasks: int = 0) -> dict[str, Any]:
@@ -145,7 +131,7 @@ class Executor:
         self._engine = Engine(self._model, processor.tokenizer, config.engine)
         self._replica = _Replica(following, config, self._engine.between)
         waited, first, token = (
-            Histogram(f"cmoe_{name}_seconds", text, SECONDS, ("task",))
+            Histogram(f"cmoe_{name}_seconds", text, BOUNDS, ("task",))
             for name, text in (
                 ("queue", "Seconds that a prompt waited until it was read."),
                 ("first_token", "Seconds from a prompt's arrival to its first token."),
@@ -213,10 +199,10 @@ class Executor:
         if event.tokens > 1:
             self._token.observe((event.last - event.first) / (event.tokens - 1), tags)
 
-    async def locate(self, prompt: Arrays) -> Located:
-        """Where a prompt belongs."""
-        found = self._engine.between(lambda: self._following.locate([prompt], self._pad))
-        return (await asyncio.wrap_future(found))[0]
+    async def locate(self, prompts: list[Arrays]) -> list[Located]:
+        """Where prompts belong."""
+        found = self._engine.between(lambda: self._following.locate(prompts, self._pad))
+        return await asyncio.wrap_future(found)
 
     async def state(self, tasks: int = 0) -> dict[str, Any]:
         """As the locator's."""

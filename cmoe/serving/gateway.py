@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastapi.responses import (
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.metrics import Counter
+from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -33,7 +34,7 @@ from cmoe.serving.errors import RequestError
 from cmoe.serving.following import model_of
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
-from cmoe.serving.metrics import exposition
+from cmoe.serving.metrics import BOUNDS, exposition
 from cmoe.serving.pictures import decoded, opened, picture_bytes
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store
@@ -127,6 +128,13 @@ class Gateway:
         self._context: int = base.get_text_config().max_position_embeddings
         processor = load_processor(named.path, revision=named.revision, pad=named.pad)
         self._collator = Collator(processor, self._context, 1)
+        # What arrives while the locators are busy goes there together: a call costs more than a
+        # further prompt in it, and a pass of many little more than one of one.
+        self._batched: Any = serve.batch(
+            max_batch_size=config.batch,
+            batch_wait_timeout_s=0.0,
+            max_concurrent_batches=config.locating,
+        )(self._locate)
         self._tasks: tuple[str, ...] = ()
         self._in_flight = 0
         self._asking, self._asked = asyncio.Lock(), -HEALTH_S
@@ -135,6 +143,9 @@ class Gateway:
             "cmoe_requests",
             "Requests answered, by task and status.",
             ("task", "status"),  # type: ignore[arg-type]
+        )
+        self._seconds = Histogram(
+            "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", BOUNDS
         )
         self._unknown = Counter("cmoe_unknown", "Located prompts that no task claims.")
 
@@ -257,9 +268,15 @@ class Gateway:
         return Way(question, located)
 
     async def _located(self, prepared: Prepared) -> Located:
-        located: Located = await self._locator.locate.remote(prepared.prompt)
+        start = time.monotonic()
+        located: Located = await self._batched(prepared.prompt)
+        self._seconds.observe(time.monotonic() - start)
         if len(await self._names(len(located.scores))) < len(located.scores):
             raise RequestError(503, "a new task is on its way; try again", retry_after=1)
+        return located
+
+    async def _locate(self, prompts: list[Arrays]) -> list[Located]:
+        located: list[Located] = await self._locator.locate.remote(prompts)
         return located
 
     async def _named(self, said: Said) -> Said:

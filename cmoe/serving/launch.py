@@ -33,6 +33,7 @@ class Service:
     Attributes:
         config: The application's `args`.
         http: Ray's `http_options`.
+        logging: Ray's `logging_config`.
         proxies: Ray's `proxy_location`.
         deployments: Ray's settings of each deployment.
         name: Of the application.
@@ -41,6 +42,7 @@ class Service:
 
     config: ServeConfig
     http: Mapping[str, Any]
+    logging: Any
     proxies: str
     deployments: Mapping[str, Mapping[str, Any]]
     name: str
@@ -107,6 +109,7 @@ def read_service(
     return Service(
         config,
         http,
+        schema.logging_config,
         str(schema.proxy_location.value),
         {d.name: d.model_dump(exclude_unset=True) for d in application.deployments},
         application.name,
@@ -158,12 +161,15 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
         )
     try:
         options = {n: service.http[n] for n in ("host", "port", "request_timeout_s", "root_path")}
-        serve.start(proxy_location=service.proxies, http_options=options)
+        serve.start(
+            proxy_location=service.proxies, http_options=options, logging_config=service.logging
+        )
         try:
             serve.run(
                 bound(service.config, service.deployments, executor or Executor),
                 name=service.name,
                 route_prefix=service.prefix,
+                logging_config=service.logging,
             )
         except RuntimeError as error:
             raise ServiceError(f"the service didn't come up: {error}") from error

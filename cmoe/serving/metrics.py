@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable
 
 PREFIX = "ray_cmoe_"
-SECONDS = 5.0  # until an agent that doesn't answer is left out
+TIMEOUT_S = 5.0  # until an agent that doesn't answer is left out
+BOUNDS = [0.001 * 2**n for n in range(17)]
+"""Of times in seconds, from a millisecond to a minute."""
 
 
 async def exposition() -> str:
@@ -20,7 +22,7 @@ async def exposition() -> str:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    timeout = aiohttp.ClientTimeout(total=SECONDS)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
 
         async def scraped(url: str) -> str:

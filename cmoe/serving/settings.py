@@ -89,6 +89,8 @@ class ServeConfig:
             task answers it, as in the benchmark.
         poll_s: Seconds between two looks for new primitives.
         batch: Samples that are located together at most.
+        locating: Such groups of a gateway replica that are at the locators at a time: fewer make
+            larger groups, more keep more locator replicas busy.
         limits: What a request may be.
         engine: How an executor answers.
         auth: Who may ask.
@@ -100,6 +102,7 @@ class ServeConfig:
     reject_unknown: bool = True
     poll_s: float = 2.0
     batch: int = 32
+    locating: int = 1
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
@@ -111,7 +114,7 @@ class ServeConfig:
                 f"limits.prompt_tokens and limits.answer_tokens are {needed} together; at most "
                 f"engine.max_tokens, {self.engine.max_tokens}"
             )
-        for name in ("poll_s", "batch"):
+        for name in ("poll_s", "batch", "locating"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; more than 0")
 
