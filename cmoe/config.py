@@ -18,6 +18,7 @@ from cmoe.methods.cmoe import ExpertsConfig
 from cmoe.methods.peers import LoRAConfig
 from cmoe.methods.probe import ProbeConfig
 from cmoe.modeling.locator import LocatorConfig
+from cmoe.storage import S3, is_remote
 from cmoe.training.engine import TrainingConfig
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class ClusterConfig:
 
     Attributes:
         workers: Processes that share the work; with GPUs one each.
+        min_workers: So few of them go on where machines are lost, and grow again; null waits until
+            all are there. Checkpoints are converted, and a step's samples stay the same.
+        resize_s: Seconds between two looks for more workers, while fewer than `workers` run.
         gpu: Whether they have GPUs; null takes them where the cluster has any.
         cpus_per_worker: CPU cores reserved for each, and its threads.
         max_failures: Lost worker groups that a run survives.
@@ -64,6 +68,8 @@ class ClusterConfig:
     """
 
     workers: int = 2
+    min_workers: int | None = None
+    resize_s: float = 60.0
     gpu: bool | None = None
     cpus_per_worker: int = 1
     max_failures: int = 3
@@ -73,6 +79,12 @@ class ClusterConfig:
         for name, least in (("workers", 1), ("cpus_per_worker", 1), ("max_failures", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"cluster.{name} is {getattr(self, name)}; at least {least}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(
+                f"cluster.min_workers is {self.min_workers}; 1 to cluster.workers, {self.workers}"
+            )
+        if not self.resize_s > 0:
+            raise ValueError(f"cluster.resize_s is {self.resize_s}; more than 0")
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,8 @@ class RunConfig:
 
     Attributes:
         name: Of the run and of its folder; the same name goes on with the same run.
-        runs: Folder of all runs.
+        runs: Folder of all runs, or `s3://bucket/prefix`. Several machines need the latter, or a
+            folder that all of them share.
         method: What learns: `cmoe`, or the rival `lora` (one LoRA that goes on training).
         seed: Of every random choice.
         model: The frozen base.
@@ -150,12 +163,25 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; one folder's name is needed")
+        if is_remote(self.runs) and not self.runs.startswith(S3):
+            raise ValueError(f"runs is {self.runs!r}; a folder, or {S3}bucket/prefix")
         self.training.accumulation(self.cluster.workers)
 
     @property
+    def url(self) -> str:
+        """Where the run keeps everything: a path, or a prefix of S3."""
+        return f"{self.runs.rstrip('/')}/{self.name}"
+
+    @property
     def folder(self) -> Path:
-        """Where the run keeps everything."""
-        return Path(self.runs) / self.name
+        """The same as a path, where it is one.
+
+        Raises:
+            ValueError: It is on S3.
+        """
+        if is_remote(self.runs):
+            raise ValueError(f"runs is {self.runs!r}; a folder is needed here")
+        return Path(self.url)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON have them."""

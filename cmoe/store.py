@@ -31,9 +31,9 @@ from uuid import uuid4
 
 import safetensors.torch
 import torch
-from fsspec.core import url_to_fs
 
 from cmoe.modeling.primitive import PARTS, Primitive
+from cmoe.storage import filesystem
 
 SCHEMA = 1
 HEADER = "stream.json"
@@ -294,8 +294,7 @@ class _Folder:
     @classmethod
     def at(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any]) -> _Folder:
         url = os.fspath(url).rstrip("/")
-        # s3fs would otherwise go on answering from the listing before another writer's append.
-        fs, root = url_to_fs(url, **{**storage_options, "use_listings_cache": False})
+        fs, root = filesystem(url, **storage_options)
         if not {"file", "s3"} & set(fs.protocol):
             raise StoreError(f"{url}: a store is on a local path or s3://, not {fs.protocol}")
         return cls(fs, root, url)

@@ -69,7 +69,7 @@ def smallest_store() -> str:
     )
     training = replace(config.training, steps=40)
     run(replace(config, data=data, training=training))
-    return str(config.folder / "store")
+    return f"{config.url}/store"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print(f"\n{table(found)}\n\n{config.folder / 'report.html'}")
+    print(f"\n{table(found)}\n\n{config.url}/report.html")
     return 0
 
 

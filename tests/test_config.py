@@ -189,16 +189,18 @@ def test_a_global_batch_divides_into_micro_batches_of_all_workers(
             "cluster.workers": workers,
         }
     )
-    if total % (micro * workers):
+    if total % micro:
         said = refusal(capsys, *arguments)
         assert f"training.global_batch is {total}" in said
-        assert f"{workers} workers with a micro_batch of {micro}" in said
-        assert f"a multiple of {micro * workers}" in said
+        assert f"training.micro_batch {micro} a multiple" in said
+    elif workers > total // micro:
+        said = refusal(capsys, *arguments)
+        assert f"{total // micro} of training.micro_batch {micro}; at most so many workers" in said
     else:
         config = parse(arguments)
         accumulated = config.training.accumulation(workers)
-        assert accumulated * micro * workers == total
-        assert accumulated >= 1
+        assert accumulated * micro * workers >= total
+        assert (accumulated - 1) * micro * workers < total
 
 
 def test_files_that_are_no_configuration_are_refused(

@@ -79,7 +79,10 @@ class FolderLink:
     def emit(self, event: Mapping[str, Any]) -> None:
         self.events.append(event)
 
-    def save(self, folder: Path) -> None:
+    def leaving(self) -> bool:
+        return False
+
+    def save(self, folder: Path, *, wait: bool) -> None:
         beside = self.folder.with_suffix(".new")
         if self.group.first:
             shutil.rmtree(beside, ignore_errors=True)
@@ -90,6 +93,7 @@ class FolderLink:
             shutil.rmtree(self.folder, ignore_errors=True)
             beside.rename(self.folder)
         self.group.gather(None)
+        shutil.rmtree(folder)
 
     @contextmanager
     def saved(self) -> Iterator[Path | None]:

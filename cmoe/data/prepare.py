@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, UnidentifiedImageError
 
@@ -29,6 +28,7 @@ from cmoe.data.coin import parse_row, read_json, split_file
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
 from cmoe.files import whole
+from cmoe.storage import filesystem
 
 SPLITS = ("train", "test")
 PARTIAL = "partial"  # finished scans, until the manifest is there
@@ -194,7 +194,7 @@ def scan(pictures: Path, kept: str | None, names: tuple[str, ...]) -> list[Scan]
     known = hashlib.sha256("\n".join(names).encode()).hexdigest()
     file = f"{kept}/{known}.json"
     if kept is not None:
-        fs, path = url_to_fs(file)
+        fs, path = filesystem(file)
         if fs.isfile(path):
             return [Scan(*row) for row in json.loads(fs.cat_file(path))]
     scans = [_scan(pictures / name) for name in names]
@@ -249,7 +249,7 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
         },
     }
     publish((json.dumps(manifest, indent=1) + "\n").encode(), f"{job.out}/{MANIFEST}")
-    fs, path = url_to_fs(f"{job.out}/{PARTIAL}")
+    fs, path = filesystem(f"{job.out}/{PARTIAL}")
     if fs.isdir(path):
         fs.rm(path, recursive=True)
     return manifest
@@ -289,7 +289,7 @@ def store(pictures: Path, out: str, groups: tuple[Group, ...]) -> dict[str, Any]
     """
     digests = "\n".join(digest for group in groups for _, digest in group)
     name = f"{IMAGES}/{hashlib.sha256(digests.encode()).hexdigest()[:16]}.parquet"
-    fs, path = url_to_fs(f"{out}/{name}")
+    fs, path = filesystem(f"{out}/{name}")
     if fs.isfile(path):
         digest, size = _digest(fs.open(path, "rb"))
     else:
@@ -368,7 +368,7 @@ def _digest(file: Any) -> tuple[str, int]:
 
 def publish(content: bytes | Path, url: str) -> None:
     """Put a file where it belongs, whole or not at all; a folder for it is made."""
-    fs, path = url_to_fs(url)
+    fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole(Path(path)) as beside:

@@ -86,7 +86,8 @@ def _group(shard: str, group: int) -> Any:
 def _file(shard: str) -> Any:
     """An open shard. Its ranges are read as they are asked for: nothing is read ahead."""
     import pyarrow.parquet as pq
-    from fsspec.core import url_to_fs
 
-    fs, path = url_to_fs(shard)
+    from cmoe.storage import filesystem
+
+    fs, path = filesystem(shard)
     return pq.ParquetFile(fs.open(path, "rb", cache_type="none"))

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
 from cmoe.data.samples import DataError, Sample, StoredPicture, Turn
 from cmoe.files import whole
+from cmoe.storage import filesystem
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "rows", "images"
 FORMAT = 1
@@ -71,7 +71,7 @@ def read_manifest(root: str) -> dict[str, Any] | None:
     Raises:
         DataError: The manifest can't be read, or is of another format.
     """
-    fs, path = url_to_fs(root)
+    fs, path = filesystem(root)
     file = f"{path}/{MANIFEST}"
     if not fs.isfile(file):
         return None
@@ -121,7 +121,7 @@ def _on_disk(root: str, shard: Mapping[str, Any]) -> str:
     from datasets.config import DOWNLOADED_DATASETS_PATH
     from filelock import FileLock
 
-    fs, path = url_to_fs(f"{root}/{shard['file']}")
+    fs, path = filesystem(f"{root}/{shard['file']}")
     if "file" in fs.protocol:
         return str(path)
     copy = Path(DOWNLOADED_DATASETS_PATH) / f"{shard['sha256']}.parquet"

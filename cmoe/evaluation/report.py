@@ -35,19 +35,22 @@ _PAPER = {
 """What the paper says of settings that decide where experts grow and how tasks are found."""
 
 
-def write_report(folder: Path, tasks: Sequence[Task], targets: Targets) -> None:
+def write_report(
+    folder: Path, tasks: Sequence[Task], targets: Targets, store: str | None = None
+) -> None:
     """Write `report.html` and `report.md` into a run's folder, each whole or not at all.
 
     Args:
         folder: Of the run, with at least one task tested.
         tasks: The stream, with the test samples that were answered.
         targets: What those were scored against.
+        store: Where the run's log lies, if not in its folder.
 
     Raises:
         ValueError: No task has been tested yet.
     """
     templates = environment()
-    run = read_run(folder, tasks, targets)
+    run = read_run(folder, tasks, targets, store)
     facts = _facts(run)
     for name, more in ((HTML, pictures(run, facts)), (MARKDOWN, {})):
         text = templates.get_template(f"{name}.j2").render(run=run, **facts, **more)

@@ -19,7 +19,8 @@ from cmoe.modeling.routers import BASE
 from cmoe.store import BaseId, Record, Store
 
 CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "stages"
-COIN = "coin"
+COIN, TRAIN = "coin", "train"
+APART = (STORE, TRAIN)  # of a run's folder: the log, and Ray's own part with the checkpoints
 ALONE = "base"  # stands for the frozen base where tasks are named
 
 
@@ -83,8 +84,16 @@ def notes_file(folder: Path, index: int) -> Path:
     return folder / STAGES / (f"{index:03d}.json" if index != BASE else f"{ALONE}.json")
 
 
-def read_run(folder: Path, tasks: Sequence[Task], targets: Targets) -> Run:
+def read_run(
+    folder: Path, tasks: Sequence[Task], targets: Targets, store: str | None = None
+) -> Run:
     """Read a run's folder.
+
+    Args:
+        folder: As the run left it.
+        tasks: The stream.
+        targets: Of its test samples.
+        store: Where its log lies, if not in the folder.
 
     Raises:
         ValueError: No task has been tested yet.
@@ -94,7 +103,7 @@ def read_run(folder: Path, tasks: Sequence[Task], targets: Targets) -> Run:
     count = len(found["located"])
     if not count:
         raise ValueError(f"{folder / MATRIX}: no task has been tested yet; nothing to report")
-    store = Store.open(folder / STORE)
+    log = Store.open(store or folder / STORE)
     files = [notes_file(folder, i) for i in range(count)]
     notes = [json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in files]
     stages = {
@@ -108,8 +117,8 @@ def read_run(folder: Path, tasks: Sequence[Task], targets: Targets) -> Run:
         found=found,
         tasks=tuple(tasks[:count]),
         targets=targets,
-        records=store.records()[:count],
-        base=store.header.base,
+        records=log.records()[:count],
+        base=log.header.base,
         notes=notes,
         stages=stages,
         answers=read_answers(folder / PREDICTIONS),

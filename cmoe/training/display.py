@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from cmoe.config import RunConfig
 
+LOG = "run.log"
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -21,16 +22,16 @@ class Display:
 
     Args:
         config: The run.
+        folder: Where it is kept.
         out: Where to show.
     """
 
-    def __init__(self, config: RunConfig, out: TextIO = sys.stdout) -> None:
+    def __init__(self, config: RunConfig, folder: Path, out: TextIO = sys.stdout) -> None:
         self.tasks = config.data.tasks
-        self.max_failures = config.cluster.max_failures
         self.out = out
         self.live = out.isatty()
-        self._log = open(config.folder / "run.log", "a", encoding="utf-8")  # noqa: SIM115
-        self._wandb = _wandb_run(config)
+        self._log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
+        self._wandb = _wandb_run(config, folder)
         self._phase: tuple[Any, ...] = ()
         self._phase_start = self._first_step = 0.0
         self._from_step = 0
@@ -55,7 +56,7 @@ class Display:
             self._stage(event["index"], event["results"], event["time"])
             return
         if event["phase"] == "restart":
-            self.line(f"lost a worker ({event['lost']} of at most {self.max_failures}); going on")
+            self.line(f"start {event['count'] + 1} of the workers: {event['workers']} go on")
             return
         now = event["time"]
         phase = event["index"], event["phase"], event.get("of")
@@ -119,12 +120,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _wandb_run(config: RunConfig) -> Any:
+def _wandb_run(config: RunConfig, folder: Path) -> Any:
     if config.wandb.mode == "disabled":
         return None
     import wandb
 
-    folder = Path(config.folder)
     return wandb.init(
         mode=config.wandb.mode,
         project=config.wandb.project,

@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cmoe.modeling.base import find_optional
 
+TAG = "state"  # DeepSpeed's folder in a checkpoint
 BUCKET = 500_000_000  # gradients that DeepSpeed reduces at once at most, its own default
 
 
@@ -33,7 +34,7 @@ class TrainingConfig:
         epochs: Passes over a task's samples.
         global_batch: Samples of one optimizer step, whatever the number of workers.
         micro_batch: Samples of one forward pass. `global_batch` is accumulated from as many as it
-            takes, and divides evenly among the workers.
+            takes; where the workers can't share them evenly, some repeat one that doesn't count.
         learning_rate: Of AdamW at its peak; cosine decay to 0.
         warmup: Share of the steps with linear warm-up.
         weight_decay: Of AdamW.
@@ -65,24 +66,29 @@ class TrainingConfig:
         for name in ("epochs", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; more than 0")
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"training.global_batch is {self.global_batch}; with training.micro_batch "
+                f"{self.micro_batch} a multiple of that is needed"
+            )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"training.warmup is {self.warmup}; 0 or more, and less than 1")
         if self.weight_decay < 0:
             raise ValueError(f"training.weight_decay is {self.weight_decay}; at least 0")
 
     def accumulation(self, workers: int) -> int:
-        """Micro-batches that each worker contributes to a step.
+        """Micro-batches that each worker contributes to a step, at most.
 
         Raises:
-            ValueError: The global batch doesn't divide into them.
+            ValueError: There are fewer of them than workers.
         """
-        count, rest = divmod(self.global_batch, self.micro_batch * workers)
-        if rest:
+        count = self.global_batch // self.micro_batch
+        if workers > count:
             raise ValueError(
-                f"training.global_batch is {self.global_batch}; {workers} workers with a "
-                f"micro_batch of {self.micro_batch} need a multiple of {self.micro_batch * workers}"
+                f"training.global_batch is {self.global_batch}, {count} of training.micro_batch "
+                f"{self.micro_batch}; at most so many workers (cluster.workers), not {workers}"
             )
-        return count
+        return -(-count // workers)
 
     def steps_for(self, samples: int) -> int:
         """Optimizer steps of a task with so many samples."""
@@ -111,9 +117,18 @@ class Engine:
         config: How.
         steps: Length of the schedule.
         workers: Size of the process group.
+        converted: Whether `load` will take what `convert` made.
     """
 
-    def __init__(self, module: nn.Module, config: TrainingConfig, steps: int, workers: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: TrainingConfig,
+        steps: int,
+        workers: int,
+        *,
+        converted: bool = False,
+    ) -> None:
         deepspeed = prepare()
         self.module = module
         self.zero = config.zero
@@ -130,6 +145,7 @@ class Engine:
             "train_micro_batch_size_per_gpu": config.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": config.clip,
+            "checkpoint": {"load_universal": converted},
         }
         module.train()
         self._hidden = _hide_optional(module, config.zero)
@@ -148,11 +164,11 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """This rank's share of the engine's state; every rank saves."""
-        self.engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
+        self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote with the same number of workers."""
-        self.engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+        """Go on from what `save` wrote with the same number of workers, or `convert` made of it."""
+        self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
 
     def close(self) -> None:
         """Free the engine; the trained parameters are whole again on every rank."""
@@ -160,6 +176,30 @@ class Engine:
         self.module.eval()
         del self.engine, self.parameters
         gc.collect()
+
+
+def convert(folder: Path, into: Path) -> None:
+    """Make of what `save` wrote on some workers a checkpoint for any number of them.
+
+    It is DeepSpeed's universal one; with ZeRO 0 what `save` wrote is one already.
+    """
+    prepare()
+    from argparse import Namespace
+
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        main(
+            Namespace(
+                input_folder=str(folder / TAG),
+                output_folder=str(into / TAG),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
 
 
 @contextmanager

@@ -19,12 +19,14 @@ from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
 from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import CONFIG
+from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN
 from cmoe.evaluation.targets import stream_targets
 from cmoe.files import whole
+from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.base import MissingModelError, UnsupportedModelError, require_base
+from cmoe.storage import filesystem, is_remote
 from cmoe.store import StoreError
-from cmoe.training.display import Display
+from cmoe.training.display import LOG, Display
 
 POLL_SECONDS = 0.5
 # Failures of a worker's own: trying again would end the same. All others, a dead process or a
@@ -63,43 +65,54 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
         RunError: Another configuration has this name, or the run failed for good.
         DataError: The data is missing or wrong.
     """
-    if (found := finished(config)) is not None:
-        show(f"{config.folder}: this run is finished; another name starts another run")
+    try:
+        with mirrored(config.url, apart=APART) as mirror:
+            return _run(config, mirror, show)
+    except StorageError as error:
+        raise RunError(str(error)) from error
+
+
+def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
+    folder = mirror.folder
+    mirror.fetch(CONFIG, MATRIX, HTML, LOG)
+    if (found := finished(config, folder)) is not None:
+        show(f"{config.url}: this run is finished; another name starts another run")
         return found
     check_model(config)
-    show(f"{config.folder}: reading {len(config.data.tasks)} tasks from {config.data.root}")
+    show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
     ensure_data(config.data)
     tasks = read_tasks(config.data, config.seed)
     targets = stream_targets(tasks, config.data, config.evaluation)
-    claim_folder(config)
-    display = Display(config)
+    claim_folder(config, folder)
+    display = Display(config, folder)
     try:
         _train(config, display)
     finally:
         display.close()
-    write_report(config.folder, tasks, targets)
-    matrix: dict[str, Any] = json.loads((config.folder / MATRIX).read_text(encoding="utf-8"))
+    mirror.fetch()
+    write_report(folder, tasks, targets, f"{config.url}/{STORE}")
+    matrix: dict[str, Any] = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
     return matrix
 
 
-def finished(config: RunConfig) -> dict[str, Any] | None:
+def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     """The results of a run that has come to its end.
 
     Raises:
         RunError: Another configuration has this name.
     """
-    require_same(config)
-    file = config.folder / MATRIX
+    require_same(config, folder)
+    file = folder / MATRIX
     if not file.is_file():
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    complete = len(found["located"]) == len(config.data.tasks) and (config.folder / HTML).is_file()
+    complete = len(found["located"]) == len(config.data.tasks) and (folder / HTML).is_file()
     return found if complete else None
 
 
-def require_same(config: RunConfig) -> None:
+def require_same(config: RunConfig, folder: Path) -> None:
     """Refuse to go on with a run of this name that was configured otherwise."""
-    file = config.folder / CONFIG
+    file = folder / CONFIG
     if not file.is_file():
         return
     before = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -111,10 +124,10 @@ def require_same(config: RunConfig) -> None:
         )
 
 
-def claim_folder(config: RunConfig) -> None:
+def claim_folder(config: RunConfig, folder: Path) -> None:
     """Make the run's folder, and keep its configuration there."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    file = config.folder / CONFIG
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / CONFIG
     if not file.is_file():
         with whole(file) as beside:
             beside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8")
@@ -145,27 +158,37 @@ def _train(config: RunConfig, display: Display) -> None:
     if not display.live:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     cluster = config.cluster
     display.line("starting Ray")
     connect(config)
     gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    storage, path = _ray_storage(config.url)
     lost: TrainingFailedError | None = None
     trainer = TorchTrainer(
         work,
         train_loop_config={"config": rooted(config), "board": board},
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources
+            num_workers=cluster.workers
+            if cluster.min_workers is None
+            else (cluster.min_workers, cluster.workers),
+            elastic_resize_monitor_interval_s=cluster.resize_s,
+            use_gpu=gpu,
+            resources_per_worker=resources,
         ),
         run_config=TrainRunConfig(
-            name="train",
-            storage_path=str(config.folder.resolve()),
+            name=TRAIN,
+            storage_path=path,
+            storage_filesystem=storage,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
@@ -190,13 +213,23 @@ def _train(config: RunConfig, display: Display) -> None:
         )
 
 
+def _ray_storage(url: str) -> tuple[Any, str]:
+    """Where Ray keeps checkpoints, as it wants to be told: through the same patient door to S3."""
+    if not is_remote(url):
+        return None, str(Path(url).resolve())
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = filesystem(url)
+    return PyFileSystem(FSSpecHandler(fs)), path
+
+
 def rooted(config: RunConfig) -> RunConfig:
     """The same run for a process that works in another folder."""
     name = config.model.name
     local = str(Path(name).resolve()) if Path(name).is_dir() else name
     return replace(
         config,
-        runs=str(Path(config.runs).resolve()),
+        runs=_absolute(config.runs),
         model=replace(config.model, name=local),
         data=replace(config.data, root=_absolute(config.data.root)),
         evaluation=replace(
@@ -211,7 +244,7 @@ def rooted(config: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     """A path that means the same in any working directory; a URL does already."""
-    return path if "://" in path else str(Path(path).resolve())
+    return path if is_remote(path) else str(Path(path).resolve())
 
 
 def connect(config: RunConfig, *, dashboard: bool = False) -> None:
@@ -313,8 +346,8 @@ def work(settings: Mapping[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     link = RayLink(board)
-    if rank == 0 and (lost := ray.get(board.start.remote())):
-        link.emit({"phase": "restart", "lost": lost})
+    if rank == 0 and (count := ray.get(board.start.remote())):
+        link.emit({"phase": "restart", "count": count, "workers": workers})
     try:
         run_stream(config, Group(rank, workers, device), link)
     except Exception as error:
@@ -341,14 +374,32 @@ class RayLink:
 
     def __init__(self, board: Any) -> None:
         self.board = board
+        self._told: Any = None
+        self._under_way: Path | None = None
 
     def emit(self, event: Mapping[str, Any]) -> None:
         self.board.post.remote({"time": time.time(), **event})
 
-    def save(self, folder: Path) -> None:
-        from ray.train import Checkpoint, report
+    def save(self, folder: Path, *, wait: bool) -> None:
+        from ray.train import Checkpoint, CheckpointUploadMode, report
 
-        report({}, checkpoint=Checkpoint.from_directory(folder))
+        while self._under_way is not None and self._under_way.exists():
+            time.sleep(POLL_SECONDS)  # one at a time, or a slow storage would fill this disk
+        self._under_way = folder
+        report(
+            {},
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=getattr(CheckpointUploadMode, "SYNC" if wait else "ASYNC"),
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def leaving(self) -> bool:
+        from ray.train import get_preemption_info
+
+        found = get_preemption_info()
+        news = found is not None and found != self._told
+        self._told = found
+        return news
 
     @contextmanager
     def saved(self) -> Iterator[Path | None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from cmoe.data.samples import Sample
 from cmoe.group import Group
 from cmoe.methods.method import Loss
 from cmoe.passes import over_batches
-from cmoe.training.engine import Engine, TrainingConfig, running
+from cmoe.training.engine import Engine, TrainingConfig, convert, running
 
 PROGRESS = "progress.json"
 
@@ -32,8 +33,17 @@ class Link(Protocol):
         """Show progress."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Keep this rank's share of a checkpoint; every rank calls it."""
+    def save(self, folder: Path, *, wait: bool) -> None:
+        """Keep this rank's share of a checkpoint, and remove the folder; every rank calls it.
+
+        It may come back before that is done, unless it is to wait.
+        """
+        ...
+
+    def leaving(self) -> bool:
+        """Whether a machine of the group is about to be taken away, told once; every rank calls it
+        alike.
+        """
         ...
 
     def saved(self) -> AbstractContextManager[Path | None]:
@@ -101,17 +111,19 @@ class Phases:
         self.batch_size, self.loader_workers = batch_size, loader_workers
         self.progress = Progress(index, task, group.workers)
         self._resumable: str | None = None
+        self._regrouped = False
         with link.saved() as folder:
             self._recover(folder)
 
     def _recover(self, folder: Path | None) -> None:
-        """Take up the progress of a checkpoint, if it is this task's and this group's."""
+        """Take up the progress of a checkpoint, if it is this task's."""
         if folder is None or not (folder / PROGRESS).is_file():
             return
         saved = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
         mine = self.progress
-        if (saved.index, saved.task, saved.workers) == (mine.index, mine.task, mine.workers):
-            self.progress = saved
+        if (saved.index, saved.task) == (mine.index, mine.task):
+            self._regrouped = saved.workers != mine.workers
+            self.progress = replace(saved, workers=mine.workers)
             self._resumable = saved.phase
 
     # What a method asks for
@@ -125,9 +137,8 @@ class Phases:
             len(samples), steps, cfg.global_batch, f"{self.seed}/{self.progress.task}/{phase}"
         )
         counts = np.array([sum(tail.answers) for tail in self.collator.tails(samples)])
-        engine = Engine(self.module, cfg, steps, group.workers)
-        start = self._resume(phase, engine)
-        mine = _micro_batches(order[start:], cfg.micro_batch, group)
+        engine, start = self._engine(phase, steps)
+        mine, weights = _micro_batches(order[start:], cfg.micro_batch, group)
         batches = loader(samples, mine, self.collator.training, self.loader_workers)
         # A micro-batch's share of the answer tokens of its whole global batch.
         tokens = counts[order].sum(1) * cfg.micro_batch / cfg.global_batch
@@ -135,17 +146,19 @@ class Phases:
         with self._timed(phase):
             for step in range(start, steps):
                 losses = (
-                    loss(engine.engine, self.group.moved(next(batches)), float(tokens[step]))
-                    for _ in range(engine.accumulation)
+                    weight
+                    * loss(engine.engine, self.group.moved(next(batches)), float(tokens[step]))
+                    for weight in weights
                 )
                 pending.append(engine.step(losses))
                 done = step + 1
-                checkpoint = done % cfg.checkpoint_every == 0 or done == steps
+                leaving = self.link.leaving()
+                checkpoint = leaving or done % cfg.checkpoint_every == 0 or done == steps
                 if checkpoint or done % cfg.log_every == 0:
                     self._log(phase, pending, done, steps)
                     pending = []
                 if checkpoint:
-                    self._save(phase, done, engine)
+                    self._save(phase, done, engine, wait=leaving)
         engine.close()
 
     def map(
@@ -180,16 +193,22 @@ class Phases:
 
     # Within a training
 
-    def _resume(self, phase: str, engine: Engine) -> int:
-        """The step to go on from."""
-        if self._resumable != phase:
+    def _engine(self, phase: str, steps: int) -> tuple[Engine, int]:
+        """The engine of a training, and the step to go on from."""
+        workers, resumed = self.group.workers, self._resumable == phase
+        converted = resumed and self._regrouped and self.config.zero > 0
+        engine = Engine(self.module, self.config, steps, workers, converted=converted)
+        if not resumed:
             self.progress.loss[phase] = []
-            return 0
+            return engine, 0
         self._resumable = None
-        with self.link.saved() as folder:
+        with self.link.saved() as folder, tempfile.TemporaryDirectory() as beside:
             assert folder is not None
+            if converted:
+                convert(folder, Path(beside))
+                folder = Path(beside)
             engine.load(folder)
-        return self.progress.step
+        return engine, self.progress.step
 
     def _log(self, phase: str, pending: Sequence[Tensor], done: int, steps: int) -> None:
         """Bring the losses of the last steps to the host: the only time that a step waits for it.
@@ -208,21 +227,23 @@ class Phases:
         self.progress.loss[phase] += losses
         self._emit(phase, done, steps, loss=losses[-1])
 
-    def _save(self, phase: str, step: int, engine: Engine) -> None:
+    def _save(self, phase: str, step: int, engine: Engine, *, wait: bool) -> None:
         self.progress.phase, self.progress.step = phase, step
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            try:
-                engine.save(folder)
-                if self.group.first:
-                    text = json.dumps(asdict(self.progress))
-                    (folder / PROGRESS).write_text(text, encoding="utf-8")
-                self.link.save(folder)
-            except (OSError, RuntimeError) as error:  # torch's writer raises the second
-                raise OSError(
-                    f"the checkpoint of step {step} can't be written by way of {folder}; is the "
-                    f"disk full? {error}"
-                ) from error
+        folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-"))
+        try:
+            engine.save(folder)
+            if self.group.first:
+                text = json.dumps(asdict(self.progress))
+                (folder / PROGRESS).write_text(text, encoding="utf-8")
+            self.link.save(folder, wait=wait)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not isinstance(error, OSError | RuntimeError):  # torch's writer raises the second
+                raise
+            raise OSError(
+                f"the checkpoint of step {step} can't be written by way of {folder}; is the disk "
+                f"full? {error}"
+            ) from error
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -241,8 +262,18 @@ class Phases:
             self.link.emit(of | {"step": step, "steps": steps} | more)
 
 
-def _micro_batches(order: Any, micro_batch: int, group: Group) -> list[list[int]]:
-    """This rank's micro-batches of every step: whole ones, cut alike for any number of workers."""
+def _micro_batches(
+    order: Any, micro_batch: int, group: Group
+) -> tuple[list[list[int]], list[float]]:
+    """This rank's micro-batches of every step, and how much each of a step's counts.
+
+    Whole ones, cut alike for any number of workers. Where they don't divide evenly, ranks repeat
+    one that counts nothing, as all must make equally many passes; and as the engine takes the mean
+    over all, the others count more.
+    """
     steps, batch = order.shape
-    cut = order.reshape(steps, batch // micro_batch, micro_batch)
-    return [row.tolist() for step in cut for row in step[group.rank :: group.workers]]
+    count = batch // micro_batch
+    mine = np.arange(group.rank, -(-count // group.workers) * group.workers, group.workers)
+    weights = np.where(mine < count, len(mine) * group.workers / count, 0.0)
+    cut = order.reshape(steps, count, micro_batch)[:, mine % count]
+    return cut.reshape(-1, micro_batch).tolist(), weights.tolist()

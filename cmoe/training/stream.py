@@ -22,15 +22,17 @@ from cmoe.data.samples import Task
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
-from cmoe.evaluation.run import ALONE, PREDICTIONS, STAGES, STORE, notes_file
+from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STAGES, STORE, notes_file
 from cmoe.evaluation.targets import stream_targets
 from cmoe.group import Group
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Method
 from cmoe.methods.peers import SequentialLoRA
+from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.base import load_base
 from cmoe.modeling.routers import BASE
+from cmoe.storage import exists
 from cmoe.store import HEADER, Record, Store
 from cmoe.training.engine import running
 from cmoe.training.phases import Link, Phases
@@ -49,28 +51,33 @@ def run_stream(config: RunConfig, group: Group, link: Link) -> None:
         FloatingPointError: A loss isn't finite.
         StoreError: The store is damaged or another base's.
     """
-    stream = Stream(config, group, link)
-    stream.evaluate(BASE)
-    for index, task in enumerate(stream.tasks):
-        if index < len(stream.store):
-            stream.recall(index)
-        else:
-            stream.learn(index, task)
-        stream.evaluate(index)
+    with mirrored(config.url, apart=APART) as mirror:
+        stream = Stream(config, group, link, mirror)
+        stream.evaluate(BASE)
+        for index, task in enumerate(stream.tasks):
+            if index < len(stream.store):
+                stream.recall(index)
+            else:
+                stream.learn(index, task)
+            stream.evaluate(index)
 
 
 class Stream:
-    """A run as one worker sees it: the method as far as it has come, and the tests."""
+    """A run as one worker sees it: the method as far as it has come, and the tests.
 
-    def __init__(self, config: RunConfig, group: Group, link: Link) -> None:
-        self.config, self.group, self.link = config, group, link
+    Rank 0 alone reads and writes files of the run's folder.
+    """
+
+    def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
+        self.config, self.group, self.link, self.mirror = config, group, link, mirror
         self.tasks = read_tasks(config.data, config.seed)
         self.targets = stream_targets(self.tasks, config.data, config.evaluation)
         base, self.collator = load(config, group.device)
         self.method = make_method(config, base)
-        self.folder = config.folder
-        group.from_first(self._prepare)
-        self.store = Store.open(self.folder / STORE)
+        self.folder = mirror.folder
+        log = f"{config.url}/{STORE}"
+        group.from_first(lambda: self._prepare(log))
+        self.store = Store.open(log)
         self.store.require_base(self.method.base_digest)
         self.predictor = Predictor(
             self.method,
@@ -86,11 +93,12 @@ class Stream:
         )
         self._index = BASE
 
-    def _prepare(self) -> None:
+    def _prepare(self, log: str) -> None:
+        self.mirror.fetch()
         for name in (PREDICTIONS, STAGES):
             (self.folder / name).mkdir(exist_ok=True)
-        if not (self.folder / STORE / HEADER).is_file():
-            start_store(self.folder / STORE, self.method, self.config)
+        if not exists(f"{log}/{HEADER}"):
+            start_store(log, self.method, self.config)
 
     def recall(self, index: int) -> None:
         """Take a task that was learned before from the store.
@@ -126,6 +134,7 @@ class Stream:
 
     def evaluate(self, stage: int) -> None:
         """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
+        self.mirror.check()
         if not self.predictor.done(stage):
             self._index, start = stage, time.monotonic()
             name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
@@ -213,10 +222,10 @@ def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
     return method
 
 
-def start_store(folder: Path, method: Method, config: RunConfig) -> Store:
+def start_store(url: str | Path, method: Method, config: RunConfig) -> Store:
     """The log of a run's method that has learned nothing yet."""
     return create_store(
-        folder,
+        url,
         method,
         name=config.model.name,
         revision=config.model.revision or "default",

@@ -24,6 +24,7 @@ from cmoe.data.coin import ensure_data
 from cmoe.evaluation.results import write_json
 from cmoe.evaluation.run import STORE
 from cmoe.methods.method import seed_of
+from cmoe.storage import is_remote
 from cmoe.store import Store
 from cmoe.training.launch import RunError, check_model, claim_folder, require_same, rooted
 from cmoe.tuning.space import (
@@ -73,9 +74,12 @@ class SweepConfig:
                 "data.evaluate_on is selection; a sweep chooses on the selection split anyway, and "
                 "its winners are judged on the test"
             )
+        if is_remote(self.run.runs):
+            raise ValueError(
+                f"runs is {self.run.runs!r}; a sweep's folder is on a disk that its nodes share"
+            )
         if self.run.method != "cmoe":
             raise ValueError(f"method is {self.run.method!r}; only cmoe has something to search")
-        self.run.training.accumulation(1)
         if self.branch.task is not None and self.branch.task not in data.tasks:
             raise ValueError(f"task is {self.branch.task!r}; data.tasks has {list(data.tasks)}")
 
@@ -88,7 +92,7 @@ class SweepConfig:
     def store(self) -> str:
         """The log that winners are committed to, as a path from the root or a URL."""
         place = self.branch.store or str(self.run.folder / STORE)
-        return place if "://" in place else str(Path(place).absolute())
+        return place if is_remote(place) else str(Path(place).absolute())
 
     def as_dict(self) -> dict[str, Any]:
         parts = {part: asdict(getattr(self, part)) for part in ("search", "budget", "branch")}
@@ -113,14 +117,14 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
         StoreError: The store is another base's, or damaged.
     """
     run = config.run
-    require_same(run)
+    require_same(run, run.folder)
     said = _claim(run.folder / SWEEP, config)
     if len(said["tasks"]) == len(config.tasks):
         show(f"{run.folder}: this sweep is finished; another name starts another sweep")
         return said
     check_model(run)
     ensure_data(run.data)
-    claim_folder(run)
+    claim_folder(run, run.folder)
     write_json(run.folder / SWEEP, said)
     run = rooted(run)
     with cluster(run):

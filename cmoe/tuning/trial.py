@@ -205,11 +205,12 @@ class _Rungs:
     """A link that measures at every checkpoint, before it is kept."""
 
     def __init__(self, link: Link, measure: Callable[[], None]) -> None:
-        self.emit, self.saved, self._link, self._measure = link.emit, link.saved, link, measure
+        self.emit, self.saved, self.leaving = link.emit, link.saved, link.leaving
+        self._link, self._measure = link, measure
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, wait: bool) -> None:
         self._measure()
-        self._link.save(folder)
+        self._link.save(folder, wait=wait)
 
 
 def alone(where: str) -> torch.device:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from cmoe.config import RunConfig, differences
@@ -224,10 +225,14 @@ class TuneLink:
         """The loss that goes with the next checkpoint."""
         self._metrics = {LOSS: loss}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, wait: bool) -> None:
         from ray.tune import Checkpoint, report
 
         report(self._metrics, checkpoint=Checkpoint.from_directory(folder))
+        rmtree(folder)
+
+    def leaving(self) -> bool:
+        return False  # Ray Tune isn't told
 
     @contextmanager
     def saved(self) -> Iterator[Path | None]:

@@ -36,7 +36,7 @@ def stream(group: Group, config: RunConfig) -> None:
 def run(config: RunConfig, workers: int) -> dict[str, Any]:
     """Run a stream; its matrix, its decisions and its losses."""
     ensure_data(config.data)
-    config.folder.mkdir(parents=True)
+    config.folder.mkdir(parents=True, exist_ok=True)
     run_group(workers, stream, config)
     stages = [
         json.loads(file.read_text()) for file in sorted((config.folder / "stages").glob("*.json"))
@@ -64,7 +64,48 @@ def test_workers_and_zero_stages_decide_and_learn_alike(
 ) -> None:
     config = small_config(root, f"{workers}-{zero}")
     config = replace(config, training=replace(config.training, zero=zero))
-    found = run(config, workers)
+    alike(run(config, workers), alone, within=1e-4)
+
+
+class Stops(FolderLink):
+    """The group is lost right behind the n-th checkpoint that it keeps."""
+
+    count = 0
+
+    def save(self, folder: Path, *, wait: bool) -> None:
+        super().save(folder, wait=wait)
+        self.count -= 1
+        if not self.count:
+            raise KeyError("stopped")
+
+
+def stopping(group: Group, config: RunConfig, count: int) -> None:
+    link = Stops(group, config.folder / "checkpoint")
+    link.count = count
+    run_stream(config, group, link)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_training_goes_on_with_another_number_of_workers(
+    root: Path, alone: dict[str, Any], zero: Any
+) -> None:
+    """Within one training on 2, then 1, then 3, which can't share a step's batches evenly."""
+    config = small_config(root, f"regrouped-{zero}")
+    config = replace(config, training=replace(config.training, zero=zero, checkpoint_every=4))
+    ensure_data(config.data)
+    config.folder.mkdir(parents=True)
+    for workers in (2, 1):
+        with pytest.raises(mp.ProcessRaisedException, match="stopped"):
+            run_group(workers, stopping, config, 1)
+        progress = json.loads((config.folder / "checkpoint" / "progress.json").read_text())
+        assert (progress["task"], progress["phase"]) == (TASKS[0], "train")
+        assert progress["workers"] == workers
+    assert progress["step"] == 8
+    alike(run(config, 3), alone, within=1e-3)
+
+
+def alike(found: dict[str, Any], alone: dict[str, Any], within: float) -> None:
+    """Two runs decided alike, and their losses agree."""
     for mine, theirs in zip(found["records"], alone["records"], strict=True):
         assert mine.task == theirs.task
         assert mine.parameters == theirs.parameters
@@ -74,7 +115,7 @@ def test_workers_and_zero_stages_decide_and_learn_alike(
             assert mine.decision["scores"][name] == pytest.approx(scores, abs=1e-3)
     for task in TASKS:
         for phase, losses in alone["loss"][task].items():
-            assert found["loss"][task][phase] == pytest.approx(losses, abs=1e-4)
+            assert found["loss"][task][phase] == pytest.approx(losses, abs=within)
 
 
 def test_matrix_has_what_readers_of_it_need(alone: dict[str, Any]) -> None:
