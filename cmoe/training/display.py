@@ -58,6 +58,9 @@ class Display:
         if event["phase"] == "restart":
             self.line(f"start {event['count'] + 1} of the workers: {event['workers']} go on")
             return
+        if event["phase"] == "notice":
+            self.line(f"a machine leaves; step {event['step']} of {event['steps']} is saved first")
+            return
         now = event["time"]
         phase = event["index"], event["phase"], event.get("of")
         began = phase != self._phase

@@ -153,6 +153,8 @@ class Phases:
                 pending.append(engine.step(losses))
                 done = step + 1
                 leaving = self.link.leaving()
+                if leaving:
+                    self._emit("notice", done, steps)
                 checkpoint = leaving or done % cfg.checkpoint_every == 0 or done == steps
                 if checkpoint or done % cfg.log_every == 0:
                     self._log(phase, pending, done, steps)

@@ -1,0 +1,121 @@
+"""Runs on clusters of several nodes, all of this machine, whose nodes come and go."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jobs import JOB, finish, same_run, start, undisturbed, until
+from ray.cluster_utils import Cluster
+from workers import TASKS, small_config
+
+from cmoe.config import RunConfig
+from cmoe.store import Store
+
+QUICK = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cluster")
+
+
+def long_config(root: Path, name: str, **cluster: Any) -> RunConfig:
+    """Two tasks, the second one's training long enough for nodes to come and go."""
+    config = small_config(root, name)
+    return replace(
+        config,
+        data=replace(config.data, tasks=TASKS[:2]),
+        training=replace(config.training, steps=60, checkpoint_every=10, log_every=1),
+        cluster=replace(config.cluster, **cluster),
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path) -> Path:
+    return undisturbed(long_config(root, "whole"))
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """A head that has one worker's core."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
+def job_on(nodes: Cluster, root: Path, config: RunConfig) -> tuple[subprocess.Popen[str], Path]:
+    """A job on a cluster, and where it logs."""
+    config = replace(config, cluster=replace(config.cluster, address=nodes.address))
+    file = root / f"{config.name}.yaml"
+    file.write_text(yaml.safe_dump(config.as_dict()))
+    return start(JOB, "--config", file, environment=QUICK), config.folder / "run.log"
+
+
+def said(log: Path, pattern: str) -> bool:
+    return log.is_file() and re.search(pattern, log.read_text()) is not None
+
+
+def test_a_node_is_killed_while_it_trains(root: Path, reference: Path) -> None:
+    with cluster() as nodes:
+        node = nodes.add_node(num_cpus=1)
+        job, log = job_on(nodes, root, long_config(root, "killed"))
+        until(lambda: said(log, r"task 2/2 VizWiz +train +2\d/60") or job.poll() is not None)
+        nodes.remove_node(node, allow_graceful=False)
+        nodes.add_node(num_cpus=1)
+        out = finish(job)
+    assert job.returncode == 0, out
+    assert "start 2 of the workers: 2 go on" in out
+    same_run(root / "runs" / "killed", reference)
+
+
+def test_the_group_shrinks_on_notice_and_grows_again(root: Path, reference: Path) -> None:
+    config = long_config(root, "elastic", min_workers=1, resize_s=2.0)
+    with cluster() as nodes:
+        node = nodes.add_node(num_cpus=1)
+        job, log = job_on(nodes, root, config)
+        until(lambda: said(log, r"task 2/2 VizWiz +train +12/60") or job.poll() is not None)
+        drain(nodes, node)
+        until(lambda: said(log, "a machine leaves") or job.poll() is not None)
+        nodes.remove_node(node, allow_graceful=False)
+        until(lambda: said(log, "start 2 of the workers: 1 go") or job.poll() is not None)
+        nodes.add_node(num_cpus=1)
+        until(lambda: said(log, "start 3 of the workers: 2 go") or job.poll() is not None)
+        out = finish(job)
+    assert job.returncode == 0, out
+    decided_alike(config.folder, reference)
+
+
+def drain(nodes: Cluster, node: Any) -> None:
+    """What a provider's notice is to Ray: the node goes in half a minute."""
+    command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", nodes.address]
+    command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "spot", "--deadline-remaining-seconds", "30"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def decided_alike(folder: Path, reference: Path) -> None:
+    """The same experts in the same places, and losses within 1e-3."""
+    mine, theirs = (Store.open(f / "store") for f in (folder, reference))
+    mine.verify()
+    for one, other in zip(mine.records(), theirs.records(), strict=True):
+        assert one.parameters == other.parameters
+        assert one.decision.get("experts") == other.decision.get("experts")
+    for index in range(2):
+        notes = [
+            json.loads((f / "stages" / f"{index:03d}.json").read_text())
+            for f in (folder, reference)
+        ]
+        for phase, losses in notes[1]["loss"].items():
+            assert notes[0]["loss"][phase] == pytest.approx(losses, abs=1e-3), phase
