@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install stream serve test check format bench base clean
+.PHONY: install stream serve test chaos check format bench base clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ serve: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Kills workers, drivers and nodes of a short stream, 20 in all; about 15 minutes.
+chaos: install
+	$(BIN)/python tests/chaos.py
 
 check: install
 	$(BIN)/ruff check .

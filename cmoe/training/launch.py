@@ -29,6 +29,7 @@ from cmoe.store import StoreError
 from cmoe.training.display import LOG, Display
 
 POLL_SECONDS = 0.5
+WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
 # Failures of a worker's own: trying again would end the same. All others, a dead process or a
 # collective that lost its peer, are worth another try.
 OWN_FAILURES = (
@@ -65,6 +66,7 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
         RunError: Another configuration has this name, or the run failed for good.
         DataError: The data is missing or wrong.
     """
+    require_lasting(config.runs)
     try:
         with mirrored(config.url, apart=APART) as mirror:
             return _run(config, mirror, show)
@@ -108,6 +110,19 @@ def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     complete = len(found["located"]) == len(config.data.tasks) and (folder / HTML).is_file()
     return found if complete else None
+
+
+def require_lasting(runs: str) -> None:
+    """Refuse a folder within the copy of a working directory that Ray makes for a job alone.
+
+    Raises:
+        RunError: Says what would be right.
+    """
+    if not is_remote(runs) and WORKING_COPIES in Path(runs).absolute().parts:
+        raise RunError(
+            f"runs is {runs!r}, in the copy of the working directory that this job alone has and "
+            "that Ray removes; give --runs an absolute path that stays, or s3://bucket/prefix"
+        )
 
 
 def require_same(config: RunConfig, folder: Path) -> None:
