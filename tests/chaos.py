@@ -9,6 +9,7 @@ happened to. What is killed when comes from the seed; where the run is then, fro
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -27,7 +28,8 @@ from workers import TASKS, small_config
 from cmoe.config import RunConfig
 
 KINDS = ("worker", "driver", "node")
-PAUSE_S = (2.0, 30.0)  # from one kill to the next: a group needs about a dozen to be back
+AT_WORK = 0.7  # of the kills, at least: once the group is back at work
+PAUSE_S = 12.0  # at most until a kill, from the last one or from when the group is at work
 
 
 def chaos(root: Path, kills: int, seed: int, show: Callable[[str], object] = print) -> int:
@@ -56,12 +58,14 @@ def chaos(root: Path, kills: int, seed: int, show: Callable[[str], object] = pri
             file.write_text(yaml.safe_dump(config.as_dict()))
             job = start(JOB, "--config", file)
             while kinds:
-                _rest(random.uniform(*PAUSE_S), job)
+                log = config.folder / "run.log"
+                if random.random() < AT_WORK:
+                    _until_at_work(log, job)
+                _rest(random.uniform(0, PAUSE_S), job)
                 if job.poll() is not None:
                     break
                 kind = kinds.pop(0)
-                log = config.folder / "run.log"
-                where = log.read_text().splitlines()[-1][20:] if log.is_file() else "its beginning"
+                where = _last(log) or "its beginning"
                 show(f"run {runs}: {kind} killed at: {where}")
                 if kind == "worker":
                     _kill_worker(nodes, random)
@@ -89,6 +93,20 @@ def _config(root: Path, name: str, **cluster: Any) -> RunConfig:
         training=replace(config.training, steps=40, log_every=2),
         cluster=replace(config.cluster, max_failures=1000, **cluster),
     )
+
+
+def _last(log: Path) -> str:
+    """What a run showed last."""
+    return log.read_text().splitlines()[-1][20:] if log.is_file() else ""
+
+
+def _until_at_work(log: Path, job: Any) -> None:
+    """Wait until something is shown but that the group starts, behind what was there."""
+    before = len(log.read_text()) if log.is_file() else 0
+    while job.poll() is None:
+        if log.is_file() and re.search(r" \d+/\d+ ", log.read_text()[before:]):
+            return
+        time.sleep(0.1)
 
 
 def _rest(seconds: float, job: Any) -> None:
