@@ -36,7 +36,6 @@ def mirrored(url: str, *, apart: Sequence[str] = ()) -> Iterator[Mirror]:
         StorageError: The body has ended well, and what it wrote can't be kept.
     """
     if not is_remote(url):
-        Path(url).mkdir(parents=True, exist_ok=True)
         yield Mirror(Path(url))
         return
     with tempfile.TemporaryDirectory(prefix="cmoe-") as copy:
@@ -54,7 +53,8 @@ class Mirror:
     """A folder on this machine; of one that is kept elsewhere, the copy.
 
     Attributes:
-        folder: To read and write in. Files are written whole, or only appended to.
+        folder: To read and write in; on a local disk it need not be there yet. Files are written
+            whole, or only appended to.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -347,7 +347,7 @@ def test_a_plan_stands_beside_its_run(
     ("flag", "said"),
     [
         ("--plan.gpus=0", "plan.gpus is 0; at least 1"),
-        ("--plan.gpus=5", "need a multiple of 10"),
+        ("--plan.gpus=33", "at most so many workers"),
         ("--plan.memory=0", "plan.memory is 0.0; more than 0"),
         ("--plan.flops=-1", "plan.flops is -1.0; more than 0"),
         ("--plan.gpu=1", "gpu"),

@@ -22,6 +22,8 @@ def test_a_folder_of_this_machine_is_worked_on_itself(tmp_path: Path) -> None:
     with mirrored(str(tmp_path / "run")) as mirror:
         assert mirror.folder == tmp_path / "run"
         mirror.fetch()
+        assert not mirror.folder.exists(), "who only looks leaves nothing"
+        mirror.folder.mkdir()
         (mirror.folder / "a").write_text("1")
     assert (tmp_path / "run" / "a").read_text() == "1"
 

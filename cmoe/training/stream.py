@@ -96,7 +96,7 @@ class Stream:
     def _prepare(self, log: str) -> None:
         self.mirror.fetch()
         for name in (PREDICTIONS, STAGES):
-            (self.folder / name).mkdir(exist_ok=True)
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         if not exists(f"{log}/{HEADER}"):
             start_store(log, self.method, self.config)
 
