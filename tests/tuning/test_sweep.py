@@ -307,5 +307,7 @@ def test_runs_that_cannot_be_swept_are_refused(
         BranchConfig(task="GQA")
     with pytest.raises(ValueError, match=r"task is 'GQA'; data.tasks has"):
         replace(config, branch=BranchConfig("GQA", "somewhere"))
+    with pytest.raises(ValueError, match="on a disk that its nodes share"):
+        replace(config, run=replace(config.run, runs="s3://bucket/runs"))
     with pytest.raises(ValueError, match="only cmoe"):
         replace(config, run=replace(config.run, method="lora"))
