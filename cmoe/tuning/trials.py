@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from cmoe.config import RunConfig, differences
 from cmoe.methods.method import seed_of
 from cmoe.store import HEADER, Store, StoreError
-from cmoe.training.launch import RunError, connect, opened
+from cmoe.training.launch import RunError, connect
 from cmoe.training.stream import load, make_method, start_store
+from cmoe.training.worker import opened
 from cmoe.tuning.space import Candidate, Point, Result, SearchConfig
 from cmoe.tuning.trial import RESULT, Bench, probe, train
 

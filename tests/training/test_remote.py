@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import s3fs
@@ -47,6 +48,8 @@ def test_a_run_over_a_failing_wire_ends_in_the_same_matrix(
 ) -> None:
     """A fifth of all calls fails, and once for 30 seconds all of them."""
     config, file = on_s3(root, "failing", bucket)
+    secret = f"secret-{uuid4().hex}"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     with flaky(str(getattr(s3_server, "endpoint", "")), share=0.2, seed=3) as proxy:
         reached(proxy, monkeypatch)
         job = start(JOB, "--config", file)
@@ -58,6 +61,11 @@ def test_a_run_over_a_failing_wire_ends_in_the_same_matrix(
         assert len(proxy.faults) == 6, proxy.faults
         proxy.share = 0
         same_run(config.url, reference)
+        assert secret not in out
+        fs, path = filesystem(config.url)
+        kept = fs.find(path)
+        assert len(kept) > 20
+        assert [name for name in kept if secret.encode() in fs.cat_file(name)] == []
 
 
 def test_a_run_that_can_not_be_kept_says_so_and_goes_on_later(

@@ -1,0 +1,126 @@
+"""What every worker of the group runs under Ray Train, and its link to Ray and to the driver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cmoe.store import StoreError
+
+POLL_SECONDS = 0.5
+# Failures of a worker's own: trying again would end the same. All others, a dead process or a
+# collective that lost its peer, are worth another try.
+OWN_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    StoreError,
+    TypeError,
+    ValueError,
+)
+LOST_PEER = (ConnectionError, TimeoutError)
+
+
+def work(settings: Mapping[str, Any]) -> None:
+    """What every worker of the group runs.
+
+    Ray Train starts a failed group again, whatever the failure was. One that would come again is
+    told to the board, and the group that is started for it ends at once.
+    """
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from cmoe.group import Group
+    from cmoe.training.stream import run_stream
+
+    config, board = settings["config"], settings["board"]
+    if ray.get(board.cause.remote()) is not None:
+        return
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    link = RayLink(board)
+    if rank == 0 and (count := ray.get(board.start.remote())):
+        link.emit({"phase": "restart", "count": count, "workers": workers})
+    try:
+        run_stream(config, Group(rank, workers, device), link)
+    except Exception as error:
+        if is_own(error):
+            notes = getattr(error, "__notes__", [])
+            ray.get(board.fail.remote("\n  ".join([f"{type(error).__name__}: {error}", *notes])))
+        raise
+
+
+def is_own(error: Exception) -> bool:
+    """Whether a worker's failure is its own, so that trying again would end the same.
+
+    Where the process group has gone, Ray has taken it down because of another worker, and whatever
+    came of that here, an `AssertionError` of DeepSpeed's for example, says nothing.
+    """
+    import torch.distributed as dist
+
+    lost = isinstance(error, LOST_PEER) or not dist.is_initialized()
+    return isinstance(error, OWN_FAILURES) and not lost
+
+
+class RayLink:
+    """The worker program's link to Ray Train and to the driver's display."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self._told: Any = None
+        self._under_way: Path | None = None
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        self.board.post.remote({"time": time.time(), **event})
+
+    def save(self, folder: Path, *, wait: bool) -> None:
+        from ray.train import Checkpoint, CheckpointUploadMode, report
+
+        while self._under_way is not None and self._under_way.exists():
+            time.sleep(POLL_SECONDS)  # one at a time, or a slow storage would fill this disk
+        self._under_way = folder
+        report(
+            {},
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=getattr(CheckpointUploadMode, "SYNC" if wait else "ASYNC"),
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def leaving(self) -> bool:
+        from ray.train import get_preemption_info
+
+        found = get_preemption_info()
+        news = found is not None and found != self._told
+        self._told = found
+        return news
+
+    @contextmanager
+    def saved(self) -> Iterator[Path | None]:
+        from ray.train import get_checkpoint
+
+        with opened(get_checkpoint()) as folder:
+            yield folder
+
+
+@contextmanager
+def opened(checkpoint: Any) -> Iterator[Path | None]:
+    """The folder of a checkpoint of Ray's, if there is one."""
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
