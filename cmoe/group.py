@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+LOST_PEER = (ConnectionError, TimeoutError)
+"""What a collective may raise where another process has gone, besides RuntimeError."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ Work doesn't wait for it; whoever leaves the folder does.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cmoe.files import whole
 from cmoe.storage import filesystem, is_remote
 
 PERIOD_S = 2.0  # between two looks for what was written
+AGAIN_S = 30.0  # until it is tried again, where it failed
 
 
 class StorageError(Exception):
@@ -43,10 +45,11 @@ def mirrored(url: str, *, apart: Sequence[str] = ()) -> Iterator[Mirror]:
         mirror.start()
         try:
             yield mirror
-        except BaseException:
-            mirror.stop()
+        except Exception:
+            mirror.end()
             raise
-        mirror.finish()
+        mirror.end()
+        mirror.check()
 
 
 class Mirror:
@@ -66,6 +69,9 @@ class Mirror:
     def check(self) -> None:
         """Raise StorageError where what was written can't be kept."""
 
+    def flush(self) -> None:
+        """Wait until what was written so far is kept; errors as of `check`."""
+
 
 class _Remote(Mirror):
     def __init__(self, url: str, folder: Path, apart: Sequence[str]) -> None:
@@ -76,6 +82,7 @@ class _Remote(Mirror):
         self._known: dict[str, tuple[int, int]] = {}  # the copy's files as they are there
         self._mine: set[str] = set()  # carried from here
         self._lock = threading.Lock()  # a file is fetched or carried
+        self._putting = threading.Lock()  # one after the other, or the order is lost
         self._failure: StorageError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._carry, name="mirror", daemon=True)
@@ -83,6 +90,8 @@ class _Remote(Mirror):
     def fetch(self, *names: str) -> None:
         try:
             for path, info in self._fs.find(self._root, detail=True).items():
+                if info["type"] != "file":
+                    continue  # the folder itself, where it came to be between two of its calls
                 name = path.removeprefix(self._root).lstrip("/")
                 top = name.partition("/")[0]
                 if top in self._apart or (names and top not in names):
@@ -107,55 +116,62 @@ class _Remote(Mirror):
         if self._failure is not None:
             raise self._failure
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Carry nothing more."""
-        self._ended.set()
-
-    def finish(self) -> None:
-        """Wait until all is there."""
-        self._ended.set()
-        self._thread.join()
-        self.check()
+    def flush(self) -> None:
         self._put()
         self.check()
 
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Carry what is left, and nothing more then."""
+        self._ended.set()
+        self._thread.join()
+        self._put()
+
     def _carry(self) -> None:
-        while self._failure is None and not self._ended.wait(PERIOD_S):
+        while not self._ended.wait(PERIOD_S if self._failure is None else AGAIN_S):
             self._put()
 
     def _put(self) -> None:
-        for _, name in sorted((state, name) for name, state in self._changed().items()):
-            file = self.folder / name
+        """Carry what was written since, or remember why that can't be."""
+        with self._putting:
+            name = ""
             try:
-                with self._lock:
-                    state = _state(file)  # before it is read: what is appended then is seen later
-                    self._fs.put_file(str(file), f"{self._root}/{name}")
-                    self._known[name] = state
-                    self._mine.add(name)
+                for _, name in sorted((state, name) for name, state in self._changed().items()):
+                    self._put_file(name)
+                self._failure = None
             except Exception as error:  # botocore's own are of many kinds
-                if not file.is_file():
-                    continue
                 self._failure = StorageError(
                     f"{self.url}/{name}: can't be written: {error!r}. What was saved before is "
                     "there; the same command goes on from it"
                 )
-                return
+
+    def _put_file(self, name: str) -> None:
+        file = self.folder / name
+        with self._lock:
+            try:
+                state = _state(file)  # before it is read: what is appended then is seen later
+                if self._known.get(name) == state:
+                    return  # fetched meanwhile
+                self._fs.put_file(str(file), f"{self._root}/{name}")
+            except FileNotFoundError:
+                if file.is_file():
+                    raise
+                return  # gone meanwhile
+            self._known[name] = state
+            self._mine.add(name)
 
     def _changed(self) -> dict[str, tuple[int, int]]:
         found = {}
-        for file in self.folder.rglob("*"):
-            if file.is_symlink() or not file.is_file() or file.suffix == ".tmp":
-                continue
-            name = file.relative_to(self.folder).as_posix()
-            try:
-                state = _state(file)
-            except FileNotFoundError:
-                continue
-            if self._known.get(name) != state:
-                found[name] = state
+        for folder, _, names in os.walk(self.folder):
+            for file in (Path(folder, name) for name in names):
+                if file.is_symlink() or file.suffix == ".tmp":
+                    continue
+                name = file.relative_to(self.folder).as_posix()
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    if self._known.get(name) != (state := _state(file)):
+                        found[name] = state
         return found
 
 

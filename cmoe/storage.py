@@ -11,9 +11,9 @@ from typing import Any
 
 S3 = "s3://"
 # Of one request, with pauses of 1, 2, 4 .. 20 seconds between, half of that on average (botocore's
-# "standard" mode): a storage that is away for two minutes is waited for.
+# "standard" mode): a storage that is away for two minutes is waited for. Many calls at a time share
+# a budget of retries, and give up sooner. s3fs tries again where an answer breaks off.
 ATTEMPTS = 20
-READS = 8  # of a body that breaks off, each from where the last one ended
 
 
 def is_remote(url: str | os.PathLike[str]) -> bool:
@@ -32,16 +32,19 @@ def filesystem(url: str | os.PathLike[str], **options: Any) -> tuple[Any, str]:
 
     url = os.fspath(url)
     if not url.startswith(S3):
-        found: tuple[Any, str] = url_to_fs(url, **options)
-        return found
+        local: tuple[Any, str] = url_to_fs(url, **options)
+        return local
     config = {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}
     # s3fs would otherwise go on answering from a listing before another process's write.
-    fs, path = url_to_fs(url, **{"config_kwargs": config, "use_listings_cache": False, **options})
-    fs.retries = READS
-    return fs, path
+    patient = {"config_kwargs": config, "use_listings_cache": False, **options}
+    remote: tuple[Any, str] = url_to_fs(url, **patient)
+    return remote
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file."""
+    """Whether there is such a file; a storage that can't tell raises its own error."""
     fs, path = filesystem(url)
-    return bool(fs.isfile(path))
+    try:
+        return bool(fs.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False

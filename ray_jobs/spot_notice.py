@@ -35,10 +35,11 @@ def main() -> int:
         seconds = noticed()
         print(f"spot_notice.py: this machine leaves in {seconds} s", flush=True)
     end = time.monotonic() + seconds
-    status = drain(seconds)
-    if status == 0:
+    while not (told := drain(seconds)) and time.monotonic() + POLL_S < end:
+        time.sleep(POLL_S)  # Ray may be busy, or still on its way
+    if told:
         time.sleep(max(0.0, end - time.monotonic()))
-    return status
+    return 0 if told else 1
 
 
 def noticed() -> int:
@@ -66,15 +67,15 @@ def _asked(method: str, path: str, header: str, value: str) -> str:
         return text
 
 
-def drain(seconds: int) -> int:
-    """Let Ray know that the node of this machine leaves; the status of its own command for it."""
+def drain(seconds: int) -> bool:
+    """Whether Ray was told that the node of this machine leaves."""
     import ray
 
     try:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         print(f"spot_notice.py: no Ray on this machine: {error}", file=sys.stderr)
-        return 1
+        return False
     context = ray.get_runtime_context()
     node, address = context.get_node_id(), context.gcs_address
     ray.shutdown()
@@ -85,7 +86,7 @@ def drain(seconds: int) -> int:
     told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if told.returncode:
         print(f"spot_notice.py: Ray wasn't told: {told.stdout}", file=sys.stderr)
-    return told.returncode
+    return told.returncode == 0
 
 
 if __name__ == "__main__":

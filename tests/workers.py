@@ -98,3 +98,7 @@ class FolderLink:
     @contextmanager
     def saved(self) -> Iterator[Path | None]:
         yield self.folder if self.folder.is_dir() else None
+
+    def read_saved(self, name: str) -> str | None:
+        file = self.folder / name
+        return file.read_text() if file.is_file() else None

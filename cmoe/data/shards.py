@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cmoe.data.samples import DataError, Sample, StoredPicture, Turn
 from cmoe.files import whole
-from cmoe.storage import filesystem
+from cmoe.storage import exists, filesystem
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "rows", "images"
 FORMAT = 1
@@ -71,12 +71,11 @@ def read_manifest(root: str) -> dict[str, Any] | None:
     Raises:
         DataError: The manifest can't be read, or is of another format.
     """
-    fs, path = filesystem(root)
-    file = f"{path}/{MANIFEST}"
-    if not fs.isfile(file):
+    if not exists(f"{root}/{MANIFEST}"):
         return None
+    fs, path = filesystem(root)
     try:
-        manifest: dict[str, Any] = json.loads(fs.cat_file(file))
+        manifest: dict[str, Any] = json.loads(fs.cat_file(f"{path}/{MANIFEST}"))
         known = manifest["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root}/{MANIFEST}: not a manifest: {error!r}") from error

@@ -105,6 +105,7 @@ class Predictor:
         config: How.
         collator: Of the base.
         running: Makes the method's module fit to run.
+        kept: Sees to it that what the folder holds is kept, wherever that is.
         synced: Whether every rank has to make as many passes as the others (sharded weights).
         loader_workers: As in `loader`.
         emit: Receives progress.
@@ -120,13 +121,15 @@ class Predictor:
         collator: Collator,
         *,
         running: Callable[[], AbstractContextManager[None]],
+        kept: Callable[[], None],
         synced: bool,
         loader_workers: int,
         emit: Callable[..., None],
     ) -> None:
         self.method, self.group, self.tasks = method, group, tasks
         self.folder, self.config, self.collator = folder, config, collator
-        self.running, self.synced, self.loader_workers = running, synced, loader_workers
+        self.running, self.kept = running, kept
+        self.synced, self.loader_workers = synced, loader_workers
         self.emit = emit
         self._surveys: dict[int, Survey] = {}
 
@@ -149,6 +152,7 @@ class Predictor:
         located, wanted = self.group.from_first(lambda: self._plan(stage, tests, digests))
         self._generate(stage, wanted, digests)
         if self.group.first:
+            self.kept()  # the answers, before the stage says that they are there
             self._write_stage(stage, located)
         self.group.wait()  # no rank goes on before the stage is on the disk
 

@@ -57,9 +57,10 @@ class Display:
             return
         if event["phase"] == "restart":
             self.line(f"start {event['count'] + 1} of the workers: {event['workers']} go on")
+            self._phase = ()  # its pace begins anew
             return
         if event["phase"] == "notice":
-            self.line(f"a machine leaves; step {event['step']} of {event['steps']} is saved first")
+            self.line(f"a machine leaves; step {event['step']} of {event['steps']} is saved")
             return
         now = event["time"]
         phase = event["index"], event["phase"], event.get("of")

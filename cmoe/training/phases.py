@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from cmoe.data.batches import Collator, loader, training_order
 from cmoe.data.samples import Sample
-from cmoe.group import Group
+from cmoe.group import LOST_PEER, Group
 from cmoe.methods.method import Loss
 from cmoe.passes import over_batches
 from cmoe.training.engine import Engine, TrainingConfig, convert, running
 
 PROGRESS = "progress.json"
+TORCH_WRITER = "inline_container"  # in the message of its RuntimeError where a disk is full
 
 
 class Link(Protocol):
@@ -48,6 +49,10 @@ class Link(Protocol):
 
     def saved(self) -> AbstractContextManager[Path | None]:
         """The latest checkpoint, all ranks' shares in one folder."""
+        ...
+
+    def read_saved(self, name: str) -> str | None:
+        """One file of it; None where there is none."""
         ...
 
 
@@ -112,14 +117,11 @@ class Phases:
         self.progress = Progress(index, task, group.workers)
         self._resumable: str | None = None
         self._regrouped = False
-        with link.saved() as folder:
-            self._recover(folder)
+        if (text := link.read_saved(PROGRESS)) is not None:
+            self._recover(Progress(**json.loads(text)))
 
-    def _recover(self, folder: Path | None) -> None:
+    def _recover(self, saved: Progress) -> None:
         """Take up the progress of a checkpoint, if it is this task's."""
-        if folder is None or not (folder / PROGRESS).is_file():
-            return
-        saved = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
         mine = self.progress
         if (saved.index, saved.task) == (mine.index, mine.task):
             self._regrouped = saved.workers != mine.workers
@@ -153,14 +155,14 @@ class Phases:
                 pending.append(engine.step(losses))
                 done = step + 1
                 leaving = self.link.leaving()
-                if leaving:
-                    self._emit("notice", done, steps)
                 checkpoint = leaving or done % cfg.checkpoint_every == 0 or done == steps
                 if checkpoint or done % cfg.log_every == 0:
                     self._log(phase, pending, done, steps)
                     pending = []
                 if checkpoint:
                     self._save(phase, done, engine, wait=leaving)
+                if leaving:
+                    self._emit("notice", done, steps)
         engine.close()
 
     def map(
@@ -237,15 +239,18 @@ class Phases:
             if self.group.first:
                 text = json.dumps(asdict(self.progress))
                 (folder / PROGRESS).write_text(text, encoding="utf-8")
-            self.link.save(folder, wait=wait)
-        except BaseException as error:
+        except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if not isinstance(error, OSError | RuntimeError):  # torch's writer raises the second
+            # Saving is collective, too: a lost peer is no full disk.
+            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+                raise
+            if not isinstance(error, OSError | RuntimeError) or isinstance(error, LOST_PEER):
                 raise
             raise OSError(
                 f"the checkpoint of step {step} can't be written by way of {folder}; is the disk "
                 f"full? {error}"
             ) from error
+        self.link.save(folder, wait=wait)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

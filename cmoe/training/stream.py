@@ -87,6 +87,7 @@ class Stream:
             config.evaluation,
             self.collator,
             running=partial(running, self.method.module, config.training.zero),
+            kept=mirror.flush,
             synced=config.training.zero == 3,
             loader_workers=config.data.loader_workers,
             emit=self._emit_prediction,
@@ -127,6 +128,7 @@ class Stream:
                 progress = phases.progress
                 spent = {"seconds": progress.seconds, "loss": progress.loss}
                 self._note(index, {"task": task.name, **spent})
+                self.mirror.flush()  # the store doesn't wait for what is carried
                 self.store.append(primitive)
             self.group.wait()  # it is in the store now
             if not self.group.first:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmoe.group import LOST_PEER, Group
+from cmoe.methods.method import seed_of
 from cmoe.store import StoreError
 
 POLL_SECONDS = 0.5
@@ -26,7 +31,6 @@ OWN_FAILURES = (
     TypeError,
     ValueError,
 )
-LOST_PEER = (ConnectionError, TimeoutError)
 
 
 def work(settings: Mapping[str, Any]) -> None:
@@ -40,7 +44,6 @@ def work(settings: Mapping[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from cmoe.group import Group
     from cmoe.training.stream import run_stream
 
     config, board = settings["config"], settings["board"]
@@ -52,7 +55,10 @@ def work(settings: Mapping[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    _own_temporary_folder(config.url, rank)
     link = RayLink(board)
+    if rank == 0:
+        _remove_cut_off()
     if rank == 0 and (count := ray.get(board.start.remote())):
         link.emit({"phase": "restart", "count": count, "workers": workers})
     try:
@@ -62,6 +68,36 @@ def work(settings: Mapping[str, Any]) -> None:
             notes = getattr(error, "__notes__", [])
             ray.get(board.fail.remote("\n  ".join([f"{type(error).__name__}: {error}", *notes])))
         raise
+
+
+def _own_temporary_folder(url: str, rank: int) -> None:
+    """Keep temporary files where a rank that starts again finds and removes them.
+
+    Ray ends a group by killing it, so that nobody cleans up behind himself.
+    """
+    name = f"cmoe-{os.getuid()}-{seed_of(url):x}-{rank}"
+    place = Path(tempfile.gettempdir()) / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(mode=0o700)
+    tempfile.tempdir = str(place)
+
+
+def _remove_cut_off() -> None:
+    """Remove what is left of checkpoints whose upload was cut off; Ray has never heard of them."""
+    from pyarrow.fs import FileSelector, FileType
+    from ray.train import get_checkpoint, get_context
+
+    storage, current = get_context().get_storage(), get_checkpoint()
+    fs, root = storage.storage_filesystem, storage.experiment_fs_path
+    for info in fs.get_file_info(FileSelector(root, allow_not_found=True)):
+        known = current is not None and Path(current.path).name == info.base_name
+        # Beside them lies Ray's own list of them, `checkpoint_manager_snapshot.json`.
+        if (
+            info.base_name.startswith("checkpoint_")
+            and info.type == FileType.Directory
+            and not known
+        ):
+            fs.delete_dir(info.path)
 
 
 def is_own(error: Exception) -> bool:
@@ -115,6 +151,11 @@ class RayLink:
         with opened(get_checkpoint()) as folder:
             yield folder
 
+    def read_saved(self, name: str) -> str | None:
+        from ray.train import get_checkpoint
+
+        return read_file(get_checkpoint(), name)
+
 
 @contextmanager
 def opened(checkpoint: Any) -> Iterator[Path | None]:
@@ -122,5 +163,21 @@ def opened(checkpoint: Any) -> Iterator[Path | None]:
     if checkpoint is None:
         yield None
         return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
+    if checkpoint.filesystem.type_name == "local":
+        yield Path(checkpoint.path)
+        return
+    # A copy of one's own: Ray's, which ranks of a node share, may be written anew while it is read.
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(checkpoint.to_directory(folder))
+
+
+def read_file(checkpoint: Any, name: str) -> str | None:
+    """One file of a checkpoint of Ray's, without the rest; None where there is none."""
+    if checkpoint is None:
+        return None
+    try:
+        with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{name}") as file:
+            text: str = file.read().decode()
+            return text
+    except FileNotFoundError:
+        return None

@@ -26,7 +26,14 @@ from cmoe.evaluation.run import STORE
 from cmoe.methods.method import seed_of
 from cmoe.storage import is_remote
 from cmoe.store import Store
-from cmoe.training.launch import RunError, check_model, claim_folder, require_same, rooted
+from cmoe.training.launch import (
+    RunError,
+    check_model,
+    claim_folder,
+    require_lasting,
+    require_same,
+    rooted,
+)
 from cmoe.tuning.space import (
     BranchConfig,
     BudgetConfig,
@@ -117,6 +124,7 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
         StoreError: The store is another base's, or damaged.
     """
     run = config.run
+    require_lasting(run.runs)
     require_same(run, run.folder)
     said = _claim(run.folder / SWEEP, config)
     if len(said["tasks"]) == len(config.tasks):

@@ -205,7 +205,8 @@ class _Rungs:
     """A link that measures at every checkpoint, before it is kept."""
 
     def __init__(self, link: Link, measure: Callable[[], None]) -> None:
-        self.emit, self.saved, self.leaving = link.emit, link.saved, link.leaving
+        self.emit, self.leaving = link.emit, link.leaving
+        self.saved, self.read_saved = link.saved, link.read_saved
         self._link, self._measure = link, measure
 
     def save(self, folder: Path, *, wait: bool) -> None:

@@ -16,7 +16,7 @@ from cmoe.methods.method import seed_of
 from cmoe.store import HEADER, Store, StoreError
 from cmoe.training.launch import RunError, connect
 from cmoe.training.stream import load, make_method, start_store
-from cmoe.training.worker import opened
+from cmoe.training.worker import opened, read_file
 from cmoe.tuning.space import Candidate, Point, Result, SearchConfig
 from cmoe.tuning.trial import RESULT, Bench, probe, train
 
@@ -241,3 +241,8 @@ class TuneLink:
 
         with opened(get_checkpoint()) as folder:
             yield folder
+
+    def read_saved(self, name: str) -> str | None:
+        from ray.tune import get_checkpoint
+
+        return read_file(get_checkpoint(), name)

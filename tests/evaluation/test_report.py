@@ -77,6 +77,7 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
         config.evaluation,
         collator,
         running=torch.no_grad,
+        kept=lambda: None,
         synced=False,
         loader_workers=0,
         emit=lambda **_: None,
