@@ -8,6 +8,7 @@ on, and ends with the same files. README, "CoIN's files", says where every pictu
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import deque
@@ -38,7 +39,9 @@ def main() -> int:
         if not asked.dry_run and read_manifest(job.out):
             print(f"{job.out}/{MANIFEST} is there: prepared already; remove it to prepare again")
             return 0
-        ray.init(configure_logging=False, log_to_driver=False)
+        # Not whatever cluster happens to run on this machine.
+        address = os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address=address, configure_logging=False, log_to_driver=False)
         return run(job, dry=asked.dry_run)
     except DataError as error:
         print(f"coin_prepare.py: {error}", file=sys.stderr)

@@ -76,7 +76,7 @@ def weights(run: RunConfig) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray cluster that was there before, and stays."""
-    ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
