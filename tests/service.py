@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from ports import free_port
 
 ROOT = Path(__file__).parents[1]
 START_S, END_S = 240.0, 60.0
@@ -28,9 +29,7 @@ def running_service(
         arguments: Further ones of `coin_serve.py`.
         environment: Variables to set besides those of this process.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "ray_jobs/coin_serve.py", "--config", "configs/serve_mini.yaml"]
     command += ["--store", str(store), "--port", str(port), *arguments]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ports import free_port
 
 from cmoe.config import RunConfig
 from cmoe.data.coin import DataConfig
@@ -50,9 +50,7 @@ def small_config(folder: Path, name: str, **changes: Any) -> RunConfig:
 
 def run_group(workers: int, work: Callable[..., None], *args: Any) -> None:
     """`work(group, *args)` in as many processes, over gloo. An error of one ends all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mp.spawn(_member, (workers, port, work, args), nprocs=workers)
 
 

@@ -242,9 +242,8 @@ class Phases:
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             # Saving is collective, too: a lost peer is no full disk.
-            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
-                raise
-            if not isinstance(error, OSError | RuntimeError) or isinstance(error, LOST_PEER):
+            of_disk = isinstance(error, OSError) and not isinstance(error, LOST_PEER)
+            if not of_disk and not (isinstance(error, RuntimeError) and TORCH_WRITER in str(error)):
                 raise
             raise OSError(
                 f"the checkpoint of step {step} can't be written by way of {folder}; is the disk "

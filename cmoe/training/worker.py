@@ -59,8 +59,8 @@ def work(settings: Mapping[str, Any]) -> None:
     link = RayLink(board)
     if rank == 0:
         _remove_cut_off()
-    if rank == 0 and (count := ray.get(board.start.remote())):
-        link.emit({"phase": "restart", "count": count, "workers": workers})
+        if count := ray.get(board.start.remote()):
+            link.emit({"phase": "restart", "count": count, "workers": workers})
     try:
         run_stream(config, Group(rank, workers, device), link)
     except Exception as error:
@@ -112,7 +112,40 @@ def is_own(error: Exception) -> bool:
     return isinstance(error, OWN_FAILURES) and not lost
 
 
-class RayLink:
+class Checkpoints:
+    """The half of a link that reads: the latest checkpoint, as Ray knows it."""
+
+    def _latest(self) -> Any:
+        """Ray's own checkpoint, or None."""
+        raise NotImplementedError
+
+    @contextmanager
+    def saved(self) -> Iterator[Path | None]:
+        checkpoint = self._latest()
+        if checkpoint is None:
+            yield None
+            return
+        if checkpoint.filesystem.type_name == "local":
+            yield Path(checkpoint.path)
+            return
+        # A copy of one's own: Ray's, which ranks of a node share, may be written anew while it is
+        # read.
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(checkpoint.to_directory(folder))
+
+    def read_saved(self, name: str) -> str | None:
+        checkpoint = self._latest()
+        if checkpoint is None:
+            return None
+        try:
+            with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{name}") as file:
+                text: str = file.read().decode()
+                return text
+        except FileNotFoundError:
+            return None
+
+
+class RayLink(Checkpoints):
     """The worker program's link to Ray Train and to the driver's display."""
 
     def __init__(self, board: Any) -> None:
@@ -144,40 +177,7 @@ class RayLink:
         self._told = found
         return news
 
-    @contextmanager
-    def saved(self) -> Iterator[Path | None]:
+    def _latest(self) -> Any:
         from ray.train import get_checkpoint
 
-        with opened(get_checkpoint()) as folder:
-            yield folder
-
-    def read_saved(self, name: str) -> str | None:
-        from ray.train import get_checkpoint
-
-        return read_file(get_checkpoint(), name)
-
-
-@contextmanager
-def opened(checkpoint: Any) -> Iterator[Path | None]:
-    """The folder of a checkpoint of Ray's, if there is one."""
-    if checkpoint is None:
-        yield None
-        return
-    if checkpoint.filesystem.type_name == "local":
-        yield Path(checkpoint.path)
-        return
-    # A copy of one's own: Ray's, which ranks of a node share, may be written anew while it is read.
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(checkpoint.to_directory(folder))
-
-
-def read_file(checkpoint: Any, name: str) -> str | None:
-    """One file of a checkpoint of Ray's, without the rest; None where there is none."""
-    if checkpoint is None:
-        return None
-    try:
-        with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{name}") as file:
-            text: str = file.read().decode()
-            return text
-    except FileNotFoundError:
-        return None
+        return get_checkpoint()

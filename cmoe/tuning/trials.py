@@ -16,7 +16,7 @@ from cmoe.methods.method import seed_of
 from cmoe.store import HEADER, Store, StoreError
 from cmoe.training.launch import RunError, connect
 from cmoe.training.stream import load, make_method, start_store
-from cmoe.training.worker import opened, read_file
+from cmoe.training.worker import Checkpoints
 from cmoe.tuning.space import Candidate, Point, Result, SearchConfig
 from cmoe.tuning.trial import RESULT, Bench, probe, train
 
@@ -213,7 +213,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class TuneLink:
+class TuneLink(Checkpoints):
     """A trial's link to Ray Tune: checkpoints, with the loss that a scheduler compares."""
 
     def __init__(self) -> None:
@@ -235,14 +235,7 @@ class TuneLink:
     def leaving(self) -> bool:
         return False  # Ray Tune isn't told
 
-    @contextmanager
-    def saved(self) -> Iterator[Path | None]:
+    def _latest(self) -> Any:
         from ray.tune import get_checkpoint
 
-        with opened(get_checkpoint()) as folder:
-            yield folder
-
-    def read_saved(self, name: str) -> str | None:
-        from ray.tune import get_checkpoint
-
-        return read_file(get_checkpoint(), name)
+        return get_checkpoint()

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from jobs import MINUTES, REPOSITORY, same_run, undisturbed, until, write_config
+from ports import free_port
 from workers import TASKS, small_config
 
 RAY = Path(sys.executable).with_name("ray")
@@ -72,13 +72,6 @@ def strangers() -> dict[str, str]:
     """The environment of one without a token, but with the mode: it is the token that counts."""
     kept = {name: value for name, value in os.environ.items() if name not in AUTH}
     return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32, "HOME": "/nonexistent"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
