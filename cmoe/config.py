@@ -15,8 +15,9 @@ from cmoe.assets import MINI_BASE
 from cmoe.data.coin import DataConfig
 from cmoe.evaluation.predict import EvaluationConfig
 from cmoe.methods.cmoe import ExpertsConfig
-from cmoe.methods.peers import LoRAConfig
+from cmoe.methods.peers import LoRAConfig, MoELoRAConfig
 from cmoe.methods.probe import ProbeConfig
+from cmoe.methods.regularized import EWCConfig, LwFConfig
 from cmoe.modeling.locator import LocatorConfig
 from cmoe.storage import S3, is_remote
 from cmoe.training.engine import TrainingConfig
@@ -24,7 +25,18 @@ from cmoe.training.engine import TrainingConfig
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-METHODS = ("cmoe", "lora")
+MethodName = Literal[
+    "zero_shot",
+    "lora",
+    "ewc",
+    "lwf",
+    "moelora",
+    "per_task_lora",
+    "multitask",
+    "expand_all",
+    "cmoe",
+]
+WHOLE = ("ewc", "lwf", "per_task_lora")  # methods that weigh or exchange weights as a whole
 # What may differ when a run goes on: it changes where and how fast, not what comes out.
 NEUTRAL = ("runs", "cluster", "wandb")
 
@@ -131,14 +143,20 @@ class RunConfig:
         name: Of the run and of its folder; the same name goes on with the same run.
         runs: Folder of all runs, or `s3://bucket/prefix`. Several machines need the latter, or a
             folder that all of them share.
-        method: What learns: `cmoe`, or the rival `lora` (one LoRA that goes on training).
+        method: What learns: `cmoe`; `expand_all`, the same without probes: every layer grows; or a
+            rival: `lora` (one adapter that goes on training), `ewc`, `lwf` (the same, held by a
+            term of the loss), `moelora` (a mixture of adapters), `zero_shot` (the base alone).
+            Bounds are `per_task_lora` (told the task) and `multitask` (all tasks at once).
         seed: Of every random choice.
         model: The frozen base.
         data: The stream's tasks.
         experts: Of `cmoe`: what a task adds.
         probe: Of `cmoe`: where it is added.
         locator: Of `cmoe`: how a sample's task is found.
-        lora: Of `lora`: the adapter.
+        lora: Of `lora`, `ewc`, `lwf`, `per_task_lora` and `multitask`: the adapter.
+        ewc: Of `ewc`: the penalty.
+        lwf: Of `lwf`: the distillation.
+        moelora: Of `moelora`: the adapter.
         training: How a task is trained.
         evaluation: How test samples are answered.
         cluster: Who does the work.
@@ -147,7 +165,7 @@ class RunConfig:
 
     name: str
     runs: str = "runs"
-    method: Literal["cmoe", "lora"] = "cmoe"
+    method: MethodName = "cmoe"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -155,6 +173,9 @@ class RunConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     locator: LocatorConfig = field(default_factory=LocatorConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    ewc: EWCConfig = field(default_factory=EWCConfig)
+    lwf: LwFConfig = field(default_factory=LwFConfig)
+    moelora: MoELoRAConfig = field(default_factory=MoELoRAConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -165,6 +186,10 @@ class RunConfig:
             raise ValueError(f"name is {self.name!r}; one folder's name is needed")
         if is_remote(self.runs) and not self.runs.startswith(S3):
             raise ValueError(f"runs is {self.runs!r}; a folder, or {S3}bucket/prefix")
+        if self.method in WHOLE and self.training.zero == 3:
+            raise ValueError(
+                f"training.zero is 3; method {self.method} needs whole weights: 0, 1 or 2"
+            )
         self.training.accumulation(self.cluster.workers)
 
     @property
@@ -200,13 +225,13 @@ def parse(arguments: Sequence[str] | None = None, prog: str | None = None) -> Ru
 
 
 def parse_job(
-    arguments: Sequence[str] | None = None, prog: str | None = None
-) -> tuple[RunConfig, PlanConfig | None]:
-    """As `parse`, with `--plan`: the run, and what it is to be planned for instead of started.
+    parts: Mapping[str, type[Any]], arguments: Sequence[str] | None = None, prog: str | None = None
+) -> tuple[RunConfig, PlanConfig | None, dict[str, Any]]:
+    """As `parse_with`, and with `--plan`: what the run is to be planned for instead of started.
 
     A planned run has as many workers as the plan has GPUs.
     """
-    parser = _parser(prog)
+    parser = _parser(prog, parts)
     # The plan alone may be bare: `--plan`, `--plan.gpus 8`.
     parser.add_argument(
         "--plan",
@@ -217,14 +242,14 @@ def parse_job(
         help="Print what the run would need instead of starting it; see --plan.help.",
     )
     parsed = parser.parse_args(arguments)
-    asked = parsed.pop("plan")
+    asked, more = parsed.pop("plan"), _popped(parser, parsed, parts)
     try:
         plan = None if asked is None else PlanConfig(**vars(asked))
     except ValueError as error:
         parser.error(str(error))
     if plan is not None and plan.gpus is not None:
         parsed["cluster.workers"] = plan.gpus
-    return _run(parser, parsed), plan
+    return _run(parser, parsed), plan, more
 
 
 def parse_with(
@@ -237,10 +262,52 @@ def parse_with(
         arguments: Instead of the process's own.
         prog: Name in the help.
     """
-    parser = _parser(prog)
+    parser = _parser(prog, parts)
+    parsed = parser.parse_args(arguments)
+    more = _popped(parser, parsed, parts)
+    return _run(parser, parsed), more
+
+
+def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A run with other settings, by their keys as on the command line.
+
+    Raises:
+        ValueError: There is no such key, or its value is impossible.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = _parser(None, {})
+    parser.exit_on_error = False
+    values = config.as_dict()
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        within = values
+        for name in path:
+            within = within.get(name, {}) if isinstance(within, dict) else {}
+        if last not in within:
+            raise ValueError(f"unknown key {key!r}; --help names all")
+        within[last] = value
+    try:
+        return _run(parser, parser.parse_object(values))
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+
+
+def _parser(prog: str | None, parts: Mapping[str, type[Any]]) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
+    parser.add_class_arguments(RunConfig, None)
     for name, part in parts.items():
         parser.add_class_arguments(part, name or None)
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def _popped(
+    parser: ArgumentParser, parsed: Namespace, parts: Mapping[str, type[Any]]
+) -> dict[str, Any]:
+    """The sections beside the run's own."""
     more = {}
     try:
         for name, part in parts.items():
@@ -251,22 +318,13 @@ def parse_with(
             more[name] = part(**values)
     except ValueError as error:
         parser.error(str(error))
-    return _run(parser, parsed), more
-
-
-def _parser(prog: str | None) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
-    parser.add_class_arguments(RunConfig, None)
-    return parser
+    return more
 
 
 def _run(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
     from jsonargparse import Namespace
 
-    parsed.pop("config")
+    parsed.pop("config", None)
     defaults = RunConfig("default").as_dict()
     for name, value in vars(parsed).items():
         if name not in defaults:

@@ -71,8 +71,12 @@ class Group:
         dist.broadcast_object_list(made, src=0, device=self.device)
         return made[0]  # type: ignore[no-any-return]
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over ranks."""
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over ranks."""
         if self.workers > 1:
             dist.all_reduce(values)
-        return values / self.workers
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over ranks."""
+        return self.total(values) / self.workers

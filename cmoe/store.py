@@ -32,7 +32,7 @@ from uuid import uuid4
 import safetensors.torch
 import torch
 
-from cmoe.modeling.primitive import PARTS, Primitive
+from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
 from cmoe.storage import filesystem
 
 SCHEMA = 1
@@ -186,7 +186,7 @@ class Store:
             part: File(f"{part}.safetensors", len(blob), sha256(blob).hexdigest())
             for part, blob in blobs.items()
         }
-        digest = sha256("".join(files[part].sha256 for part in PARTS).encode()).hexdigest()
+        digest = sha256("".join(file.sha256 for file in files.values()).encode()).hexdigest()
         fields = {
             "index": index,
             "task": primitive.task,
@@ -218,7 +218,9 @@ class Store:
         if not 0 <= index < len(self):
             raise StoreError(f"{self.url}: no primitive {index}; there are {len(self)}")
         record = self._records[index]
-        parts = {part: safetensors.torch.load(self._read_data(record, part)) for part in PARTS}
+        parts = {
+            part: safetensors.torch.load(self._read_data(record, part)) for part in record.files
+        }
         primitive = Primitive(
             record.task, record.rank, record.lora_alpha, **parts, decision=record.decision
         )
@@ -260,6 +262,11 @@ class Store:
         fields = _unseal(where, data)
         files = {part: File(**file) for part, file in fields.pop("files").items()}
         record = Record(files=files, **fields)
+        if set(files) - {MEMORY} != set(PARTS):
+            raise StoreError(
+                f"{where}: has the parts {', '.join(files)}; this program reads "
+                f"{', '.join(PARTS)}, and {MEMORY} beside them"
+            )
         if not _TASK.fullmatch(record.task):
             raise StoreError(f"{where}: {record.task!r} can't name a folder; {_TASK.pattern} can")
         if record.task in (other.task for other in before):

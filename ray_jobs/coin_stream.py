@@ -1,34 +1,51 @@
 """Learn a stream of tasks: `python ray_jobs/coin_stream.py --config FILE [--key value]`.
 
 With `--plan` it prints what the run would need and starts nothing, `--plan.gpus 8` for that many
-GPUs; its status is 1 if the run doesn't fit.
+GPUs; its status is 1 if the run doesn't fit. With `--methods cmoe,lora,...` every one of them
+learns the stream, with every one of `seeds`, and they are compared.
 """
 
 from __future__ import annotations
 
 import sys
 
+from cmoe.comparison.settings import CompareConfig
 from cmoe.config import PlanConfig, RunConfig, parse_job
 
 
 def main() -> int:
-    config, settings = parse_job(prog="coin_stream.py")
+    config, settings, parts = parse_job({"": CompareConfig}, prog="coin_stream.py")
     if settings is not None:
         return plan(config, settings)
     from cmoe.data.samples import DataError
-    from cmoe.evaluation.results import table
-    from cmoe.training.launch import RunError, run
+    from cmoe.training.launch import RunError
 
+    how = parts[""]
     try:
-        found = run(config)
+        page = compared(config, how) if how.names else streamed(config)
     except (RunError, DataError) as error:
         print(f"coin_stream.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print(f"\n{table(found)}\n\n{config.url}/report.html")
+    print(f"\n{config.url}/{page}")
     return 0
+
+
+def streamed(config: RunConfig) -> str:
+    from cmoe.evaluation.results import table
+    from cmoe.training.launch import run
+
+    print(f"\n{table(run(config))}")
+    return "report.html"
+
+
+def compared(config: RunConfig, how: CompareConfig) -> str:
+    from cmoe.comparison.compare import compare, table
+
+    print(f"\n{table(compare(config, how))}")
+    return "comparison.html"
 
 
 def plan(config: RunConfig, settings: PlanConfig) -> int:

@@ -17,6 +17,7 @@ from workers import FolderLink, run_group, small_config
 
 from cmoe.config import RunConfig
 from cmoe.data.coin import ensure_data
+from cmoe.evaluation.results import MEASURED
 from cmoe.group import Group
 from cmoe.mirror import mirrored
 from cmoe.store import Store
@@ -68,7 +69,8 @@ def until(what: Callable[[], object], minutes: float = 3) -> None:
 def matrix_of(folder: Path) -> dict[str, Any]:
     """The results of a run, but for the times."""
     matrix: dict[str, Any] = json.loads((folder / "matrix.json").read_text())
-    matrix.pop("seconds")
+    for name in MEASURED:
+        matrix.pop(name)
     return matrix
 
 

@@ -98,6 +98,13 @@ class PlainTrainer:
         batches = [samples[i : i + 5] for i in range(0, len(samples), 5)]
         return [compute(self.collate(b, answers=answers)).float().cpu() for b in batches]
 
+    def total(
+        self, phase: str, samples: Sequence[Sample], compute: Callable[[Inputs], Tensor]
+    ) -> Tensor:
+        self.seen[phase] = list(samples)
+        parts = [compute(self.collate([s], answers=True)) for s in samples]
+        return torch.stack(parts).sum(0)
+
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         return make()
 

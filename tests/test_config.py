@@ -14,7 +14,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmoe.config import PlanConfig, RunConfig, differences, parse, parse_job, parse_with
+from cmoe.config import (
+    PlanConfig,
+    RunConfig,
+    changed,
+    differences,
+    parse,
+    parse_job,
+    parse_with,
+)
 from cmoe.tuning.space import BudgetConfig, SearchConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -112,7 +120,7 @@ def test_an_unknown_key_is_answered_with_the_known_ones(capsys: pytest.CaptureFi
         ("seed", "1.0", ["int"]),
         ("cluster.gpu", "maybe", ["bool", "None"]),
         ("data.tasks", "GQA", ["tuple"]),
-        ("method", "ewc", ["cmoe", "lora"]),
+        ("method", "gem", ["cmoe", "lora"]),
         ("model.dtype", "float16", ["float32", "bfloat16"]),
         ("probe.score", "gain", ["frequency", "excess", "loss_gain"]),
         ("training.zero", "4", ["0", "1", "2", "3"]),
@@ -137,6 +145,13 @@ def test_a_wrong_type_is_named_with_the_right_one(
         ("experts.top_k", 0, "at least 1"),
         ("experts.lora_alpha", 0.0, "more than 0"),
         ("lora.rank", 0, "at least 1"),
+        ("ewc.weight", -1.0, "at least 0"),
+        ("ewc.samples", 0, "at least 1"),
+        ("lwf.weight", -0.5, "at least 0"),
+        ("lwf.temperature", 0.0, "more than 0"),
+        ("moelora.experts", 0, "at least 1"),
+        ("moelora.rank", 0, "at least 1"),
+        ("moelora.lora_alpha", 0, "at least 1"),
         ("locator.steps", 0, "at least 1"),
         ("locator.held_out", 1.0, "between 0 and 1"),
         ("locator.shrinkage", 1.0, "0 or more, and less than 1"),
@@ -205,6 +220,22 @@ def test_a_global_batch_divides_into_micro_batches_of_all_workers(
         accumulated = config.training.accumulation(workers)
         assert accumulated * micro * workers >= total
         assert (accumulated - 1) * micro * workers < total
+
+
+@pytest.mark.parametrize("method", ["ewc", "lwf", "per_task_lora"])
+def test_methods_that_need_whole_weights_refuse_sharded_ones(
+    capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    asked = ["--name", "x", "--method", method, "--training.zero"]
+    said = refusal(capsys, *asked, "3")
+    assert "training.zero is 3" in said
+    assert f"method {method}" in said
+    for zero in (0, 1, 2):
+        assert parse([*asked, str(zero)]).training.zero == zero
+    other = parse(["--name", "x", "--method", "lora", "--training.zero", "3"])
+    with pytest.raises(ValueError, match=f"training.zero is 3; method {method}"):
+        changed(other, {"method": method})
+    assert changed(other, {"method": method, "training.zero": 2}).method == method
 
 
 def test_files_that_are_no_configuration_are_refused(
@@ -321,6 +352,67 @@ def test_every_configuration_in_the_repository_parses(file: Path) -> None:
     assert config.folder == Path(config.runs) / config.name
 
 
+# A run with other settings
+
+
+@settings(max_examples=8, deadline=None)
+@given(before=runs(), after=runs())
+def test_changed_settings_are_those_of_the_command_line(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    run = parse(as_flags(before))
+    kept = run.as_dict()
+    assert changed(run, after) == parse([*as_flags(before), *as_flags(after)])
+    assert changed(run, {}) == run
+    assert run.as_dict() == kept
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("probe.alhpa", "alpha", "probes.alpha", "", "probe.", ".alpha", "config"),
+        # Below a value there is nothing, whatever the value is.
+        *("probe.alpha.x", "training.steps.x", "seed.x", "name.x", "data.tasks.GQA"),
+    ],
+)
+def test_a_change_of_an_unknown_key_is_refused(key: str) -> None:
+    run = parse(["--name", "x", "--data.tasks", '["GQA"]'])
+    with pytest.raises(ValueError, match="unknown key") as refused:
+        changed(run, {"seed": 1, key: 1})
+    assert repr(key) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training.steps", 0),
+        ("training.steps", "many"),
+        ("training.steps", 1.5),
+        ("training.zero", 4),
+        ("training", 3),
+        ("method", "gem"),
+        ("experts.rank", 0),
+        ("data.tasks", "GQA"),
+        ("cluster.min_workers", 3),
+        ("name", "a/b"),
+    ],
+)
+def test_a_change_to_an_impossible_value_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(key)):
+        changed(parse(["--name", "x"]), {key: value})
+
+
+@pytest.mark.parametrize(
+    "key", ["name", "method", "seed", "data.tasks", "training.zero", "training.learning_rate"]
+)
+def test_null_is_refused_where_it_means_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(key)):
+        changed(parse(["--name", "x"]), {key: None})
+    assert key in refusal(capsys, *as_yaml(tmp_path, {"name": "x", key: None}))
+
+
 # A plan beside a run
 
 ASKED = ["--name", "x", "--training.global_batch", "48", "--training.micro_batch", "2"]
@@ -339,7 +431,7 @@ ASKED = ["--name", "x", "--training.global_batch", "48", "--training.micro_batch
 def test_a_plan_stands_beside_its_run(
     flags: list[str], plan: PlanConfig | None, workers: int
 ) -> None:
-    run, asked = parse_job([*ASKED, *flags])
+    run, asked, _ = parse_job({}, [*ASKED, *flags])
     assert asked == plan
     alone = parse([*ASKED, f"--cluster.workers={workers}"])
     assert run == alone
@@ -361,7 +453,7 @@ def test_an_impossible_plan_is_refused(
     capsys: pytest.CaptureFixture[str], flag: str, said: str
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse_job([*ASKED, flag])
+        parse_job({}, [*ASKED, flag])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     assert flag.partition("=")[0] in refusal(capsys, *ASKED, flag), "other scripts know no plan"

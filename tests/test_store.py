@@ -143,6 +143,29 @@ def test_empty_parts_and_empty_tensors_round_trip(place: Place) -> None:
     assert got.records()[0].parameters == {"experts": 0, "routers": 0, "locator": 0}
 
 
+def test_what_only_learning_goes_back_to_is_a_part_of_its_own(place: Place) -> None:
+    special = torch.tensor([float("nan"), -0.0, float("inf"), 1e-40])
+    plain = primitive("GQA")
+    want = replace(plain, memory={"layers.0.A": torch.rand(2, 3), "special": special})
+    store = place.create()
+    store.append(want)
+    store.append(primitive("VQAv2"))
+    read = place.open()
+    assert_same(read.read(0), want)
+    assert read.read(1).memory == {}
+    counts = plain.parameter_counts()
+    assert [r.parameters for r in read.records()] == [counts | {"memory": 6 + 4}, counts]
+    assert [set(r.files) for r in read.records()] == [{*PARTS, "memory"}, set(PARTS)]
+    # The other parts don't know of it; the folder's name does.
+    first, second = read.records()
+    for part in PARTS:
+        assert first.files[part] == second.files[part]
+    assert first.folder.rpartition("-")[2] != second.folder.rpartition("-")[2]
+    name = f"{first.folder}/memory.safetensors"
+    place.write(name, place.files()[name][:-1])
+    assert f"{place.url}/{name}: damaged" in refusal(place)
+
+
 def test_views_that_share_memory_round_trip(local: Place) -> None:
     bank = torch.arange(12.0).reshape(3, 4)
     views = {"row": bank[1], "again": bank[1], "column": bank[:, 2], "turned": bank.T}
@@ -546,6 +569,28 @@ def test_counts_that_the_files_do_not_hold(two_on_disk: Place) -> None:
     counts = {"experts": 17, "routers": 3, "locator": 4}
     two_on_disk.write("001.json", resealed(two_on_disk.files()["001.json"], parameters=counts))
     assert "001.json: counts" in refusal(two_on_disk)
+
+
+@pytest.mark.parametrize("part", [*PARTS, "memory"])
+def test_a_part_that_is_missing_or_unknown(two_on_disk: Place, part: str) -> None:
+    data = two_on_disk.files()["001.json"]
+    files = json.loads(data)["files"]
+    fewer = {name: file for name, file in files.items() if name != part}
+    more = {**files, f"{part}2": files["routers"]}
+    for changed in (
+        more,
+        {**fewer, "other": files["routers"]},
+        *([fewer] if part in files else []),
+    ):
+        two_on_disk.write("001.json", resealed(data, files=changed))
+        message = refusal(two_on_disk)
+        assert f"{two_on_disk.url}/001.json: has the parts " in message
+        assert all(name in message for name in (*changed, *PARTS))
+        # The records in front of it can still be read.
+        follower = Store.follow(two_on_disk.url)
+        with pytest.raises(StoreError, match=r"001\.json: has the parts"):
+            follower.refresh()
+        assert follower.tasks == ("GQA",)
 
 
 @pytest.mark.parametrize("name", ["stream.json", "001.json"])

@@ -162,8 +162,8 @@ class Predictor:
         """Prompt lengths and features of a task's test samples, from the disk if they are there."""
         if task in self._surveys:
             return
-        file = self.folder / f"{SURVEY}-{task:03d}.safetensors"
-        survey = self.group.from_first(lambda: _read_survey(file))
+        file = survey_file(self.folder, task)
+        survey = self.group.from_first(lambda: read_survey(file))
         if survey is None:
             survey = self._asked(self.tasks[task])
             if self.group.first:
@@ -210,7 +210,8 @@ class Predictor:
         for task in tests:
             count = len(self.tasks[task].test)
             if stage == BASE or not self.method.locates:
-                by, unknown = [stage] * count, [False] * count
+                one = BASE if stage == BASE else self.method.answerer(stage, task)
+                by, unknown = [one] * count, [False] * count
                 found[task] = {"by": by, "unknown": unknown, "scores": [[]] * count}
                 continue
             features = self._surveys[task].features
@@ -379,7 +380,13 @@ def _write(file: Path, table: Mapping[str, list[Any]]) -> None:
         pq.write_table(pa.table(arrays), beside)
 
 
-def _read_survey(file: Path) -> Survey | None:
+def survey_file(folder: Path, task: int) -> Path:
+    """What is known of a task's test samples before any answer; there once it was looked for."""
+    return folder / f"{SURVEY}-{task:03d}.safetensors"
+
+
+def read_survey(file: Path) -> Survey | None:
+    """A survey from the disk, if it is there."""
     from safetensors.torch import load_file
 
     if not file.is_file():

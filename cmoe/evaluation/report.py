@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import forgetting
 from cmoe.evaluation.pictures import pictures
+from cmoe.evaluation.results import answering
 from cmoe.evaluation.run import ALONE, Run, read_run
 from cmoe.evaluation.targets import Targets
 from cmoe.files import whole
@@ -86,7 +87,7 @@ def _facts(run: Run) -> dict[str, Any]:
     other = "strict" if found["scoring"] == "official" else "official"
     parameters = _parameters(run)
     parts = sorted({part for row in parameters for part, n in row["parts"].items() if n})
-    answering = parameters if run.locates else parameters[-1:]  # else the latest answers everything
+    together = [parameters[i] for i in found["parameters"]["answering"]]
     seconds = {name: found["seconds"].get(name, {}) for name in names}
     seconds = {"base alone": found["seconds"].get(ALONE, {})} | seconds
     located = [row[: len(names)] for row in found["located"]]
@@ -98,8 +99,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "parameters": parameters,
         "parts": parts,
         "added": {
-            **{part: sum(row["parts"].get(part, 0) for row in answering) for part in parts},
-            "total": sum(row["total"] for row in answering),
+            **{part: sum(row["parts"].get(part, 0) for row in together) for part in parts},
+            "total": found["parameters"]["added"],
         },
         "seconds": seconds,
         "spent": {p: sum(s.get(p, 0.0) for s in seconds.values()) for p in _phases(seconds)},
@@ -128,7 +129,8 @@ def _parameters(run: Run) -> list[dict[str, Any]]:
     for name in run.names:
         parts, added = run.found["parameters"]["tasks"][name], flops["added"][name]
         share = 100 * added / flops["base"]
-        rows.append({"task": name, "parts": parts, "total": sum(parts.values()), "flops": share})
+        total = sum(answering(parts).values())
+        rows.append({"task": name, "parts": parts, "total": total, "flops": share})
     return rows
 
 

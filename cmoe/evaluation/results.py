@@ -17,9 +17,12 @@ from cmoe.evaluation.predict import ANSWERS, read_answers, stage_file
 from cmoe.evaluation.scorers import Mode, score
 from cmoe.evaluation.targets import Targets
 from cmoe.files import whole
+from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
 
 MATRIX = "matrix.json"
+MEASURED = ("seconds", "peak_memory", "latency")
+"""Of `matrix.json`: what a machine needed. All else is a function of the run's configuration."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,30 @@ class Facts:
         method: Its name.
         digests: Of every primitive so far, and of the base at -1.
         parameters: Added by each primitive so far, by part.
+        answering: The primitives that answer after the latest stage.
         base_parameters: Scalars of the frozen base.
         flops: Operations per token of a forward pass: the base's at -1, and what each task's
             experts and routers add.
         similarity: Mean cosine between two experts, per layer; None for a method without.
         seconds: By task and phase; what answering with the base alone took stands under `base`.
         locates: Whether the method finds the task itself; if not, there is no oracle beside it.
+        training_flops: Operations of all training passes so far, by formula.
+        peak_memory: Bytes that the largest worker came to need; None if not known.
+        latency: Seconds to answer one sample alone in the end, `answer`, and the base's, `base`.
     """
 
     method: str
     digests: Mapping[int, str]
     parameters: Sequence[Mapping[str, int]]
+    answering: Sequence[int]
     base_parameters: int
     flops: Mapping[int, int]
     similarity: Sequence[float | None] | None
     seconds: Mapping[str, Mapping[str, float]]
     locates: bool
+    training_flops: int = 0
+    peak_memory: int | None = None
+    latency: Mapping[str, float] | None = None
 
 
 def results(
@@ -66,8 +77,6 @@ def results(
     answers = read_answers(folder)
     stages = evaluated(folder, facts.digests)
     by = {s: answerers(folder, s) for s in (BASE, *stages) if stage_file(folder, s).is_file()}
-    # A method that doesn't locate answers with its latest stage alone.
-    answering = facts.parameters if facts.locates else facts.parameters[-1:]
     other: Mode = "strict" if scoring == "official" else "official"
     tables = {
         mode: _tables(tasks, targets, stages, by, answers, facts, mode) for mode in (scoring, other)
@@ -83,17 +92,29 @@ def results(
         else None,
         "parameters": {
             "base": facts.base_parameters,
-            "added": sum(sum(p.values()) for p in answering),
+            "added": sum(
+                n for i in facts.answering for n in answering(facts.parameters[i]).values()
+            ),
+            "answering": list(facts.answering),
+            "kept": sum(parts.get(MEMORY, 0) for parts in facts.parameters),
             "tasks": {t.name: dict(p) for t, p in zip(tasks, facts.parameters, strict=False)},
         },
         "flops_per_token": {
             "base": facts.flops[BASE],
             "added": {t.name: facts.flops[i] for i, t in enumerate(tasks) if i in facts.flops},
         },
+        "training_flops": facts.training_flops,
         "expert_similarity": facts.similarity,
         "generated": _generated(folder, stages),
         "seconds": {name: dict(phases) for name, phases in facts.seconds.items()},
+        "peak_memory": facts.peak_memory,
+        "latency": None if facts.latency is None else dict(facts.latency),
     }
+
+
+def answering(parts: Mapping[str, int]) -> dict[str, int]:
+    """Of the scalars of a primitive, by part, those that answer."""
+    return {part: count for part, count in parts.items() if part != MEMORY}
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -107,7 +107,7 @@ def read_run(
     files = [notes_file(folder, i) for i in range(count)]
     notes = [json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in files]
     stages = {
-        number: _read_stage(file)
+        number: read_stage(file)
         for number in (BASE, *range(count))
         if (file := stage_file(folder / PREDICTIONS, number)).is_file()
     }
@@ -125,7 +125,8 @@ def read_run(
     )
 
 
-def _read_stage(file: Path) -> dict[str, Stage]:
+def read_stage(file: Path) -> dict[str, Stage]:
+    """Where the test samples went after a stage, by task."""
     table = pq.read_table(file).to_pydict()
     stages: dict[str, Stage] = {}
     columns = (table[name] for name in ("task", "by", "unknown", "scores"))

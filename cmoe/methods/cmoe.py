@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cmoe.data.samples import Sample
-from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of
+from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
 from cmoe.methods.probe import (
     Decision,
     ProbeConfig,
@@ -70,6 +71,7 @@ class CMoE:
     """
 
     locates = True
+    joint = False
 
     def __init__(
         self,
@@ -106,6 +108,9 @@ class CMoE:
             used = sorted(ffn.frozen.ranks[:count])[-self.experts.top_k :]
             total += 2 * (sum(used) * sum(ffn.widths) + count * ffn.hidden_size)
         return total
+
+    def training_flops_per_token(self, task: int) -> int:
+        return training_flops(self._base_flops, self.flops_per_token(task))
 
     def expert_similarity(self) -> list[float | None]:
         means: list[float | None] = []
@@ -190,6 +195,9 @@ class CMoE:
         seed = seed_of(self.seed, task, "locator")
         return trainer.once(lambda: model.bank.fit(features.to(model.device), seed))
 
+    def answerer(self, stage: int, task: int) -> int:
+        raise NotImplementedError("the locator finds what answers")
+
     def features(self, inputs: Inputs) -> Tensor:
         return self.module.features(inputs)
 
@@ -258,7 +266,9 @@ class CMoE:
         sums = torch.stack(trainer.map("loss gain", few, losses, answers=True)).double().sum(0)
         loss, *without = (sums[:-1] / sums[-1]).tolist()
         older = tuple(len(f.frozen) for f in self.module.ffns)
-        return Probing(older, largest, gates, tuple(w - loss for w in without))
+        draw = Random(seed_of(self.seed, task, "chance"))
+        chance = tuple(round(draw.random(), 6) for _ in older)
+        return Probing(older, largest, gates, tuple(w - loss for w in without), chance)
 
     def _record(self, task: str) -> Any:
         @torch.no_grad()

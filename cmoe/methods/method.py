@@ -56,6 +56,15 @@ class Trainer(Protocol):
         """`compute` of every batch of prompts (with their answers on request), in order, fp32."""
         ...
 
+    def total(
+        self, phase: str, samples: Sequence[Sample], compute: Callable[[Inputs], Tensor]
+    ) -> Tensor:
+        """The sum of `compute` over single samples with their answers, on the device.
+
+        It is the one pass in which `compute` may ask for gradients; not with sharded weights.
+        """
+        ...
+
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """What rank 0 makes, on every rank."""
         ...
@@ -75,14 +84,17 @@ class Method(Protocol):
         module: The network that is trained and that answers.
         base_digest: Of the frozen base.
         base_parameters: Scalars of the frozen base.
-        locates: Whether a sample's task is found by the method; if not, its latest primitive
-            answers everything.
+        locates: Whether a sample's task is found by the method; if not, `answerer` says what
+            answers.
+        joint: Whether all tasks are learned at once, in the place of the first; for those behind
+            it there are no samples then.
         tasks: Names of the learned tasks.
     """
 
     base_digest: str
     base_parameters: int
     locates: bool
+    joint: bool
 
     @property
     def module(self) -> nn.Module: ...
@@ -104,6 +116,10 @@ class Method(Protocol):
         """
         ...
 
+    def training_flops_per_token(self, task: int) -> int:
+        """The same of one training pass with a task's primitive, forward and backward."""
+        ...
+
     def expert_similarity(self) -> list[float | None] | None:
         """Per layer the mean cosine between two experts (None with fewer); None without experts."""
         ...
@@ -114,6 +130,12 @@ class Method(Protocol):
 
     def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
         """Learn a task; its primitive is part of the method when this returns."""
+        ...
+
+    def answerer(self, stage: int, task: int) -> int:
+        """Of a method that doesn't locate: which primitive answers a task's samples after a stage,
+        -1 for the base.
+        """
         ...
 
     def features(self, inputs: Inputs) -> Tensor:
@@ -132,6 +154,14 @@ class Method(Protocol):
 def decoder_flops(base: nn.Module) -> int:
     """Operations per token of the decoder's layers: two per weight."""
     return 2 * sum(p.numel() for layer in find_layers(base) for p in layer.parameters())
+
+
+def training_flops(base: int, added: int) -> int:
+    """Operations per token of a training pass, from those of a forward pass.
+
+    Frozen weights pass gradients on, as much as the forward pass again; trained ones take them too.
+    """
+    return 2 * base + 3 * added
 
 
 def seed_of(*parts: object) -> int:

@@ -23,7 +23,7 @@ from cmoe.modeling.ffn import ROUTER_STD, GrowingFFN
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
 
-Score = Literal["frequency", "excess", "loss_gain"]
+Score = Literal["frequency", "excess", "loss_gain", "random"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class ProbeConfig:
             pass over them per layer.
         experts: Probe experts per layer.
         steps: Training steps of the probes.
-        score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`.
+        score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`; `random`, drawn
+            by the seed, is what those have to beat.
         alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers; with
             null every layer passes, and the budgets alone decide.
         count: `fixed` adds `experts.per_layer`; `per_probe` as many as pass the threshold alone.
@@ -81,40 +82,47 @@ class Probing:
         largest: Share of the tokens whose largest gate is the expert's.
         gates: The expert's mean gate.
         gain: Rise of the loss per answer token when the layer's probes are switched off.
+        chance: Drawn from 0 to 1: a score that has nothing to do with the task.
     """
 
     older: tuple[int, ...]
     largest: tuple[tuple[float, ...], ...]
     gates: tuple[tuple[float, ...], ...]
     gain: tuple[float, ...]
+    chance: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Probing:
         """From its JSON."""
         rows = {name: tuple(map(tuple, values[name])) for name in ("largest", "gates")}
-        return cls(older=tuple(values["older"]), gain=tuple(values["gain"]), **rows)
+        gain, chance = (tuple(values[name]) for name in ("gain", "chance"))
+        return cls(older=tuple(values["older"]), gain=gain, chance=chance, **rows)
 
     def scores(self) -> dict[Score, tuple[float, ...]]:
-        """Every layer's score, by each definition (method, "PGKE")."""
+        """Every layer's score, by each definition of what was measured (method, "PGKE")."""
         return {
             "frequency": tuple(math.fsum(own) for own in self.by_probe("frequency")),
             "excess": tuple(math.fsum(own) for own in self.by_probe("excess")),
             "loss_gain": self.gain,
         }
 
+    def score(self, name: Score) -> tuple[float, ...]:
+        """Every layer's score, by the definition that decides."""
+        return self.chance if name == "random" else self.scores()[name]
+
     def by_probe(self, score: Score) -> tuple[tuple[float, ...], ...]:
         """Each layer's score shared out to its probes.
 
-        Their own frequency; their own excess; of the loss's gain their part by frequency.
+        Their own frequency; their own excess; of other scores their part by frequency.
         """
         out = []
-        for older, largest, gain in zip(self.older, self.largest, self.gain, strict=True):
+        for layer, (older, largest) in enumerate(zip(self.older, self.largest, strict=True)):
             own = largest[older:]
             if score == "excess":
                 own = tuple(f - 1 / len(largest) for f in own)
-            elif score == "loss_gain":
+            elif score != "frequency":
                 whole = sum(own) or 1.0
-                own = tuple(gain * f / whole for f in own)
+                own = tuple(self.score(score)[layer] * f / whole for f in own)
             out.append(own)
         return tuple(out)
 
@@ -163,7 +171,7 @@ def decide(
         per_layer: New experts of a layer with `count: fixed`.
         costs: Scalars that one new expert adds to each layer, with its router row.
     """
-    scores = probing.scores()[config.score]
+    scores = probing.score(config.score)
     threshold = None
     if config.alpha is not None:
         threshold = fmean(scores) - config.alpha * pstdev(scores)

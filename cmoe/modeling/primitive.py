@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-PARTS = ("experts", "routers", "locator")
+LOCATOR = "locator"
+PARTS = ("experts", "routers", LOCATOR)
+"""What answers."""
+MEMORY = "memory"
+"""What only learning goes back to; a part of its own, where there is any."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Primitive:
             once this task is learned.
         locator: The task's entry in the locator's bank; empty where none was trained.
         decision: What was decided and why (scores, threshold, layers), as JSON.
+        memory: What learning later tasks needs of this one and answering doesn't; empty for all
+            methods but those that keep such a thing (EWC's importances).
     """
 
     task: str
@@ -36,10 +42,12 @@ class Primitive:
     routers: Mapping[str, Tensor]
     locator: Mapping[str, Tensor]
     decision: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """The tensors by part, in the order of `PARTS`."""
-        return {part: getattr(self, part) for part in PARTS}
+        """The tensors by part, in the order of `PARTS`, and the memory, where there is one."""
+        kept = (MEMORY,) if self.memory else ()
+        return {part: getattr(self, part) for part in (*PARTS, *kept)}
 
     def parameter_counts(self) -> dict[str, int]:
         """Scalars that this primitive adds, by part (method, "What must hold", rule 4)."""

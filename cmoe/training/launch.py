@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,7 +72,9 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
     claim_folder(config, folder)
     display = Display(config, folder)
     try:
-        _train(config, display)
+        display.line("starting Ray")
+        with session(config):
+            _train(config, display)
     finally:
         display.close()
     mirror.fetch()
@@ -151,10 +154,6 @@ def check_model(config: RunConfig) -> None:
 
 def _train(config: RunConfig, display: Display) -> None:
     """Let Ray Train carry the worker program, also over lost workers."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not display.live:
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
     from ray.train import CheckpointConfig, FailureConfig
     from ray.train import RunConfig as TrainRunConfig
@@ -164,8 +163,6 @@ def _train(config: RunConfig, display: Display) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     cluster = config.cluster
-    display.line("starting Ray")
-    connect(config)
     gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -201,7 +198,6 @@ def _train(config: RunConfig, display: Display) -> None:
         raise KeyboardInterrupt from end
     finally:
         cause = ray.get(board.cause.remote())
-        ray.shutdown()
     if cause is not None:
         raise RunError(cause)
     if lost is not None:
@@ -245,8 +241,30 @@ def _absolute(path: str) -> str:
     return path if is_remote(path) else str(Path(path).resolve())
 
 
-def connect(config: RunConfig, *, dashboard: bool = False) -> None:
-    """Reach the Ray cluster that a run names, or start one here."""
+@contextmanager
+def session(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
+    """Ray for as long as the body runs: the cluster that a run names, or one that is started here.
+
+    Within another session it is that one's.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _connect(config, dashboard)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(config: RunConfig, dashboard: bool) -> None:
+    # Before Ray is there: its processes inherit them.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")

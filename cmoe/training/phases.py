@@ -69,6 +69,7 @@ class Progress:
         notes: What the method must know again.
         loss: Mean loss of every step, by training.
         seconds: By phase.
+        tokens: By training: what all workers' passes went over, padding included.
     """
 
     index: int
@@ -79,6 +80,7 @@ class Progress:
     notes: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 class Phases:
@@ -145,20 +147,24 @@ class Phases:
         # A micro-batch's share of the answer tokens of its whole global batch.
         tokens = counts[order].sum(1) * cfg.micro_batch / cfg.global_batch
         pending: list[Tensor] = []
+        passed = 0
+
+        def losses(step: int) -> Iterator[Tensor]:
+            nonlocal passed
+            for weight in weights:
+                inputs = self.group.moved(next(batches))
+                passed += inputs["input_ids"].numel()
+                yield weight * loss(engine.engine, inputs, float(tokens[step]))
+
         with self._timed(phase):
             for step in range(start, steps):
-                losses = (
-                    weight
-                    * loss(engine.engine, self.group.moved(next(batches)), float(tokens[step]))
-                    for weight in weights
-                )
-                pending.append(engine.step(losses))
+                pending.append(engine.step(losses(step)))
                 done = step + 1
                 leaving = self.link.leaving()
                 checkpoint = leaving or done % cfg.checkpoint_every == 0 or done == steps
                 if checkpoint or done % cfg.log_every == 0:
-                    self._log(phase, pending, done, steps)
-                    pending = []
+                    self._log(phase, pending, passed, done, steps)
+                    pending, passed = [], 0
                 if checkpoint:
                     self._save(phase, done, engine, wait=leaving)
                 if leaving:
@@ -185,6 +191,34 @@ class Phases:
                 done=lambda step, steps: self._emit(phase, step, steps),
             )
 
+    def total(
+        self,
+        phase: str,
+        samples: Sequence[Sample],
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+    ) -> Tensor:
+        parts: list[Tensor] = []
+
+        def add(batch: Mapping[str, Tensor]) -> Tensor:
+            part = compute(batch)
+            parts[:] = [parts[0] + part if parts else part]
+            return part.new_zeros(())
+
+        with self._timed(phase):
+            over_batches(
+                self.group,
+                samples,
+                1,
+                self.collator.training,
+                add,
+                equal=False,
+                loader_workers=self.loader_workers,
+                done=lambda step, steps: self._emit(phase, step, steps),
+            )
+            sizes = self.group.gather(parts[0].shape if parts else None)
+            empty = torch.zeros(next(s for s in sizes if s is not None), device=self.group.device)
+            return self.group.total(parts[0] if parts else empty)
+
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         with self._timed("locator"):
             return self.group.from_first(make)
@@ -203,7 +237,7 @@ class Phases:
         converted = resumed and self._regrouped and self.config.zero > 0
         engine = Engine(self.module, self.config, steps, workers, converted=converted)
         if not resumed:
-            self.progress.loss[phase] = []
+            self.progress.loss[phase], self.progress.tokens[phase] = [], 0
             return engine, 0
         self._resumable = None
         with self.link.saved() as folder, tempfile.TemporaryDirectory() as beside:
@@ -214,13 +248,17 @@ class Phases:
             engine.load(folder)
         return engine, self.progress.step
 
-    def _log(self, phase: str, pending: Sequence[Tensor], done: int, steps: int) -> None:
+    def _log(
+        self, phase: str, pending: Sequence[Tensor], passed: int, done: int, steps: int
+    ) -> None:
         """Bring the losses of the last steps to the host: the only time that a step waits for it.
 
         Raises:
             FloatingPointError: One isn't finite.
         """
-        losses = self.group.mean(torch.stack(list(pending))).tolist()
+        sums = self.group.total(torch.stack([*pending, pending[0].new_tensor(passed)])).tolist()
+        losses = [value / self.group.workers for value in sums[:-1]]
+        self.progress.tokens[phase] += round(sums[-1])
         for step, loss in enumerate(losses, done - len(losses) + 1):
             if not np.isfinite(loss):
                 raise FloatingPointError(

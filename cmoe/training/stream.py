@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import torch
 from cmoe.config import RunConfig
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
-from cmoe.data.samples import Task
+from cmoe.data.samples import Sample, Task
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
@@ -28,14 +29,18 @@ from cmoe.group import Group
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Method
-from cmoe.methods.peers import SequentialLoRA
+from cmoe.methods.peers import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
+from cmoe.methods.regularized import EWC, LwF
 from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.base import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.storage import exists
 from cmoe.store import HEADER, Record, Store
-from cmoe.training.engine import running
+from cmoe.training.costs import answer_seconds, peak_memory
+from cmoe.training.engine import TrainingConfig, running
 from cmoe.training.phases import Link, Phases
+
+LATENCY = "latency"  # of a stage's notes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,10 +115,11 @@ class Stream:
 
     def learn(self, index: int, task: Task) -> None:
         """Learn a task and commit its primitive."""
+        samples, training = self._lesson(index)
         phases = Phases(
             self.method.module,
             self.group,
-            self.config.training,
+            training,
             self.collator,
             self.link,
             seed=self.config.seed,
@@ -122,17 +128,29 @@ class Stream:
             batch_size=self.config.evaluation.batch_size,
             loader_workers=self.config.data.loader_workers,
         )
-        primitive = self.method.learn(task.name, task.train, phases)
+        primitive = self.method.learn(task.name, samples, phases)
+        memory = max(self.group.gather(peak_memory(self.group.device)))
         with _named(f"while committing task {task.name!r} to {self.store.url}"):
             if self.group.first:
                 progress = phases.progress
-                spent = {"seconds": progress.seconds, "loss": progress.loss}
-                self._note(index, {"task": task.name, **spent})
+                spent = {"seconds": progress.seconds, "tokens": progress.tokens, "memory": memory}
+                self._note(index, {"task": task.name, "loss": progress.loss, **spent})
                 self.mirror.flush()  # the store doesn't wait for what is carried
                 self.store.append(primitive)
             self.group.wait()  # it is in the store now
             if not self.group.first:
                 self.store.refresh()
+
+    def _lesson(self, index: int) -> tuple[Sequence[Sample], TrainingConfig]:
+        """What is learned as a stage's task, and how; the same in all for any method."""
+        training = self.config.training
+        if not self.method.joint:
+            return self.tasks[index].train, training
+        if index > 0:
+            return (), training
+        steps = None if training.steps is None else training.steps * len(self.tasks)
+        every = [sample for task in self.tasks for sample in task.train]
+        return every, replace(training, steps=steps)
 
     def evaluate(self, stage: int) -> None:
         """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
@@ -146,6 +164,8 @@ class Stream:
                 spent = self._noted(stage).get("seconds", {})
                 passed = {"predict": time.monotonic() - start}
                 self._note(stage, {"seconds": spent | passed})
+        if stage == len(self.tasks) - 1:
+            self._time_answers(stage)
         if self.group.first:
             found = results(
                 self.folder / PREDICTIONS,
@@ -159,6 +179,21 @@ class Stream:
             if stage != BASE:
                 self.link.emit({"phase": "stage", "index": stage, "results": found})
 
+    def _time_answers(self, stage: int) -> None:
+        """Note what an answer takes in the end, unless that was done; rank 0 alone measures it.
+
+        With sharded weights no rank can answer alone: then it isn't known.
+        """
+        if (
+            self.group.first
+            and self.config.training.zero < 3
+            and not self._noted(stage).get(LATENCY)
+        ):
+            samples = [task.test[0] for task in self.tasks]
+            inputs = [self.group.moved(self.collator.prompts([sample])) for sample in samples]
+            self._note(stage, {LATENCY: answer_seconds(self.method, stage, inputs)})
+        self.group.wait()
+
     def _records(self) -> tuple[Record, ...]:
         """Of the tasks that the method knows by now."""
         return self.store.records()[: len(self.method.tasks)]
@@ -168,11 +203,17 @@ class Stream:
         return digests | {BASE: self.method.base_digest}
 
     def _facts(self) -> Facts:
-        records = self._records()
+        records, method = self._records(), self.method
+        notes = [self._noted(r.index) for r in records]
+        latest = len(records) - 1
+        answering = {
+            i if method.locates else method.answerer(latest, i) for i in range(len(records))
+        }
         return Facts(
             method=self.config.method,
             digests=self._digests(),
             parameters=[r.parameters for r in records],
+            answering=sorted(answering - {BASE}),
             base_parameters=self.method.base_parameters,
             flops={t: self.method.flops_per_token(t) for t in (BASE, *range(len(records)))},
             similarity=self.method.expert_similarity(),
@@ -181,6 +222,12 @@ class Stream:
                 for name, index in [(ALONE, BASE), *((r.task, r.index) for r in records)]
             },
             locates=self.method.locates,
+            training_flops=sum(
+                sum(note.get("tokens", {}).values()) * method.training_flops_per_token(index)
+                for index, note in enumerate(notes)
+            ),
+            peak_memory=max((note["memory"] for note in notes if "memory" in note), default=None),
+            latency=notes[-1].get(LATENCY) if notes else None,
         )
 
     # What is kept beside the store: what a stage took, and how its losses went
@@ -214,11 +261,28 @@ def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Coll
 
 def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
     """The method that a run is configured for, with nothing learned yet."""
+    seed, lora = config.seed, config.lora
     method: Method
-    if config.method == "lora":
-        method = SequentialLoRA(base, config.lora, config.seed)
-    else:
-        method = CMoE(base, config.experts, config.probe, config.locator, config.seed)
+    match config.method:
+        case "zero_shot":
+            method = ZeroShot(base)
+        case "lora":
+            method = SequentialLoRA(base, lora, seed)
+        case "ewc":
+            method = EWC(base, lora, config.ewc, seed)
+        case "lwf":
+            method = LwF(base, lora, config.lwf, seed)
+        case "moelora":
+            method = MoELoRA(base, config.moelora, seed)
+        case "per_task_lora":
+            method = PerTaskLoRA(base, lora, seed)
+        case "multitask":
+            method = JointLoRA(base, lora, seed)
+        case "expand_all":
+            everywhere = replace(config.probe, enabled=False)
+            method = CMoE(base, config.experts, everywhere, config.locator, seed)
+        case "cmoe":
+            method = CMoE(base, config.experts, config.probe, config.locator, seed)
     if config.training.gradient_checkpointing:
         method.enable_gradient_checkpointing()
     return method

@@ -193,7 +193,7 @@ def _probes(
         "bars": probe_bars(
             f"probe{number}",
             f"Probe scores of {task} by layer",
-            probing.scores()[rule.score],
+            probing.score(rule.score),
             decision.threshold,
             list(won.experts),
             cut,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cmoe.config import RunConfig, differences
 from cmoe.methods.method import seed_of
 from cmoe.store import HEADER, Store, StoreError
-from cmoe.training.launch import RunError, connect
+from cmoe.training.launch import RunError, session
 from cmoe.training.stream import load, make_method, start_store
 from cmoe.training.worker import Checkpoints
 from cmoe.tuning.space import Candidate, Point, Result, SearchConfig
@@ -29,17 +29,12 @@ LOSS = "selection_loss"
 @contextmanager
 def cluster(run: RunConfig) -> Iterator[None]:
     """Ray for as long as the body runs; what the body started there ends with it."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own lines: one a trial, no tables
     # Ctrl-C ends the sweep. Tune's own handler would end the trials and go on as if all was done.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    connect(run, dashboard=True)  # without it finished trials keep their placement groups
-    import ray
-
-    try:
+    # Without a dashboard finished trials keep their placement groups.
+    with session(run, dashboard=True):
         yield
-    finally:
-        ray.shutdown()
 
 
 @dataclass(frozen=True)

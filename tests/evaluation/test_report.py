@@ -95,6 +95,7 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
         method=config.method,
         digests=digests,
         parameters=[record.parameters for record in store.records()],
+        answering=range(learned) if method.locates else [learned - 1],
         base_parameters=method.base_parameters,
         flops={t: method.flops_per_token(t) for t in (BASE, *range(learned))},
         similarity=method.expert_similarity(),

@@ -85,6 +85,7 @@ FACTS = Facts(
     method="cmoe",
     digests=DIGESTS,
     parameters=[{"experts": 10 + i, "routers": 2, "locator": 3} for i in range(3)],
+    answering=[0, 1, 2],
     base_parameters=1000,
     flops={BASE: 500, 0: 10, 1: 20, 2: 30},
     similarity=[0.5, None],
@@ -213,7 +214,11 @@ def test_a_method_that_does_not_locate_has_no_oracle(tmp_path: Path) -> None:
         write_answers(tmp_path, stage, stage, rows)
         write_stage(tmp_path, stage, {t.name: [stage] * 4 for t in TASKS[: stage + 1]})
     found = results(
-        tmp_path, TASKS, TARGETS, replace(FACTS, method="lora", locates=False), "official"
+        tmp_path,
+        TASKS,
+        TARGETS,
+        replace(FACTS, method="lora", locates=False, answering=[2]),
+        "official",
     )
     assert found["located"] == [[75, None, None], [50, 100, None], [25, 50, 50]]
     assert found["oracle"] is found["oracle_metrics"] is found["location"] is None

@@ -28,8 +28,9 @@ from cmoe.tuning.trials import open_store
 TASKS = ("ScienceQA", "VizWiz")
 SEARCH = SearchConfig(alpha=(-1.0, 0.0, 3.0), score=("frequency", "loss_gain"), trials=6)
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
 from test_sweep import small_sweep
 from cmoe.tuning.sweep import sweep
 root, name, changes = sys.argv[1:]

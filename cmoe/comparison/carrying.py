@@ -1,0 +1,71 @@
+"""Several runs on one Ray cluster, so many at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from cmoe.config import RunConfig
+from cmoe.evaluation.report import HTML
+from cmoe.evaluation.results import MATRIX
+from cmoe.evaluation.run import APART, CONFIG
+from cmoe.mirror import mirrored
+from cmoe.training.launch import finished, run, session
+
+
+def carry(
+    runs: Sequence[RunConfig], at_once: int, show: Callable[[str], None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Carry runs to their end; those that are there already are read.
+
+    Args:
+        runs: On the same cluster.
+        at_once: So many have their workers at a time.
+        show: Told what begins and what has ended.
+
+    Yields:
+        A run's number, and the contents of its `matrix.json`, as it ends.
+
+    Raises:
+        RunError: A run failed, or one of its name was configured otherwise.
+        DataError: The data is missing or wrong.
+    """
+    known = [_finished(config) for config in runs]
+    yield from ((number, found) for number, found in enumerate(known) if found is not None)
+    waiting = [number for number, found in enumerate(known) if found is None]
+    if not waiting:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    with session(runs[0]):
+        # As if they were started by hand: here, where their folders are.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        begin: Any = ray.remote(num_cpus=0, max_retries=0)(_run)
+        begin = begin.options(scheduling_strategy=here)
+        under_way: dict[Any, int] = {}
+        while waiting or under_way:
+            while waiting and len(under_way) < at_once:
+                number = waiting.pop(0)
+                show(f"{runs[number].name}: begun, see {runs[number].url}/run.log")
+                under_way[begin.remote(runs[number], os.getcwd())] = number
+            (ended,), _ = ray.wait([*under_way])
+            number = under_way.pop(ended)
+            try:
+                found = ray.get(ended)
+            except Exception as error:  # with Ray's own text around it
+                raise getattr(error, "cause", error) from error
+            show(f"{runs[number].name}: Last {found['metrics']['last']:.1f}")
+            yield number, found
+
+
+def _finished(config: RunConfig) -> dict[str, Any] | None:
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, MATRIX, HTML)
+        return finished(config, mirror.folder)
+
+
+def _run(config: RunConfig, folder: str) -> dict[str, Any]:
+    os.chdir(folder)
+    return run(config, lambda _: None)

@@ -1,0 +1,342 @@
+"""Several methods learn the same stream, with the same data, steps and base, and several seeds.
+
+    <runs>/<name>/<method>-<seed>/    a run as any other, with its own report
+    <runs>/<name>/tune-<method>-<n>/  a candidate for a method's settings, on the selection split
+    <runs>/<name>/comparison.json     what all runs so far came to; comparison.html shows it
+
+A run that is finished is read, one that was interrupted goes on: nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
+from typing import Any
+
+from cmoe.comparison.carrying import carry
+from cmoe.comparison.report import write_comparison
+from cmoe.comparison.settings import STUDIED, CompareConfig
+from cmoe.comparison.study import diversity, location, unknown
+from cmoe.config import RunConfig, changed
+from cmoe.data.coin import ensure_data
+from cmoe.evaluation.results import answering, write_json
+from cmoe.evaluation.run import APART, PREDICTIONS, STORE
+from cmoe.mirror import mirrored
+from cmoe.modeling.primitive import LOCATOR
+from cmoe.store import Store
+from cmoe.training.launch import require_lasting
+
+COMPARISON = "comparison.json"
+TRAININGS = ("probe", "train")
+"""The phases with a backward pass."""
+
+ABOUT = {
+    "zero_shot": "the base alone, which learns nothing",
+    "lora": "one LoRA that goes on training from task to task",
+    "ewc": "the same, held by a penalty where earlier tasks need it (Kirkpatrick et al. 2017)",
+    "lwf": "the same, distilled from what it was before each task (Li & Hoiem 2016)",
+    "moelora": "one mixture of LoRA experts that goes on training (as CoIN has it)",
+    "per_task_lora": "a LoRA for every task, and whoever asks names the task",
+    "multitask": "one LoRA that learns all tasks at once",
+    "expand_all": "cmoe without probes: every layer grows for every task",
+    "cmoe": "experts where probes say so, routers by task, and a locator (LLaVA-CMoE)",
+}
+KNOWS = {"per_task_lora": "the task", "multitask": "all tasks at once"}
+"""What a bound is given and a rival isn't."""
+
+PUBLISHED = {
+    "base": "LLaVA-1.5-7B class",
+    "rows": [
+        {"method": "LoRA", "last": 28.74, "maa": 32.97, "bwt": -32.62},
+        {"method": "LwF", "last": 30.41, "maa": 34.95, "bwt": -27.03},
+        {"method": "EWC", "last": 32.90, "maa": 36.93, "bwt": -27.46},
+        {"method": "MoELoRA", "last": 37.13, "maa": 42.76, "bwt": -25.91},
+        {"method": "multitask", "last": None, "maa": 57.18, "bwt": None},
+    ],
+}
+"""Figures of others on CoIN, not re-run here."""
+
+
+def compare(
+    config: RunConfig, how: CompareConfig, show: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Carry every run of a comparison to its end, and write what they came to.
+
+    Args:
+        config: What all methods share; its name is the comparison's.
+        how: Which methods, and how often.
+        show: Receives what is to be read on the way.
+
+    Returns:
+        The contents of `comparison.json`.
+
+    Raises:
+        ValueError: A setting of a method is impossible; nothing is started.
+        RunError: A run failed, or one of its name was configured otherwise.
+        DataError: The data is missing or wrong.
+    """
+    require_possible(config, how)
+    require_lasting(config.runs)
+    ensure_data(config.data)  # once: runs that begin together would all write it
+    said = _nothing_yet(config, how)
+    with mirrored(config.url) as mirror:
+        mirror.folder.mkdir(parents=True, exist_ok=True)
+        _tune(config, how, said["methods"], show)
+        _learn(config, how, said, lambda: write_json(mirror.folder / COMPARISON, said), show)
+        if how.study:
+            said["study"] = _studied(config, how, said["methods"][STUDIED], show)
+        write_json(mirror.folder / COMPARISON, said)
+        write_comparison(mirror.folder, said)
+    return said
+
+
+def _learn(
+    config: RunConfig,
+    how: CompareConfig,
+    said: dict[str, Any],
+    keep: Callable[[], None],
+    show: Callable[[str], None],
+) -> None:
+    """Every method with every seed; what is known so far is kept after each run."""
+    asked = [(method, seed) for seed in how.seeds for method in how.names]
+    runs = [
+        of_method(config, m, said["methods"][m]["settings"], f"{m}-{seed}", seed)
+        for m, seed in asked
+    ]
+    for number, found in carry(runs, how.at_once, show):
+        method, seed = asked[number]
+        mine = said["methods"][method]
+        said["base"] = _base(config, found)
+        mine["runs"].append({"seed": seed, "run": runs[number].name} | row(found))
+        mine["runs"].sort(key=lambda one: how.seeds.index(one["seed"]))
+        mine |= summed(mine["runs"])
+        keep()
+
+
+def require_possible(config: RunConfig, how: CompareConfig) -> None:
+    """Refuse settings that some run would be refused for, before any is started.
+
+    Raises:
+        ValueError: Names the method and the key.
+    """
+    for method in how.names:
+        settings = how.settings.get(method, {})
+        more = [*how.candidates.get(method, [])]
+        if method == STUDIED:
+            more += [one for group in how.study.values() for one in group.values()]
+        for chosen in (settings, *(settings | one for one in more)):
+            try:
+                of_method(config, method, chosen, method, how.seeds[0])
+            except ValueError as error:
+                raise ValueError(f"method {method}: {error}") from error
+    names = Counter(study_name(group, label) for group in how.study for label in how.study[group])
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"study: two labels would name the same folder, {twice[0]}")
+    if any(how.candidates.get(method) for method in how.names) and not config.data.selection:
+        raise ValueError("data.selection is 0; candidates are judged on it: try 0.1")
+
+
+def of_method(
+    config: RunConfig, method: str, settings: Mapping[str, Any], name: str, seed: int
+) -> RunConfig:
+    """A method's run, in the comparison's folder."""
+    own = {"method": method, "name": name, "runs": config.url, "seed": seed}
+    return changed(config, {**settings, **own})
+
+
+def row(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished run in a line, from its `matrix.json`."""
+    parameters, location, latency = found["parameters"], found["location"], found["latency"]
+    trained = [n for parts in parameters["tasks"].values() if (n := _trained(parts))]
+    spent = [s for task in found["seconds"].values() for s in task.items()]
+    oracle = found["oracle_metrics"]
+    return {
+        **found["metrics"],
+        "location": location["accuracy"] if location else None,
+        "oracle": oracle["last"] if oracle else None,
+        "added": parameters["added"],
+        "trainable": round(fmean(trained)) if trained else 0,
+        "kept": parameters["kept"],
+        "peak_memory": found["peak_memory"],
+        "training_flops": found["training_flops"],
+        "seconds": sum(s for _, s in spent),
+        "training_seconds": sum(s for phase, s in spent if phase in TRAININGS),
+        "latency": latency["answer"] if latency else None,
+        "base_latency": latency["base"] if latency else None,
+        "located": found["located"],
+        "zero_shot": found["zero_shot"],
+        "oracle_last": found["oracle"][-1] if found["oracle"] else None,
+        "similarity": found["expert_similarity"],
+    }
+
+
+def summed(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and sample deviation of every figure over the seeds; None where one has none."""
+    mean: dict[str, float | None] = {}
+    deviation: dict[str, float | None] = {}
+    for key, first in runs[0].items():
+        values = [run[key] for run in runs]
+        if key in ("seed", "run") or isinstance(first, list):
+            continue
+        known = None not in values
+        mean[key] = fmean(values) if known else None
+        deviation[key] = stdev(values) if known and len(values) > 1 else None
+    return {"mean": mean, "deviation": deviation}
+
+
+def table(said: Mapping[str, Any]) -> str:
+    """The comparison, to be read on a screen: the best Last first, bounds behind."""
+    order = sorted(
+        said["methods"].items(),
+        key=lambda item: (bool(item[1]["knows"]), -item[1]["mean"]["last"]),
+    )
+    columns = ("last", "mft", "maa", "bwt", "location")
+    lines = [f"{'':<16}" + "".join(f"{name.upper():>14}" for name in columns) + f"{'added':>12}"]
+    for method, mine in order:
+        cells = [_pair(mine["mean"][name], mine["deviation"][name]) for name in columns]
+        knows = f"  (given {mine['knows']})" if mine["knows"] else ""
+        added = f"{mine['mean']['added']:>12,.0f}"
+        lines.append(f"{method:<16}" + "".join(f"{c:>14}" for c in cells) + added + knows)
+    return "\n".join(lines)
+
+
+def _studied(
+    config: RunConfig, how: CompareConfig, mine: Mapping[str, Any], show: Callable[[str], None]
+) -> dict[str, Any]:
+    """The study's own streams, and what the method's stream with the first seed shows."""
+    asked = [
+        (group, label, seed)
+        for group, variants in how.study.items()
+        for label in variants
+        for seed in how.seeds
+    ]
+    configs = [
+        of_method(
+            config,
+            STUDIED,
+            mine["settings"] | how.study[group][label],
+            f"{study_name(group, label)}-{seed}",
+            seed,
+        )
+        for group, label, seed in asked
+    ]
+    found = dict(carry(configs, how.at_once, show))
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for number, (group, label, seed) in enumerate(asked):
+        one = {"seed": seed, "run": configs[number].name} | row(found[number])
+        runs.setdefault((group, label), []).append(one)
+    groups = [
+        {
+            "name": group,
+            "variants": [
+                {"label": label, "settings": settings, "runs": runs[group, label]}
+                | summed(runs[group, label])
+                for label, settings in variants.items()
+            ],
+        }
+        for group, variants in how.study.items()
+    ]
+    first = mine["runs"][0]
+    tasks = config.data.tasks
+    url = f"{config.url}/{first['run']}"
+    with mirrored(url, apart=APART) as mirror:
+        mirror.fetch(PREDICTIONS)
+        store = Store.open(f"{url}/{STORE}")
+        return {
+            "method": STUDIED,
+            "run": first["run"],
+            "groups": groups,
+            "location": location(mirror.folder, store, tasks),
+            "unknown": {
+                "reject": config.locator.reject,
+                "curves": unknown(mirror.folder, tasks),
+            },
+            "diversity": diversity(first["similarity"], store),
+        }
+
+
+def study_name(group: str, label: str) -> str:
+    """Of the runs of a study's variant, but for the seed."""
+    return f"study-{slug(group)}-{slug(label)}"
+
+
+def slug(text: str) -> str:
+    """A text as part of a folder's name."""
+    return re.sub(r"[^a-z0-9.-]+", "-", text.lower())
+
+
+def _pair(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def _nothing_yet(config: RunConfig, how: CompareConfig) -> dict[str, Any]:
+    return {
+        "name": config.name,
+        "tasks": list(config.data.tasks),
+        "scoring": config.evaluation.scoring,
+        "evaluated_on": config.data.evaluate_on,
+        "base": {},
+        "seeds": list(how.seeds),
+        "methods": {
+            method: {"knows": KNOWS.get(method, ""), "about": ABOUT[method], "runs": []}
+            for method in how.names
+        },
+        "published": PUBLISHED,
+        "study": None,
+    }
+
+
+def _base(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": config.model.name,
+        "revision": config.model.revision or "default",
+        "parameters": found["parameters"]["base"],
+        "flops_per_token": found["flops_per_token"]["base"],
+    }
+
+
+def _trained(parts: Mapping[str, int]) -> int:
+    """Scalars of a primitive that its task's training moved: the locator is fitted beside it."""
+    return sum(count for part, count in answering(parts).items() if part != LOCATOR)
+
+
+def _tune(
+    config: RunConfig,
+    how: CompareConfig,
+    methods: Mapping[str, dict[str, Any]],
+    show: Callable[[str], None],
+) -> None:
+    """Give every method its settings, the best of its candidates on the selection split."""
+    seed, tasks = how.seeds[0], config.data.tasks[: how.candidate_tasks]
+    asked = [
+        (method, number)
+        for method in how.names
+        for number in range(len(how.candidates.get(method, [])))
+    ]
+    runs = []
+    for method, number in asked:
+        settings = how.settings.get(method, {}) | how.candidates[method][number]
+        one = of_method(config, method, settings, f"tune-{method}-{number}", seed)
+        runs.append(replace(one, data=replace(one.data, tasks=tasks, evaluate_on="selection")))
+    found = dict(carry(runs, how.at_once, show))
+    for method, mine in methods.items():
+        mine |= {"settings": how.settings.get(method, {}), "tuned": None}
+        tried = [
+            {"settings": how.candidates[method][n], "last": found[i]["metrics"]["last"]}
+            for i, (m, n) in enumerate(asked)
+            if m == method
+        ]
+        if tried:
+            chosen = max(range(len(tried)), key=lambda n: tried[n]["last"])
+            mine["settings"] = mine["settings"] | tried[chosen]["settings"]
+            mine["tuned"] = {
+                "seed": seed,
+                "tasks": list(tasks),
+                "candidates": tried,
+                "chosen": chosen,
+            }

@@ -1,0 +1,57 @@
+"""What is compared: a section of the run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from cmoe.config import MethodName
+
+STUDIED: MethodName = "cmoe"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Methods side by side, instead of the one `method`.
+
+    Attributes:
+        methods: Their names, with commas between; none runs `method` alone.
+        seeds: Every method runs with each of them.
+        at_once: Runs at a time; each has `cluster.workers` of its own.
+        settings: By method, what it has otherwise than the rest of the configuration, by key:
+            `{lora: {training.learning_rate: 0.002}}`.
+        candidates: By method, settings to choose from, each beside `settings`: a stream of its own
+            is judged on the selection split, with the first seed, and the best Last wins.
+        candidate_tasks: Candidates learn so many of the stream's first tasks; null takes all.
+        study: Streams of `cmoe` with other settings, by group and label:
+            `{rank: {"4": {experts.rank: 4}, "16": {experts.rank: 16}}}`. With any, the comparison
+            also says what `cmoe`'s own streams show of its locator and its experts.
+    """
+
+    methods: str = ""
+    seeds: tuple[int, ...] = (0,)
+    at_once: int = 1
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    candidates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    candidate_tasks: int | None = None
+    study: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = get_args(MethodName)
+        for name in (*self.names, *self.settings, *self.candidates):
+            if name not in known:
+                raise ValueError(f"methods: {name!r} is none; there are {', '.join(known)}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"methods is {self.methods!r}; each once")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {list(self.seeds)}; one or more, each once")
+        if self.study and STUDIED not in self.names:
+            raise ValueError(f"methods is {self.methods!r}; a study is of {STUDIED}: name it, too")
+        if self.at_once < 1:
+            raise ValueError(f"at_once is {self.at_once}; at least 1")
+        if self.candidate_tasks is not None and self.candidate_tasks < 1:
+            raise ValueError(f"candidate_tasks is {self.candidate_tasks}; at least 1, or null")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.methods.split(",") if name.strip())

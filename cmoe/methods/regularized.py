@@ -1,0 +1,216 @@
+"""Rivals that hold on to what was learned by a term of the loss: EWC and LwF, on the one LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmoe.data.samples import Sample
+from cmoe.methods.method import Forward, Trainer, seed_of
+from cmoe.methods.peers import LoRAConfig, SequentialLoRA
+from cmoe.modeling.growing import Inputs
+from cmoe.modeling.primitive import Primitive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class EWCConfig:
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796).
+
+    Attributes:
+        weight: Of the penalty, the paper's lambda; 400 is its choice for Atari.
+        samples: Training samples of a task that its importances are measured on.
+    """
+
+    weight: float = 400.0
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"ewc.weight is {self.weight}; at least 0")
+        if self.samples < 1:
+            raise ValueError(f"ewc.samples is {self.samples}; at least 1")
+
+
+@dataclass(frozen=True)
+class LwFConfig:
+    """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282).
+
+    Attributes:
+        weight: Of the distillation term, the paper's lambda_o.
+        temperature: Both distributions are softened by, the paper's T.
+    """
+
+    weight: float = 1.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"lwf.weight is {self.weight}; at least 0")
+        if not self.temperature > 0:
+            raise ValueError(f"lwf.temperature is {self.temperature}; more than 0")
+
+
+class EWC(SequentialLoRA):
+    """One LoRA whose weights are held where earlier tasks need them.
+
+    A task's importances, the diagonal of the empirical Fisher information, are kept in its
+    primitive. The penalties of all tasks together cost no more than one:
+    `sum_t F_t (w - w_t)^2` is `S (w - m)^2` and a constant, with `S = sum_t F_t` and
+    `m = sum_t F_t w_t / S`.
+
+    Args:
+        base: Frozen, and wrapped in place.
+        config: The adapter's size.
+        ewc: The penalty.
+        seed: Of fresh weights, and of the samples that importances are measured on.
+    """
+
+    name = "ewc"
+
+    def __init__(
+        self, base: PreTrainedModel, config: LoRAConfig, ewc: EWCConfig, seed: int
+    ) -> None:
+        super().__init__(base, config, seed)
+        self.ewc, self.seed = ewc, seed
+        self._importance: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"ewc": asdict(self.ewc)}
+
+    def append(self, *primitives: Primitive) -> None:
+        for primitive in primitives:
+            super().append(primitive)
+            self._hold(primitive.memory)
+
+    def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
+        primitive = super().learn(task, samples, trainer)
+        count = min(self.ewc.samples, len(samples))
+        shown = Random(seed_of(self.seed, task, "fisher")).sample(list(samples), count)
+        importance = fisher(self.module, self.trained(), shown, trainer)
+        self._hold(importance)
+        return replace(primitive, memory=importance)
+
+    def loss(self, forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
+        return super().loss(forward, inputs, tokens) + self.ewc.weight / 2 * self.penalty()
+
+    def penalty(self) -> Tensor | float:
+        """How far important weights have moved from where earlier tasks want them."""
+        return sum(
+            (self._importance[name] * (p.float() - self._held[name]).square()).sum()
+            for name, p in self.trained().items()
+            if name in self._importance
+        )
+
+    @torch.no_grad()
+    def _hold(self, importance: Mapping[str, Tensor]) -> None:
+        """Add the penalty of a task that the weights have just learned."""
+        for name, p in self.trained().items():
+            new, weight = importance[name].to(p.device), p.detach().float()
+            before = self._importance.get(name, torch.zeros_like(new))
+            held = self._held.get(name, weight)
+            total = before + new
+            # Where nothing is important any place will do.
+            share = torch.where(total > 0, new / total.clamp_min(torch.finfo(total.dtype).tiny), 0)
+            self._importance[name], self._held[name] = total, held + share * (weight - held)
+
+
+def fisher(
+    module: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    samples: Sequence[Sample],
+    trainer: Trainer,
+) -> dict[str, Tensor]:
+    """The diagonal of the empirical Fisher information, fp32 on the CPU.
+
+    The mean over samples of the squared gradient of the answer's log-likelihood.
+
+    Args:
+        module: Gives the loss of a batch, summed over its answer tokens.
+        parameters: By name.
+        samples: To measure on.
+        trainer: The worker group.
+    """
+    weights = list(parameters.values())
+
+    def squared(inputs: Inputs) -> Tensor:
+        with torch.enable_grad():
+            loss = module(**inputs, num_items_in_batch=1).loss
+        gradients = torch.autograd.grad(loss, weights)
+        return torch.cat([g.float().square().flatten() for g in gradients])
+
+    mean = (trainer.total("fisher", samples, squared) / len(samples)).cpu()
+    parts = mean.split([p.numel() for p in weights])
+    shaped = zip(parameters.items(), parts, strict=True)
+    return {name: part.view(p.shape).contiguous() for (name, p), part in shaped}
+
+
+class LwF(SequentialLoRA):
+    """One LoRA that is to answer a new task's samples also as it did before it learned them.
+
+    Args:
+        base: Frozen, and wrapped in place.
+        config: The adapter's size.
+        lwf: The term.
+        seed: Of fresh weights.
+    """
+
+    name = "lwf"
+
+    def __init__(
+        self, base: PreTrainedModel, config: LoRAConfig, lwf: LwFConfig, seed: int
+    ) -> None:
+        super().__init__(base, config, seed)
+        self.lwf = lwf
+        self._before: dict[str, Tensor] = {}  # the adapter as the latest task began; none at first
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"lwf": asdict(self.lwf)}
+
+    def training_flops_per_token(self, task: int) -> int:
+        again = self._base_flops + self.flops_per_token(task) if task > 0 else 0
+        return super().training_flops_per_token(task) + again
+
+    def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
+        if self.tasks:
+            self._before = {name: p.detach().clone() for name, p in self.trained().items()}
+        return super().learn(task, samples, trainer)
+
+    def loss(self, forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
+        out = forward(**inputs, num_items_in_batch=tokens)
+        loss: Tensor = out.loss
+        if not self._before:
+            return loss
+        with torch.no_grad():
+            before = torch.func.functional_call(self.module, self._before, kwargs=dict(inputs))
+        kept = distillation(out.logits, before.logits, inputs["labels"], self.lwf.temperature)
+        return loss + self.lwf.weight * kept / tokens
+
+
+def distillation(
+    logits_bsv: Tensor, before_bsv: Tensor, labels_bs: Tensor, temperature: float
+) -> Tensor:
+    """Cross-entropy with the earlier model's softened answers, summed over answer tokens.
+
+    Both are softened as in equation 3 of the paper: probabilities to the power of
+    `1 / temperature`, made to sum to 1 again.
+
+    Args:
+        logits_bsv: [B, S, V], with gradients.
+        before_bsv: The earlier model's.
+        labels_bs: [B, S], -100 where nothing is answered.
+        temperature: Divides the logits.
+    """
+    answered = labels_bs[:, 1:] != -100
+    student_nv = logits_bsv[:, :-1][answered].float() / temperature
+    teacher_nv = before_bsv[:, :-1][answered].float() / temperature
+    return F.cross_entropy(student_nv, teacher_nv.softmax(-1), reduction="sum")
