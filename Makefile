@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install stream serve test chaos check format bench base clean
+.PHONY: install stream compare serve test chaos check format bench base clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 stream: install
 	$(BIN)/python ray_jobs/coin_stream.py --config configs/coin_mini.yaml
+
+# All methods side by side, three seeds; its page is runs/compare_mini/comparison.html.
+compare: install
+	$(BIN)/python ray_jobs/coin_stream.py --config configs/compare_mini.yaml
 
 # The store of `make stream`, or a small one made on the spot. Without API keys, for this machine alone.
 serve: install

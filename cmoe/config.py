@@ -6,10 +6,10 @@ YAML files, flags (`--probe.alpha 0.3`) and help are made of it by jsonargparse.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from cmoe.assets import MINI_BASE
 from cmoe.data.coin import DataConfig
@@ -36,6 +36,7 @@ MethodName = Literal[
     "expand_all",
     "cmoe",
 ]
+PLANNED = ("cmoe", "expand_all", "lora")  # methods that --plan knows
 WHOLE = ("ewc", "lwf", "per_task_lora")  # methods that weigh or exchange weights as a whole
 # What may differ when a run goes on: it changes where and how fast, not what comes out.
 NEUTRAL = ("runs", "cluster", "wandb")
@@ -249,7 +250,10 @@ def parse_job(
         parser.error(str(error))
     if plan is not None and plan.gpus is not None:
         parsed["cluster.workers"] = plan.gpus
-    return _run(parser, parsed), plan, more
+    run = _run(parser, parsed)
+    if plan is not None and run.method not in PLANNED:
+        parser.error(f"method is {run.method}; --plan knows {', '.join(PLANNED)}")
+    return run, plan, more
 
 
 def parse_with(
@@ -284,7 +288,7 @@ def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         within = values
         for name in path:
             within = within.get(name, {}) if isinstance(within, dict) else {}
-        if last not in within:
+        if not isinstance(within, dict) or last not in within:
             raise ValueError(f"unknown key {key!r}; --help names all")
         within[last] = value
     try:
@@ -331,11 +335,23 @@ def _run(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
             parser.error(f"unknown key {name!r}; there are {', '.join(defaults)}")
         if isinstance(defaults[name], dict) != isinstance(value, Namespace):
             parser.error(f"{name} is {value!r}; its keys are {', '.join(defaults[name])}")
+    for key in _nulls(parsed, RunConfig):
+        parser.error(f"{key} is null; a value is needed")
     try:
         made = vars(parser.instantiate(parsed))
         return RunConfig(**{name: made[name] for name in defaults})
     except ValueError as error:
         parser.error(str(error))
+
+
+def _nulls(values: Namespace, part: type[Any], prefix: str = "") -> Iterator[str]:
+    """Keys that are null and can't be: jsonargparse takes null in a file for no value at all."""
+    for name, hint in get_type_hints(part).items():
+        value = values[name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from _nulls(value, hint, f"{prefix}{name}.")
+        elif value is None and type(None) not in get_args(hint):
+            yield f"{prefix}{name}"
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cmoe.comparison.compare import require_possible
+from cmoe.comparison.settings import CompareConfig
 from cmoe.config import (
     PlanConfig,
     RunConfig,
@@ -341,9 +343,16 @@ RUNS = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("serve_*.yaml")))  
 @pytest.mark.parametrize("file", RUNS, ids=lambda p: p.stem)
 def test_every_configuration_in_the_repository_parses(file: Path) -> None:
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    beside = {"search": SearchConfig, "budget": BudgetConfig} if "search" in written else {}
+    beside: dict[str, type[Any]] = {}
+    if "search" in written:
+        beside = {"search": SearchConfig, "budget": BudgetConfig}
+    elif "methods" in written:
+        beside = {"": CompareConfig}
     config, parts = parse_with(beside, ["--config", str(file)])
     assert config.name == written["name"]
+    if compared := parts.get(""):
+        require_possible(config, compared)
+        written = {k: v for k, v in written.items() if not hasattr(compared, k)}
     for section, values in written.items():
         for name, value in values.items() if isinstance(values, dict) else ():
             beside_it = section in parts
@@ -457,6 +466,13 @@ def test_an_impossible_plan_is_refused(
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     assert flag.partition("=")[0] in refusal(capsys, *ASKED, flag), "other scripts know no plan"
+
+
+def test_a_method_that_no_plan_knows_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_job({}, [*ASKED, "--plan", "--method=ewc"])
+    assert ended.value.code == 2
+    assert "method is ewc; --plan knows cmoe, expand_all, lora" in capsys.readouterr().err
 
 
 # What two runs differ in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmoe.config import PlanConfig, RunConfig
@@ -227,6 +227,8 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
         UnsupportedModelError: The base can't grow.
         DataError: A task's size isn't known.
     """
+    if config.method == "expand_all":
+        config = replace(config, method="cmoe", probe=replace(config.probe, enabled=False))
     model = config.model
     shape = shape_of(load_shape(model.path, revision=model.revision))
     samples = samples_of(config)

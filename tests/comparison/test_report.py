@@ -695,7 +695,7 @@ def test_names_lie_neither_on_each_other_nor_beyond_the_figure(
         assert a
         assert b
         assert any(
-            a[at] + a[size] <= b[at] + 3 or b[at] + b[size] <= a[at] + 3  # type: ignore[literal-required]
+            a[at] + a[size] <= b[at] + 3 or b[at] + b[size] <= a[at] + 3
             for at, size in (("x", "width"), ("y", "height"))
         )
     shown.close()

@@ -86,7 +86,7 @@ def test_a_fresh_map_can_leave_where_it_begins() -> None:
 
 
 @torch.no_grad()
-def test_the_gates_are_found_in_full_precision() -> None:
+def test_half_precision_gives_the_same_but_for_rounding() -> None:
     module = trained(make_map()).bfloat16()
     u = tokens(64).bfloat16()
     assert module(u).dtype == torch.bfloat16
