@@ -27,7 +27,7 @@ from cmoe.evaluation.run import APART, PREDICTIONS, STORE
 from cmoe.mirror import mirrored
 from cmoe.modeling.primitive import LOCATOR
 from cmoe.store import Store
-from cmoe.training.launch import require_lasting
+from cmoe.training.launch import RunError, require_lasting
 
 COMPARISON = "comparison.json"
 TRAININGS = ("probe", "train")
@@ -74,8 +74,8 @@ def compare(
         The contents of `comparison.json`.
 
     Raises:
-        ValueError: A setting of a method is impossible; nothing is started.
-        RunError: A run failed, or one of its name was configured otherwise.
+        RunError: A method's setting is impossible, and nothing was started; a run failed, or one of
+            its name was configured otherwise.
         DataError: The data is missing or wrong.
     """
     require_possible(config, how)
@@ -84,23 +84,22 @@ def compare(
     said = _nothing_yet(config, how)
     with mirrored(config.url) as mirror:
         mirror.folder.mkdir(parents=True, exist_ok=True)
-        _tune(config, how, said["methods"], show)
-        _learn(config, how, said, lambda: write_json(mirror.folder / COMPARISON, said), show)
-        if how.study:
-            said["study"] = _studied(config, how, said["methods"][STUDIED], show)
-        write_json(mirror.folder / COMPARISON, said)
-        write_comparison(mirror.folder, said)
+        try:
+            _tune(config, how, said["methods"], show)
+            _learn(config, how, said, show)
+            if how.study:
+                said["study"] = _studied(config, how, said["methods"][STUDIED], show)
+        finally:  # also of what is known when it is interrupted
+            if said["base"]:
+                write_json(mirror.folder / COMPARISON, said)
+                write_comparison(mirror.folder, said)
     return said
 
 
 def _learn(
-    config: RunConfig,
-    how: CompareConfig,
-    said: dict[str, Any],
-    keep: Callable[[], None],
-    show: Callable[[str], None],
+    config: RunConfig, how: CompareConfig, said: dict[str, Any], show: Callable[[str], None]
 ) -> None:
-    """Every method with every seed; what is known so far is kept after each run."""
+    """Every method with every seed."""
     asked = [(method, seed) for seed in how.seeds for method in how.names]
     runs = [
         of_method(config, m, said["methods"][m]["settings"], f"{m}-{seed}", seed)
@@ -113,14 +112,13 @@ def _learn(
         mine["runs"].append({"seed": seed, "run": runs[number].name} | row(found))
         mine["runs"].sort(key=lambda one: how.seeds.index(one["seed"]))
         mine |= summed(mine["runs"])
-        keep()
 
 
 def require_possible(config: RunConfig, how: CompareConfig) -> None:
     """Refuse settings that some run would be refused for, before any is started.
 
     Raises:
-        ValueError: Names the method and the key.
+        RunError: Names the method and the key.
     """
     for method in how.names:
         settings = how.settings.get(method, {})
@@ -131,12 +129,12 @@ def require_possible(config: RunConfig, how: CompareConfig) -> None:
             try:
                 of_method(config, method, chosen, method, how.seeds[0])
             except ValueError as error:
-                raise ValueError(f"method {method}: {error}") from error
+                raise RunError(f"method {method}: {error}") from error
     names = Counter(study_name(group, label) for group in how.study for label in how.study[group])
     if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"study: two labels would name the same folder, {twice[0]}")
+        raise RunError(f"study: two labels would name the same folder, {twice[0]}")
     if any(how.candidates.get(method) for method in how.names) and not config.data.selection:
-        raise ValueError("data.selection is 0; candidates are judged on it: try 0.1")
+        raise RunError("data.selection is 0; candidates are judged on it: try 0.1")
 
 
 def of_method(

@@ -21,6 +21,7 @@ from cmoe.comparison.settings import CompareConfig
 from cmoe.comparison.study import location, roc, unknown
 from cmoe.config import RunConfig
 from cmoe.store import Store
+from cmoe.training.launch import RunError
 
 METHODS = ("zero_shot", "lora", "cmoe")
 
@@ -182,7 +183,7 @@ def test_an_impossible_comparison_is_refused(changes: dict[str, Any], said: str)
     ],
 )
 def test_settings_are_refused_before_anything_starts(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(RunError, match=said):
         require_possible(CONFIG, CompareConfig(**({"methods": "lora"} | changes)))
 
 
@@ -236,5 +237,5 @@ def test_labels_name_folders_and_each_its_own() -> None:
     assert slug("All layers, r/2") == "all-layers-r-2"
     assert slug("-0.5") != slug("0.5")
     how = CompareConfig("cmoe", study={"a": {"x y": {}, "x/y": {}}})
-    with pytest.raises(ValueError, match=r"two labels .* study-a-x-y"):
+    with pytest.raises(RunError, match=r"two labels .* study-a-x-y"):
         require_possible(CONFIG, how)
