@@ -303,10 +303,11 @@ class CMoE:
         self, probing: Probing, decision: Decision, sources: dict[int, list[int | None]]
     ) -> dict[str, Any]:
         rule = asdict(self.probe) | {"per_layer": self.experts.per_layer}
+        scores = {**probing.scores(), self.probe.score: probing.score(self.probe.score)}
         return {
             "experts": {str(layer): count for layer, count in decision.experts.items()},
             "rule": rule,
-            "scores": {name: _rounded(values) for name, values in probing.scores().items()},
+            "scores": {name: _rounded(values) for name, values in scores.items()},
             "threshold": decision.threshold,
             "cut": list(decision.cut),
             "older": list(probing.older),

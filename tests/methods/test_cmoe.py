@@ -242,7 +242,7 @@ def test_the_scores_recorded_are_those_of_the_probed_model(
     np.testing.assert_allclose(decision["scores"]["excess"], excess, atol=1e-5)
 
 
-@pytest.mark.parametrize("score", ["frequency", "excess", "loss_gain"])
+@pytest.mark.parametrize("score", ["frequency", "excess", "loss_gain", "random"])
 def test_a_task_grows_where_its_recorded_score_says(score: Any) -> None:
     method = make_method(probe=replace(PROBE, score=score, alpha=0.0))
     learn(method, "one")
@@ -256,6 +256,18 @@ def test_a_task_grows_where_its_recorded_score_says(score: Any) -> None:
     assert 0 < len(grown) < LAYERS
     assert {int(name.split(".")[1]) for name in primitive.experts} == grown
     assert decision["rule"]["score"] == score
+
+
+def test_random_layers_are_drawn_anew_for_every_task_and_by_the_seed_alone() -> None:
+    def drawn(seed: int, steps: int) -> list[list[float]]:
+        method = make_method(probe=replace(PROBE, score="random", steps=steps), seed=seed)
+        learn(method, "one")
+        return [learn(method, task)[0].decision["scores"]["random"] for task in ("two", "three")]
+
+    first, again, other = drawn(0, 2), drawn(0, 3), drawn(1, 2)
+    assert first == again, "whatever was measured"
+    assert len({tuple(row) for row in (*first, *other)}) == 4
+    assert all(0 <= value < 1 for row in first for value in row)
 
 
 def test_a_budget_of_nothing_leaves_routers_alone() -> None:
