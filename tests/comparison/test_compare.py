@@ -142,6 +142,23 @@ def test_the_study_is_of_the_same_stream(compared: dict[str, Any]) -> None:
         assert row["experts"] == sum(grown)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--training.steps", "7"), "training.steps: 6 -> 7"),
+        (("--settings", '{"lora": {"lora.size": 3}}'), "method lora: unknown key 'lora.size'"),
+    ],
+)
+def test_what_can_not_be_compared_ends_by_name(
+    compared: dict[str, Any], flags: tuple[str, str], said: str
+) -> None:
+    job = start(JOB, "--config", compared["file"], *flags)
+    out = finish(job)
+    assert job.returncode == 1
+    assert said in out
+    assert "Traceback" not in out
+
+
 # What needs no run
 
 
