@@ -134,6 +134,7 @@ def until(stage: int, facts: Facts = FACTS) -> Facts:
         facts,
         digests={i: d for i, d in facts.digests.items() if i <= stage},
         parameters=facts.parameters[: stage + 1],
+        answering=facts.answering[: stage + 1],
         flops={i: n for i, n in facts.flops.items() if i <= stage},
     )
 
