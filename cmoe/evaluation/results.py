@@ -21,8 +21,8 @@ from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
 
 MATRIX = "matrix.json"
-MEASURED = ("seconds", "peak_memory", "latency")
-"""Of `matrix.json`: what a machine needed. All else is a function of the run's configuration."""
+MEASURED = ("seconds", "training_flops", "peak_memory", "latency")
+"""Of `matrix.json`: what was spent here. All else is a function of the run's configuration."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Facts:
         similarity: Mean cosine between two experts, per layer; None for a method without.
         seconds: By task and phase; what answering with the base alone took stands under `base`.
         locates: Whether the method finds the task itself; if not, there is no oracle beside it.
-        training_flops: Operations of all training passes so far, by formula.
+        training_flops: Operations of all training passes here, by formula; 0 where a store was
+            taken over.
         peak_memory: Bytes that the largest worker came to need; None if not known.
         latency: Seconds to answer one sample alone in the end, `answer`, and the base's, `base`.
     """
