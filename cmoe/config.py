@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -280,8 +281,7 @@ def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """
     from jsonargparse import ArgumentError
 
-    parser = _parser(None, {})
-    parser.exit_on_error = False
+    parser = _changes()
     values = config.as_dict()
     for key, value in settings.items():
         *path, last = key.split(".")
@@ -295,6 +295,14 @@ def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         return _run(parser, parser.parse_object(values))
     except ArgumentError as error:
         raise ValueError(str(error)) from error
+
+
+@cache
+def _changes() -> ArgumentParser:
+    """What `changed` reads with: making it takes longer than all that it does then."""
+    parser = _parser(None, {})
+    parser.exit_on_error = False
+    return parser
 
 
 def _parser(prog: str | None, parts: Mapping[str, type[Any]]) -> ArgumentParser:

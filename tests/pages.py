@@ -65,3 +65,18 @@ class Page(HTMLParser):
     def values(self, *names: str) -> list[str]:
         """All values of these attributes."""
         return [v for _, attrs in self.elements for n in names if (v := attrs.get(n))]
+
+    def loads_nothing(self) -> None:
+        """It is one file: pictures are in it, and nothing is asked of anyone."""
+        assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in self.elements}
+        assert all(v.startswith("data:image/") for v in self.values("src"))
+        assert all(v.startswith("#") for v in self.values("href", "xlink:href"))
+        assert not re.search(r"https?:|@import|url\((?!#)", self.source)
+
+    def has_its_own_ids(self) -> None:
+        """Every id is there once, and every link within the page leads to one."""
+        ids = self.values("id")
+        assert len(ids) == len(set(ids))
+        used = {v.removeprefix("#") for v in self.values("href", "xlink:href")}
+        used |= set(re.findall(r"url\(#([^)]*)\)", self.source))
+        assert used <= set(ids)

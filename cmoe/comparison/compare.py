@@ -106,10 +106,10 @@ def _learn(
         for m, seed in asked
     ]
     for number, found in carry(runs, how.at_once, show):
-        method, seed = asked[number]
+        method, _ = asked[number]
         mine = said["methods"][method]
         said["base"] = _base(config, found)
-        mine["runs"].append({"seed": seed, "run": runs[number].name} | row(found))
+        mine["runs"].append(row(runs[number], found))
         mine["runs"].sort(key=lambda one: how.seeds.index(one["seed"]))
         mine |= summed(mine["runs"])
 
@@ -145,13 +145,15 @@ def of_method(
     return changed(config, {**settings, **own})
 
 
-def row(found: Mapping[str, Any]) -> dict[str, Any]:
+def row(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
     """A finished run in a line, from its `matrix.json`."""
     parameters, location, latency = found["parameters"], found["location"], found["latency"]
     trained = [n for parts in parameters["tasks"].values() if (n := _trained(parts))]
     spent = [s for task in found["seconds"].values() for s in task.items()]
     oracle = found["oracle_metrics"]
     return {
+        "seed": config.seed,
+        "run": config.name,
         **found["metrics"],
         "location": location["accuracy"] if location else None,
         "oracle": oracle["last"] if oracle else None,
@@ -223,9 +225,8 @@ def _studied(
     ]
     found = dict(carry(configs, how.at_once, show))
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for number, (group, label, seed) in enumerate(asked):
-        one = {"seed": seed, "run": configs[number].name} | row(found[number])
-        runs.setdefault((group, label), []).append(one)
+    for number, (group, label, _) in enumerate(asked):
+        runs.setdefault((group, label), []).append(row(configs[number], found[number]))
     groups = [
         {
             "name": group,

@@ -8,7 +8,7 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from cmoe.evaluation.figures import ACCENT, FAINT, INK, MUTED, Matrix, drawn, hue
+from cmoe.evaluation.figures import ACCENT, FAINT, INK, MUTED, Matrix, drawn, hue, over_stages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,12 +140,7 @@ def forgetting_curves(name: str, label: str, matrix: Matrix) -> str:
         known = [[y for y in row if y is not None] for row in matrix]
         means = [fmean(row) if row else float("nan") for row in known]
         ax.plot(stages, means, color=INK, linewidth=2.6, marker="o", markersize=4, clip_on=False)
-        ax.set_ylim(0, 100)
-        ax.set_xlim(0.7, len(matrix) + 0.3)
-        ax.set_xticks(stages)
-        ax.set_yticks((0, 50, 100))
-        ax.grid(axis="y")
-        ax.set_xlabel("tasks learned")
+        over_stages(ax, len(matrix))
 
     return drawn(name, label, 270, 180, draw)
 

@@ -191,14 +191,19 @@ def accuracy_curve(
             )
         if zero_shot is not None:
             ax.axhline(zero_shot, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-        ax.set_ylim(0, 100)
-        ax.set_xlim(0.7, len(matrix) + 0.3)
-        ax.set_xticks(range(1, len(matrix) + 1))
-        ax.set_yticks((0, 50, 100))
-        ax.grid(axis="y")
-        ax.set_xlabel("tasks learned")
+        over_stages(ax, len(matrix))
 
     return drawn(name, label, 250, 150, draw)
+
+
+def over_stages(ax: Axes, count: int) -> None:
+    """The axes of accuracies over so many stages, alike in every figure."""
+    ax.set_ylim(0, 100)
+    ax.set_xlim(0.7, count + 0.3)
+    ax.set_xticks(range(1, count + 1))
+    ax.set_yticks((0, 50, 100))
+    ax.grid(axis="y")
+    ax.set_xlabel("tasks learned")
 
 
 def probe_bars(

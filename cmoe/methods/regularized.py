@@ -119,8 +119,8 @@ class EWC(SequentialLoRA):
             before = self._importance.get(name, torch.zeros_like(new))
             held = self._held.get(name, weight)
             total = before + new
-            # Where nothing is important any place will do.
-            share = torch.where(total > 0, new / total.clamp_min(torch.finfo(total.dtype).tiny), 0)
+            # Where nothing is important the share is 0, and any place will do.
+            share = new / total.clamp_min(torch.finfo(total.dtype).tiny)
             self._importance[name], self._held[name] = total, held + share * (weight - held)
 
 

@@ -204,7 +204,7 @@ class Stream:
 
     def _facts(self) -> Facts:
         records, method = self._records(), self.method
-        notes = [self._noted(r.index) for r in records]
+        alone, notes = self._noted(BASE), [self._noted(r.index) for r in records]
         latest = len(records) - 1
         answering = {
             i if method.locates else method.answerer(latest, i) for i in range(len(records))
@@ -218,8 +218,8 @@ class Stream:
             flops={t: self.method.flops_per_token(t) for t in (BASE, *range(len(records)))},
             similarity=self.method.expert_similarity(),
             seconds={
-                name: self._noted(index).get("seconds", {})
-                for name, index in [(ALONE, BASE), *((r.task, r.index) for r in records)]
+                name: note.get("seconds", {})
+                for name, note in zip((ALONE, *method.tasks), (alone, *notes), strict=True)
             },
             locates=self.method.locates,
             training_flops=sum(

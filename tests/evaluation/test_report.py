@@ -197,20 +197,11 @@ def found(folder: Path) -> dict[str, Any]:
 
 
 def test_page_is_well_formed_and_loads_nothing(folder: Path) -> None:
-    page = Page(folder / "report.html")
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
-    assert all(v.startswith("data:image/") for v in page.values("src"))
-    assert all(v.startswith("#") for v in page.values("href", "xlink:href"))
-    assert not re.search(r"https?:|@import|url\((?!#)", page.source)
+    Page(folder / "report.html").loads_nothing()
 
 
 def test_every_link_and_id_in_the_page_is_its_own(folder: Path) -> None:
-    page = Page(folder / "report.html")
-    ids = page.values("id")
-    assert len(ids) == len(set(ids))
-    used = {v.removeprefix("#") for v in page.values("href", "xlink:href")}
-    used |= set(re.findall(r"url\(#([^)]*)\)", page.source))
-    assert used <= set(ids)
+    Page(folder / "report.html").has_its_own_ids()
 
 
 def test_questions_are_escaped(folder: Path) -> None:

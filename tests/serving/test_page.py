@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from mini_store import make_data, make_store
 from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect
 from service import running_service
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-if BROWSER is None:
-    pytest.skip(f"no browser: none of {', '.join(BROWSERS)}", allow_module_level=True)
-
-from playwright.sync_api import (  # noqa: E402
-    Browser,
-    ConsoleMessage,
-    Page,
-    Request,
-    Route,
-    expect,
-    sync_playwright,
-)
 
 WAIT_MS = 30_000
 COMPLETIONS = "/v1/chat/completions"
@@ -42,14 +27,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     make_store(folder / "store", make_data(folder / "data"))
     with running_service(folder / "store", "--no-auth") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Visit:
