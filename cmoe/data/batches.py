@@ -177,7 +177,9 @@ class Collator:
         return sorted({*self.tokenizer.all_special_tokens, *([image] if image else [])})
 
     def training(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Whole conversations, and `labels` [B, S] for their answers alone.
+        """Whole conversations, and `labels` [B, T] of their last T places for the answers alone.
+
+        The first of these places is the prompts' last: nothing before it predicts an answer.
 
         Raises:
             DataError: As in `prompts`, or prompt and answer together are too long.
@@ -194,7 +196,7 @@ class Collator:
             answered[row, : len(tail.ids)] = torch.tensor(tail.answers)
         self._require_room(samples, inputs["attention_mask"].sum(1), counts.sum(1))
         shape = inputs["input_ids"].shape
-        none = torch.full(shape, IGNORED)
+        none = torch.full((rows, 1), IGNORED)
         more = {"input_ids": ids, "attention_mask": counts}
         for name, tensor in inputs.items():
             if tensor.shape == shape:  # one number per token: so must the tokens behind have

@@ -274,7 +274,7 @@ class CMoE:
         @torch.no_grad()
         def record(inputs: Inputs) -> Tensor:
             """Every layer's usage behind one another: largest [E], gates [E]."""
-            out = self.module(_unlabelled(inputs), task, record=True)
+            out = self.module(_unlabelled(inputs), task, record=True, logits_to_keep=1)
             return torch.cat([part for u in out.usage for part in (u.largest, u.gates)])
 
         return record

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
-from cmoe.modeling.base import find_decoder, fingerprint
+from cmoe.modeling.base import arguments, find_decoder, fingerprint
 from cmoe.modeling.growing import Inputs
 from cmoe.modeling.locator import Location
 from cmoe.modeling.moelora import add_moelora
@@ -156,7 +156,7 @@ class Adapter(Peer):
 
     def loss(self, forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
         """Cross-entropy on the answers."""
-        loss: Tensor = forward(**inputs, num_items_in_batch=tokens).loss
+        loss: Tensor = forward(**arguments(inputs), num_items_in_batch=tokens).loss
         return loss
 
     def answerer(self, stage: int, task: int) -> int:

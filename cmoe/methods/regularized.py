@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, seed_of
 from cmoe.methods.peers import LoRAConfig, SequentialLoRA
+from cmoe.modeling.base import arguments
 from cmoe.modeling.growing import Inputs
 from cmoe.modeling.primitive import Primitive
 
@@ -144,7 +145,7 @@ def fisher(
 
     def squared(inputs: Inputs) -> Tensor:
         with torch.enable_grad():
-            loss = module(**inputs, num_items_in_batch=1).loss
+            loss = module(**arguments(inputs), num_items_in_batch=1).loss
         gradients = torch.autograd.grad(loss, weights)
         return torch.cat([g.float().square().flatten() for g in gradients])
 
@@ -186,12 +187,12 @@ class LwF(SequentialLoRA):
         return super().learn(task, samples, trainer)
 
     def loss(self, forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
-        out = forward(**inputs, num_items_in_batch=tokens)
+        out = forward(**arguments(inputs), num_items_in_batch=tokens)
         loss: Tensor = out.loss
         if not self._before:
             return loss
         with torch.no_grad():
-            before = torch.func.functional_call(self.module, self._before, kwargs=dict(inputs))
+            before = torch.func.functional_call(self.module, self._before, kwargs=arguments(inputs))
         kept = distillation(out.logits, before.logits, inputs["labels"], self.lwf.temperature)
         return loss + self.lwf.weight * kept / tokens
 
@@ -205,7 +206,7 @@ def distillation(
     `1 / temperature`, made to sum to 1 again.
 
     Args:
-        logits_bsv: [B, S, V], with gradients.
+        logits_bsv: [B, S, V] of the places that have labels, with gradients.
         before_bsv: The earlier model's.
         labels_bs: [B, S], -100 where nothing is answered.
         temperature: Divides the logits.

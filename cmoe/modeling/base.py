@@ -331,6 +331,19 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as a base takes it, with logits for the places that have labels alone.
+
+    A vocabulary's logits for every place of a prompt would be the largest tensors of a training.
+
+    Args:
+        inputs: With `labels` [B, T] of the last T places, or without.
+    """
+    if "labels" not in inputs:
+        return dict(inputs)
+    return {"logits_to_keep": inputs["labels"].shape[1], **inputs}
+
+
 def pooling_weights(inputs: Mapping[str, Tensor], pooling: Pooling, config: Any) -> Tensor:
     """How much each prompt token counts in the feature.
 

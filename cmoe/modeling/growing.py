@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmoe.modeling.base import (
+    arguments,
     find_ffns,
     fingerprint,
     hidden_state,
@@ -35,7 +36,7 @@ class GrowingOutput:
     """What a forward pass gives.
 
     Attributes:
-        logits: [B, S, vocabulary].
+        logits: [B, S, vocabulary]; with `labels` [B, T] of the last T places.
         loss: Cross-entropy on the answer tokens, where `labels` were given.
         balance_loss: Sum of the layers' balance losses, where they were recorded.
         usage: Per layer with experts what its router did, where it was recorded.
@@ -138,7 +139,7 @@ class GrowingVLM(nn.Module):
 
         Args:
             inputs: What the base takes: `input_ids` [B, S], `attention_mask`, `pixel_values`,
-                `labels`, ...
+                `labels` [B, T] of the last T places, ...
             tasks: One task for all samples, one for each, what `routing` made of them (for passes
                 over the same samples), or None to locate them.
             record: Whether to gather the balance loss and the experts' usage.
@@ -152,7 +153,7 @@ class GrowingVLM(nn.Module):
         """
         with self._passing(inputs, tasks, record=record) as run:
             run.routing.without = frozenset(without)
-            out = self.base(**inputs, **kwargs)
+            out = self.base(**arguments(inputs) | kwargs)
         usage = tuple(run.routing.record or ())
         balance = torch.stack([u.balance for u in usage]).sum() if usage else None
         return GrowingOutput(

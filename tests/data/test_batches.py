@@ -25,7 +25,7 @@ from cmoe.data.coin import DataConfig, read_tasks
 from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import DataError, Sample, Turn
 from cmoe.group import Group
-from cmoe.modeling.base import load_base
+from cmoe.modeling.base import arguments, load_base
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -116,9 +116,9 @@ def conversation(processor: Any, sample: Sample) -> dict[str, Tensor]:
     return dict(processor(text=[text.rstrip("\n")], images=images, return_tensors="pt"))
 
 
-def row(inputs: dict[str, Tensor], index: int, name: str = "input_ids") -> list[int]:
+def row(inputs: dict[str, Tensor], index: int) -> list[int]:
     kept = inputs["attention_mask"][index].bool()
-    return inputs[name][index][kept].tolist()
+    return inputs["input_ids"][index][kept].tolist()
 
 
 # What a batch holds
@@ -150,7 +150,7 @@ def test_a_conversation_is_trained_on_whole_and_its_answers_alone_are_labelled(
         assert row(batch, i) == conversation(variant, sample)["input_ids"][0].tolist()
         labels = batch["labels"][i]
         labelled = labels != IGNORED
-        assert torch.equal(labels[labelled], batch["input_ids"][i][labelled])
+        assert torch.equal(labels[labelled], batch["input_ids"][i, -len(labels) :][labelled])
         said = [sample.answer, *(t.answer for t in sample.further)]
         parts = variant.tokenizer.decode(labels[labelled]).split(end)
         assert [part.strip() for part in parts] == [*said, ""]
@@ -179,20 +179,26 @@ def test_labels_are_the_answer_and_its_end_of_turn_and_nothing_else(
 ) -> None:
     batch = collator(variant).training(samples)
     end = "<|im_end|>" if variant.chat_template == CHATML else "</s>"
-    assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+    width = batch["labels"].shape[1]
     for i, sample in enumerate(samples):
         labels = batch["labels"][i]
         labelled = labels != IGNORED
-        assert torch.equal(labels[labelled], batch["input_ids"][i][labelled])
+        ids, mask = batch["input_ids"][i, -width:], batch["attention_mask"][i, -width:]
+        assert torch.equal(labels[labelled], ids[labelled])
         said = variant.tokenizer.decode(labels[labelled])
         assert said.strip() == sample.answer + end
         # They are the last tokens of the row, without a gap.
         count = int(labelled.sum())
-        assert row(batch, i, "labels")[-count:] == labels[labelled].tolist()
-        assert set(row(batch, i, "labels")[:-count]) == {IGNORED}
+        shown = labels[mask == 1].tolist()
+        assert shown[-count:] == labels[labelled].tolist()
+        assert set(shown[:-count]) == {IGNORED}
+        assert set(labels[mask == 0].tolist()) <= {IGNORED}
         padding = batch["attention_mask"][i] == 0
-        assert set(labels[padding].tolist()) <= {IGNORED}
         assert set(batch["input_ids"][i][padding].tolist()) <= {variant.tokenizer.pad_token_id}
+    # Nothing before the first answer but the token that it is predicted from.
+    assert set(batch["labels"][:, 0].tolist()) == {IGNORED}
+    assert (batch["labels"][:, 1] != IGNORED).any()
 
 
 def test_prompts_are_the_beginning_of_training_rows(variant: Any, samples: list[Sample]) -> None:
@@ -203,7 +209,7 @@ def test_prompts_are_the_beginning_of_training_rows(variant: Any, samples: list[
     for name, tensor in prompts.items():
         got = training[name] if name == "pixel_values" else training[name][:, :width]
         assert torch.equal(got, tensor), name
-    assert set(training["labels"][:, :width].flatten().tolist()) == {IGNORED}
+    assert training["labels"].shape[1] == training["input_ids"].shape[1] - width + 1
     ends = prompts["attention_mask"]
     assert ends[:, -1].all(), "padded on the left: the answer follows the prompt"
     assert [len(tail.ids) for tail in cut.tails(samples)] == (
@@ -254,7 +260,7 @@ def test_the_models_loss_is_the_answers_cross_entropy(
         for place, token in zip(range(length - len(tail.ids), length), tail.ids, strict=True):
             total -= log_probs[place - 1, token].item()
         tokens += len(tail.ids)
-    loss = model(**cut.training(samples), num_items_in_batch=tokens).loss
+    loss = model(**arguments(cut.training(samples)), num_items_in_batch=tokens).loss
     assert loss.item() == pytest.approx(total / tokens, rel=1e-4)
 
 

@@ -91,7 +91,7 @@ class SoftmaxRegression(nn.Module):
         self.W = nn.Parameter(torch.randn(classes, width, generator=generator))
         self.b = nn.Parameter(torch.randn(classes, generator=generator))
 
-    def forward(self, x: Tensor, labels: Tensor, num_items_in_batch: float) -> Any:
+    def forward(self, x: Tensor, labels: Tensor, num_items_in_batch: float, **_: Any) -> Any:
         loss = F.cross_entropy(
             (x @ self.W.T + self.b).flatten(0, 1), labels.flatten(), reduction="sum"
         )

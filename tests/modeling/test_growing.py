@@ -168,6 +168,19 @@ def test_gradient_checkpointing_recomputes_with_the_same_routing(family: str) ->
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_labels_of_the_last_places_give_the_loss_of_a_whole_row(family: str) -> None:
+    """What the first of them would be predicted from lies before them: it counts for nothing."""
+    model, inputs = grown(family), make_inputs(family)
+    whole = inputs["input_ids"].clone()
+    whole[:, :-3] = -100
+    few = whole[:, -4:]
+    long, short = (model(inputs | {"labels": labels}, "third") for labels in (whole, few))
+    assert short.logits.shape[1] == 4 < long.logits.shape[1]
+    torch.testing.assert_close(short.logits, long.logits[:, -4:])
+    torch.testing.assert_close(short.loss, long.loss)
+
+
 def test_recomputed_layers_do_not_pile_up_in_the_record() -> None:
     def live_after_backward(checkpointing: bool) -> int:
         model, inputs, live = grown(), make_inputs(), []
