@@ -26,7 +26,7 @@ serve: install
 	$(BIN)/python ray_jobs/coin_serve.py --config configs/serve_mini.yaml --no-auth --make
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 # Kills workers, drivers and nodes of a short stream, 20 in all; about 15 minutes.
 chaos: install

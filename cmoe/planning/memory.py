@@ -109,7 +109,7 @@ def training_activations(config: RunConfig, shape: Shape) -> float:
 
     In each layer what attention takes and gives, the FFN's gate, its activation, the other factor
     and their product, the inputs of two norms in float32, and what experts multiply; in the end the
-    logits, their logarithms and their gradient.
+    logits, their logarithms and their gradient, at worst of every place: only answers need them.
     """
     size, batch = element_size(config), config.training.micro_batch * tokens(config, shape)
     if config.method == "lora":

@@ -6,30 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import (
-    HTMLResponse,
-    JSONResponse,
-    PlainTextResponse,
-    Response,
-    StreamingResponse,
-)
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
-from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from cmoe.data.batches import Collator, ReservedTokenError
 from cmoe.modeling.base import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving import protocol
+from cmoe.serving.border import Border, HeldStream, as_refusal, not_found, refused
 from cmoe.serving.errors import RequestError
 from cmoe.serving.following import model_of
 from cmoe.serving.keys import Keys
@@ -51,7 +42,6 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-DRAINED = 4  # times the limit: so much of a body is read and dropped, that its sender hears why
 INLINE = 200_000  # pixels of a picture that takes a few milliseconds
 HEALTH_S = 2.0  # until a deployment that doesn't say how it is counts as away
 
@@ -70,45 +60,6 @@ class Way(NamedTuple):
     located: Located | None
 
 
-class Place:
-    """A request's place among those in flight.
-
-    Args:
-        deadline: When its answer must have ended, by the loop's clock.
-        left: Called once, when the place is free again.
-
-    Attributes:
-        kept: Whether whoever sends the answer leaves the place, and not the route.
-    """
-
-    def __init__(self, deadline: float, left: Callable[[], None]) -> None:
-        self.deadline, self.kept = deadline, False
-        self._calls: list[Callable[[], object]] = [left]
-
-    def leaving(self, call: Callable[[], object]) -> None:
-        """Call something as well when the place is left. Cancelling what has ended does nothing."""
-        self._calls.append(call)
-
-    def leave(self) -> None:
-        calls, self._calls = self._calls, []
-        for call in calls:
-            call()
-
-
-class _HeldStream(StreamingResponse):
-    """A stream whose request keeps its place until the last byte, or until the client has gone."""
-
-    def __init__(self, content: AsyncIterator[str], leave: Callable[[], None]) -> None:
-        super().__init__(content, media_type="text/event-stream")
-        self._leave = leave
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._leave()
-
-
 @serve.ingress()
 class Gateway:
     """Checks, prepares, locates, asks, and answers in OpenAI's terms."""
@@ -120,7 +71,7 @@ class Gateway:
         executor: Handle,
         locator: Handle | None,
     ) -> None:
-        self.config, self.limits, self._keys = config, config.limits, keys
+        self.config, self.limits = config, config.limits
         self._executor, self._locator = executor, locator or executor
         self._inline = locator is None
         named = model_of(Store.follow(config.store), config)
@@ -136,7 +87,6 @@ class Gateway:
             max_concurrent_batches=config.locating,
         )(self._locate)
         self._tasks: tuple[str, ...] = ()
-        self._in_flight = 0
         self._asking, self._asked = asyncio.Lock(), -HEALTH_S
         self._known: Mapping[str, dict[str, Any] | None] = {}
         self._requests = Counter(
@@ -148,12 +98,13 @@ class Gateway:
             "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", BOUNDS
         )
         self._unknown = Counter("cmoe_unknown", "Located prompts that no task claims.")
+        self._border = Border(config.limits, keys, self._count)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the replica's own application."""
         app = FastAPI(title="cmoe", docs_url=None, redoc_url=None, openapi_url=None)
-        app.add_exception_handler(RequestError, _refused)
-        app.add_exception_handler(HTTPException, _not_found)
+        app.add_exception_handler(RequestError, refused)
+        app.add_exception_handler(HTTPException, not_found)
         app.post("/v1/chat/completions")(self.complete)
         app.post("/v1/locate")(self.locate)
         app.get("/v1/models")(self.models)
@@ -168,8 +119,8 @@ class Gateway:
     # Answering
 
     async def complete(self, request: Request) -> Response:
-        async with self._answering(request) as place:
-            wanted = protocol.parsed(protocol.ChatRequest, await self._body(request))
+        async with self._border.answering(request) as place:
+            wanted = protocol.parsed(protocol.ChatRequest, await self._border.body(request))
             asked = protocol.asked(wanted, self.limits)
             talk = protocol.conversation(wanted.messages, self.limits)
             prepared = await self._prepared(talk, asked.tokens)
@@ -187,12 +138,12 @@ class Gateway:
             _require_success(first)
             place.kept = True
             sse = self._stream(wanted, prepared, way, first, answer, place.deadline)
-            return _HeldStream(sse, place.leave)
+            return HeldStream(sse, place.leave)
 
     async def locate(self, request: Request) -> dict[str, Any]:
         """The posterior over tasks of a conversation."""
-        async with self._answering(request):
-            wanted = protocol.parsed(protocol.LocateRequest, await self._body(request))
+        async with self._border.answering(request):
+            wanted = protocol.parsed(protocol.LocateRequest, await self._border.body(request))
             talk = protocol.conversation(wanted.messages, self.limits)
             prepared = await self._prepared(talk, 1)
             located = await self._located(prepared)
@@ -302,7 +253,7 @@ class Gateway:
     ) -> Response:
         _require_success(said)
         completion = self._completion(wanted, way, said)
-        self._requests.inc(tags={"task": completion.task, "status": "200"})
+        self._count(200, completion.task)
         assert said.finish is not None
         found = completion.whole(said.text, said.finish, prepared.tokens, said.tokens)
         return JSONResponse(found)
@@ -319,7 +270,7 @@ class Gateway:
         """Server-sent events. A failure behind the first is one of them: the status has gone."""
         completion, said = self._completion(wanted, way, first), first
         yield completion.chunk(first.text, None, first=True)
-        status = "499"  # the client left, unless it comes to an end
+        status = 499  # the client left, unless it comes to an end
         try:
             async with asyncio.timeout_at(deadline):
                 while not said.finish:
@@ -327,14 +278,14 @@ class Gateway:
                     _require_success(said)
                     if said.text and not said.finish:
                         yield completion.chunk(said.text, None, first=False)
-            status = "200"
+            status = 200
         except Exception as error:
-            refusal = _as_refusal(error)
-            status = str(refusal.status)
+            refusal = as_refusal(error)
+            status = refusal.status
             yield protocol.event(refusal.body())
             return
         finally:
-            self._requests.inc(tags={"task": completion.task, "status": status})
+            self._count(status, completion.task)
         yield completion.chunk("" if said is first else said.text, said.finish, first=False)
         if wanted.stream_options and wanted.stream_options.include_usage:
             yield completion.spent(prepared.tokens, said.tokens)
@@ -360,16 +311,19 @@ class Gateway:
         found["store_version"] = version
         return protocol.Completion(wanted.model, version, found)
 
+    def _count(self, status: int, task: str = "") -> None:
+        self._requests.inc(tags={"task": task, "status": str(status)})
+
     # What there is
 
     async def models(self, request: Request) -> dict[str, Any]:
-        async with self._answering(request):
+        async with self._border.answering(request):
             state = await self._locator.state.remote()
             names = [protocol.MODEL, *(f"{protocol.MODEL}:{task}" for task in state["tasks"])]
             return {"object": "list", "data": [_model(name) for name in names]}
 
     async def model(self, request: Request, name: str) -> dict[str, Any]:
-        async with self._answering(request):
+        async with self._border.answering(request):
             _, colon, task = name.partition(":")
             state = await self._locator.state.remote()
             if name != protocol.MODEL and not (
@@ -386,7 +340,7 @@ class Gateway:
         whole = all(state and not state["refused"] for state in found.values())
         said = {"status": "ok" if whole else "degraded"}
         try:
-            self._admit(request)
+            self._border.admit(request)
         except RequestError:
             return said
         return {**said, **found}
@@ -411,7 +365,7 @@ class Gateway:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' figures of the whole service."""
-        self._admit(request)
+        self._border.admit(request)
         return PlainTextResponse(await exposition(), media_type=PROMETHEUS)
 
     # The page
@@ -428,95 +382,11 @@ class Gateway:
 
         return await asyncio.to_thread(examples)
 
-    # The border
-
-    @asynccontextmanager
-    async def _answering(self, request: Request) -> AsyncIterator[Place]:
-        """Who may not ask is told so; the rest has a place for a time, or is told to come back."""
-        place: Place | None = None
-        try:
-            self._admit(request)
-            if self._in_flight >= self.limits.in_flight:
-                raise _busy()
-            self._in_flight += 1
-            deadline = asyncio.get_running_loop().time() + self.limits.deadline_s
-            place = Place(deadline, self._left)
-            async with asyncio.timeout_at(deadline):
-                yield place
-        except Exception as error:
-            refusal = _as_refusal(error)
-            self._requests.inc(tags={"task": "", "status": str(refusal.status)})
-            raise refusal from error
-        finally:
-            if place is not None and not place.kept:
-                place.leave()
-
-    def _left(self) -> None:
-        self._in_flight -= 1
-
-    def _admit(self, request: Request) -> None:
-        client = request.client.host if request.client else None
-        self._keys.admit(request.headers.get("authorization"), client)
-
-    async def _body(self, request: Request) -> bytes:
-        """A request's body; reading ends where it is too large."""
-        limit = self.limits.body_bytes
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestError(415, f"content-type is {kind or 'missing'}; application/json")
-        declared = request.headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > DRAINED * limit:
-            raise _too_large(limit)
-        body, size = bytearray(), 0
-        async for part in request.stream():
-            size += len(part)
-            if size <= limit:
-                body += part
-            elif size > DRAINED * limit:
-                break
-        if size > limit:
-            raise _too_large(limit)
-        return bytes(body)
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    refusal = _as_refusal(error)
-    return JSONResponse(refusal.body(), refusal.status, refusal.headers())
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
-    """A route that isn't there, or not by that method."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    message = f"{request.method} {request.url.path}: {error}"
-    return await _refused(request, RequestError(status, message))
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError(413, f"the body is larger than {limit:,} bytes", code="body_too_large")
-
-
-def _busy() -> RequestError:
-    return RequestError(429, "too many requests at a time", code="busy", retry_after=1)
-
 
 def _require_success(said: Said) -> None:
     if said.failure is not None:
         logger.error("an answer failed: %s", said.failure)
         raise RequestError(500, "the answer failed; another try may go well", code="failed")
-
-
-def _as_refusal(error: Exception) -> RequestError:
-    """What a client is told of an error; nothing of the inside is."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, BackPressureError):
-        return _busy()
-    if isinstance(error, ClientDisconnect):
-        return RequestError(499, "the client has gone")
-    if isinstance(error, TimeoutError):
-        return RequestError(504, "the answer took too long", code="timeout")
-    logger.error("a request failed: %r", error)
-    return RequestError(503, "no replica could answer; try again", code="away", retry_after=5)
 
 
 async def _state(handle: Handle) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from cmoe.files import whole
 from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.base import MissingModelError, UnsupportedModelError, require_base
 from cmoe.storage import filesystem, is_remote
+from cmoe.training.board import Board
 from cmoe.training.display import LOG, Display
 from cmoe.training.worker import work
 
@@ -280,37 +281,6 @@ def _connect(config: RunConfig, dashboard: bool) -> None:
         configure_logging=True,
         logging_level=logging.ERROR,
     )
-
-
-class Board:
-    """Where the workers post what happens, and the driver reads it."""
-
-    def __init__(self) -> None:
-        self._events: list[Mapping[str, Any]] = []
-        self._cause: str | None = None
-        self._starts = 0
-
-    def post(self, event: Mapping[str, Any]) -> None:
-        """An event for the display."""
-        self._events.append(event)
-
-    def take(self) -> list[Mapping[str, Any]]:
-        """The events since the last call."""
-        events, self._events = self._events, []
-        return events
-
-    def start(self) -> int:
-        """How often rank 0 has started before."""
-        self._starts += 1
-        return self._starts - 1
-
-    def fail(self, cause: str) -> None:
-        """End the run: trying again would end the same."""
-        self._cause = self._cause or cause
-
-    def cause(self) -> str | None:
-        """Why the run has to end, if it has."""
-        return self._cause
 
 
 @contextmanager
