@@ -364,9 +364,15 @@ def _nulls(values: Namespace, part: type[Any], prefix: str = "") -> Iterator[str
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The keys in which two runs differ, with both values; neutral parts aside."""
-    old, new = _flat(before), _flat(after)
-    keys = [k for k in sorted({*old, *new}) if k.split(".")[0] not in NEUTRAL]
+    old, new = by_key(before), by_key(after)
+    keys = sorted({*old, *new})
     return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
+
+
+def by_key(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings by their keys as on the command line; neutral parts aside."""
+    flat = _flat(values)
+    return {key: value for key, value in flat.items() if key.split(".")[0] not in NEUTRAL}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,18 +20,21 @@ from cmoe.comparison.carrying import carry
 from cmoe.comparison.report import write_comparison
 from cmoe.comparison.settings import STUDIED, CompareConfig
 from cmoe.comparison.study import diversity, location, unknown
-from cmoe.config import RunConfig, changed
+from cmoe.config import RunConfig, by_key, changed
 from cmoe.data.coin import ensure_data
 from cmoe.evaluation.results import answering, write_json
-from cmoe.evaluation.run import APART, PREDICTIONS, STORE
-from cmoe.mirror import mirrored
+from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
+from cmoe.mirror import StorageError, mirrored
 from cmoe.modeling.primitive import LOCATOR
 from cmoe.store import Store
 from cmoe.training.launch import RunError, require_lasting
 
 COMPARISON = "comparison.json"
-TRAININGS = ("probe", "train")
-"""The phases with a backward pass."""
+OWN = ("method", "name", "seed")
+"""What every run has for itself."""
+
+ANSWERING = "predict"
+"""The one phase of a task that isn't learning."""
 
 ABOUT = {
     "zero_shot": "the base alone, which learns nothing",
@@ -41,7 +44,7 @@ ABOUT = {
     "moelora": "one mixture of LoRA experts that goes on training (as CoIN has it)",
     "per_task_lora": "a LoRA for every task, and whoever asks names the task",
     "multitask": "one LoRA that learns all tasks at once",
-    "expand_all": "cmoe without probes: every layer grows for every task",
+    "expand_all": "cmoe without probes: every layer grows for every task, from fresh experts",
     "cmoe": "experts where probes say so, routers by task, and a locator (LLaVA-CMoE)",
 }
 KNOWS = {"per_task_lora": "the task", "multitask": "all tasks at once"}
@@ -82,17 +85,21 @@ def compare(
     require_lasting(config.runs)
     ensure_data(config.data)  # once: runs that begin together would all write it
     said = _nothing_yet(config, how)
-    with mirrored(config.url) as mirror:
-        mirror.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            _tune(config, how, said["methods"], show)
-            _learn(config, how, said, show)
-            if how.study:
-                said["study"] = _studied(config, how, said["methods"][STUDIED], show)
-        finally:  # also of what is known when it is interrupted
-            if said["base"]:
-                write_json(mirror.folder / COMPARISON, said)
-                write_comparison(mirror.folder, said)
+    try:
+        with mirrored(config.url) as mirror:
+            mirror.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                _tune(config, how, said["methods"], show)
+                _learn(config, how, said, show)
+                if how.study:
+                    said["study"] = _studied(config, how, said["methods"][STUDIED], show)
+            finally:  # also of what is known when it is interrupted
+                if said["base"]:
+                    write_json(mirror.folder / COMPARISON, said)
+                    write_comparison(mirror.folder, said)
+                    mirror.flush()
+    except StorageError as error:
+        raise RunError(str(error)) from error
     return said
 
 
@@ -149,7 +156,11 @@ def row(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
     """A finished run in a line, from its `matrix.json`."""
     parameters, location, latency = found["parameters"], found["location"], found["latency"]
     trained = [n for parts in parameters["tasks"].values() if (n := _trained(parts))]
-    spent = [s for task in found["seconds"].values() for s in task.items()]
+    spent = {
+        (task, phase): seconds
+        for task, phases in found["seconds"].items()
+        for phase, seconds in phases.items()
+    }
     oracle = found["oracle_metrics"]
     return {
         "seed": config.seed,
@@ -161,9 +172,13 @@ def row(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
         "trainable": round(fmean(trained)) if trained else 0,
         "kept": parameters["kept"],
         "peak_memory": found["peak_memory"],
-        "training_flops": found["training_flops"],
-        "seconds": sum(s for _, s in spent),
-        "training_seconds": sum(s for phase, s in spent if phase in TRAININGS),
+        "learning_flops": found["learning_flops"],
+        "seconds": sum(spent.values()),
+        "learning_seconds": sum(
+            seconds
+            for (task, phase), seconds in spent.items()
+            if task != ALONE and phase != ANSWERING
+        ),
         "latency": latency["answer"] if latency else None,
         "base_latency": latency["base"] if latency else None,
         "located": found["located"],
@@ -250,7 +265,7 @@ def _studied(
             "groups": groups,
             "location": location(mirror.folder, store, tasks),
             "unknown": {
-                "reject": config.locator.reject,
+                "reject": store.header.settings["locator"]["reject"],
                 "curves": unknown(mirror.folder, tasks),
             },
             "diversity": diversity(first["similarity"], store),
@@ -280,6 +295,7 @@ def _nothing_yet(config: RunConfig, how: CompareConfig) -> dict[str, Any]:
         "scoring": config.evaluation.scoring,
         "evaluated_on": config.data.evaluate_on,
         "base": {},
+        "shared": {k: v for k, v in by_key(config.as_dict()).items() if k not in OWN},
         "seeds": list(how.seeds),
         "methods": {
             method: {"knows": KNOWS.get(method, ""), "about": ABOUT[method], "runs": []}

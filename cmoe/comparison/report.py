@@ -149,7 +149,7 @@ def _with_ratios(measures: Mapping[str, Any], base: int) -> dict[str, Any]:
 
 def _groups(entries: Sequence[Entry]) -> dict[str, list[Measure]]:
     """The tables' columns."""
-    flops = max(entry.mean["training_flops"] for entry in entries)
+    flops = max(entry.mean["learning_flops"] for entry in entries)
     prefix = next((p for p, scale in _PREFIXES.items() if flops >= scale), "G")
     count: dict[str, Any] = {"digits": 0}
     return {
@@ -171,9 +171,9 @@ def _groups(entries: Sequence[Entry]) -> dict[str, list[Measure]]:
         ],
         "Cost": [
             Measure("peak_memory", "Peak, GiB", scale=2**30, digits=2),
-            Measure("training_flops", f"Training, {prefix}FLOP", scale=_PREFIXES[prefix]),
-            Measure("seconds", "Time, min", scale=60),
-            Measure("training_seconds", "In training, min", scale=60, detail=True),
+            Measure("learning_flops", f"Learning, {prefix}FLOP", scale=_PREFIXES[prefix]),
+            Measure("learning_seconds", "Learning, min", scale=60),
+            Measure("seconds", "With all answers, min", scale=60, detail=True),
             Measure("latency", "Answer, ms", scale=1e-3),
             Measure("base_latency", "Base's answer, ms", scale=1e-3, detail=True),
             Measure("slowdown", "\N{MULTIPLICATION SIGN} base", digits=2),
@@ -274,7 +274,7 @@ def _study(said: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
         **study,
         "decomposition": _decomposition(studied, tasks, entries),
         "groups": [
-            _group(number, group["name"], [studied, *others], tasks)
+            _group(number, group["name"], [studied, *others], said)
             for number, (group, others) in enumerate(zip(study["groups"], variants, strict=True))
         ],
         "runs": [run for others in variants for entry in others for run in entry.runs],
@@ -308,13 +308,16 @@ def _decomposition(
 
 
 def _group(
-    number: int, name: str, entries: Sequence[Entry], tasks: Sequence[str]
+    number: int, name: str, entries: Sequence[Entry], said: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The method as it was compared, and its variants."""
-    rows = [_last_by_task(entry, tasks) for entry in entries]
+    rows = [_last_by_task(entry, said["tasks"]) for entry in entries]
+    first, *others = [entry.method["settings"] for entry in entries]
+    before = said["shared"] | first
+    varied = {key: before.get(key) for settings in others for key in settings}
     return {
         "name": name,
-        "rows": list(zip(entries, rows, strict=True)),
+        "rows": list(zip(entries, rows, [varied, *others], strict=True)),
         "best": {key: max(e.mean[key] for e in entries) for key in _COMPARED},
         "best_by_task": [
             max(value for value in column if value is not None)

@@ -21,7 +21,7 @@ from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
 
 MATRIX = "matrix.json"
-MEASURED = ("seconds", "training_flops", "peak_memory", "latency")
+MEASURED = ("seconds", "learning_flops", "peak_memory", "latency")
 """Of `matrix.json`: what was spent here. All else is a function of the run's configuration."""
 
 
@@ -40,7 +40,7 @@ class Facts:
         similarity: Mean cosine between two experts, per layer; None for a method without.
         seconds: By task and phase; what answering with the base alone took stands under `base`.
         locates: Whether the method finds the task itself; if not, there is no oracle beside it.
-        training_flops: Operations of all training passes here, by formula; 0 where a store was
+        learning_flops: Operations of all that was learned here, by formula; 0 where a store was
             taken over.
         peak_memory: Bytes that the largest worker came to need; None if not known.
         latency: Seconds to answer one sample alone in the end, `answer`, and the base's, `base`.
@@ -55,7 +55,7 @@ class Facts:
     similarity: Sequence[float | None] | None
     seconds: Mapping[str, Mapping[str, float]]
     locates: bool
-    training_flops: int = 0
+    learning_flops: int = 0
     peak_memory: int | None = None
     latency: Mapping[str, float] | None = None
 
@@ -104,7 +104,7 @@ def results(
             "base": facts.flops[BASE],
             "added": {t.name: facts.flops[i] for i, t in enumerate(tasks) if i in facts.flops},
         },
-        "training_flops": facts.training_flops,
+        "learning_flops": facts.learning_flops,
         "expert_similarity": facts.similarity,
         "generated": _generated(folder, stages),
         "seconds": {name: dict(phases) for name, phases in facts.seconds.items()},

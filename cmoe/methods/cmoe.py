@@ -109,8 +109,19 @@ class CMoE:
             total += 2 * (sum(used) * sum(ffn.widths) + count * ffn.hidden_size)
         return total
 
-    def training_flops_per_token(self, task: int) -> int:
-        return training_flops(self._base_flops, self.flops_per_token(task))
+    def learning_flops(self, task: int, tokens: Mapping[str, int]) -> int:
+        """Without fitting the locator's entry, which sees features and no tokens."""
+        base, added = self._base_flops, self.flops_per_token(task)
+        layers = len(self.module.ffns)
+        passes = {
+            "probe": training_flops(base, added),
+            "train": training_flops(base, added),
+            "measure": base + added,
+            "loss gain": (1 + layers) * (base + added),
+            "usage": base + added,
+            "features": base * self.module.locator.layer // layers,
+        }
+        return sum(count * passes[phase] for phase, count in tokens.items())
 
     def expert_similarity(self) -> list[float | None]:
         means: list[float | None] = []

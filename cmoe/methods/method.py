@@ -116,8 +116,13 @@ class Method(Protocol):
         """
         ...
 
-    def training_flops_per_token(self, task: int) -> int:
-        """The same of one training pass with a task's primitive, forward and backward."""
+    def learning_flops(self, task: int, tokens: Mapping[str, int]) -> int:
+        """Operations that learning a task took, counted as in `flops_per_token`.
+
+        Args:
+            task: That is learned.
+            tokens: That its passes went over, by phase.
+        """
         ...
 
     def expert_similarity(self) -> list[float | None] | None:

@@ -87,8 +87,9 @@ class Peer:
     def enable_gradient_checkpointing(self) -> None:
         self._base.activation_checkpointing_enable({"use_reentrant": False})
 
-    def training_flops_per_token(self, task: int) -> int:
-        return training_flops(self._base_flops, self.flops_per_token(task))
+    def learning_flops(self, task: int, tokens: Mapping[str, int]) -> int:
+        """All of their passes have a backward one."""
+        return sum(tokens.values()) * training_flops(self._base_flops, self.flops_per_token(task))
 
     def flops_per_token(self, task: int) -> int:
         """All that is trained works for every token."""

@@ -177,9 +177,9 @@ class LwF(SequentialLoRA):
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"lwf": asdict(self.lwf)}
 
-    def training_flops_per_token(self, task: int) -> int:
+    def learning_flops(self, task: int, tokens: Mapping[str, int]) -> int:
         again = self._base_flops + self.flops_per_token(task) if task > 0 else 0
-        return super().training_flops_per_token(task) + again
+        return super().learning_flops(task, tokens) + sum(tokens.values()) * again
 
     def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
         if self.tasks:

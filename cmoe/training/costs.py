@@ -37,13 +37,13 @@ def answer_seconds(method: Method, stage: int, inputs: Sequence[Inputs]) -> dict
         inputs: A prompt of each task, in their order.
     """
     seconds: dict[str, list[float]] = {"base": [], "answer": []}
-    for number in range(ROUNDS + 1):
-        for task, prompt in enumerate(inputs):
+    for task, prompt in enumerate(inputs):
+        for number in range(ROUNDS + 1):
             taken = {
                 "base": _taken(prompt, lambda prompt: _answer(method, prompt, BASE)),
                 "answer": _taken(prompt, partial(_find_and_answer, method, stage, task)),
             }
-            if number:  # the first round warms up
+            if number:  # the first round warms up, and brings the task's own adapter
                 for name, value in taken.items():
                     seconds[name].append(value)
     return {name: median(values) for name, values in seconds.items()}

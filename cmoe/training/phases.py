@@ -69,7 +69,7 @@ class Progress:
         notes: What the method must know again.
         loss: Mean loss of every step, by training.
         seconds: By phase.
-        tokens: By training: what all workers' passes went over, padding included.
+        tokens: By phase: what all workers' passes went over, padding included.
     """
 
     index: int
@@ -179,17 +179,10 @@ class Phases:
         *,
         answers: bool = False,
     ) -> list[Tensor]:
+        collate = self.collator.training if answers else self.collator.prompts
+        equal = self.config.zero == 3
         with self._timed(phase), running(self.module, self.config.zero):
-            return over_batches(
-                self.group,
-                samples,
-                self.batch_size,
-                self.collator.training if answers else self.collator.prompts,
-                compute,
-                equal=self.config.zero == 3,
-                loader_workers=self.loader_workers,
-                done=lambda step, steps: self._emit(phase, step, steps),
-            )
+            return self._over(phase, samples, self.batch_size, collate, compute, equal=equal)
 
     def total(
         self,
@@ -205,19 +198,40 @@ class Phases:
             return part.new_zeros(())
 
         with self._timed(phase):
-            over_batches(
-                self.group,
-                samples,
-                1,
-                self.collator.training,
-                add,
-                equal=False,
-                loader_workers=self.loader_workers,
-                done=lambda step, steps: self._emit(phase, step, steps),
-            )
+            self._over(phase, samples, 1, self.collator.training, add, equal=False)
             sizes = self.group.gather(parts[0].shape if parts else None)
             empty = torch.zeros(next(s for s in sizes if s is not None), device=self.group.device)
             return self.group.total(parts[0] if parts else empty)
+
+    def _over(
+        self,
+        phase: str,
+        samples: Sequence[Sample],
+        batch_size: int,
+        collate: Callable[[Sequence[Sample]], dict[str, Tensor]],
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        *,
+        equal: bool,
+    ) -> list[Tensor]:
+        """A pass over samples as in `over_batches`, whose tokens are counted."""
+        passed = torch.zeros((), dtype=torch.int64, device=self.group.device)
+
+        def counted(batch: Mapping[str, Tensor]) -> Tensor:
+            passed.add_(batch["input_ids"].numel())
+            return compute(batch)
+
+        found = over_batches(
+            self.group,
+            samples,
+            batch_size,
+            collate,
+            counted,
+            equal=equal,
+            loader_workers=self.loader_workers,
+            done=lambda step, steps: self._emit(phase, step, steps),
+        )
+        self.progress.tokens[phase] = int(self.group.total(passed))
+        return found
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         with self._timed("locator"):

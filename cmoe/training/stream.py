@@ -222,8 +222,8 @@ class Stream:
                 for name, note in zip((ALONE, *method.tasks), (alone, *notes), strict=True)
             },
             locates=self.method.locates,
-            training_flops=sum(
-                sum(note.get("tokens", {}).values()) * method.training_flops_per_token(index)
+            learning_flops=sum(
+                method.learning_flops(index, note.get("tokens", {}))
                 for index, note in enumerate(notes)
             ),
             peak_memory=max((note["memory"] for note in notes if "memory" in note), default=None),

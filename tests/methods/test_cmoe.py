@@ -6,6 +6,7 @@ What it records is computed a second time here, from the model's own logits.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -486,6 +487,40 @@ def test_operations_are_those_that_torch_counts() -> None:
     products = counter.get_flop_counts()["Global"]
     linear = sum(n for op, n in products.items() if str(op) in ("aten.mm", "aten.addmm"))
     assert method.flops_per_token(BASE) == pytest.approx(linear / 10, rel=0.01)
+
+
+class Counting(PlainTrainer):
+    """Counts the tokens of every phase."""
+
+    def __init__(self, module: GrowingVLM) -> None:
+        super().__init__(module, collate=self.counted)
+        self.tokens: dict[str, int] = {}
+
+    def counted(self, samples: Sequence[Sample], *, answers: bool) -> dict[str, Tensor]:
+        inputs = make_batch(samples, answers=answers)
+        phase = list(self.seen)[-1]
+        self.tokens[phase] = self.tokens.get(phase, 0) + inputs["input_ids"].numel()
+        return inputs
+
+
+def test_operations_of_learning_are_those_that_torch_counts() -> None:
+    """Of the decoder's linear maps, where what stands below them is trained, too."""
+    method = make_method(replace(EXPERTS, top_k=9), replace(PROBE, alpha=None, experts=1))
+    learn(method, "one")
+    embeddings: Any = method.module.base.get_input_embeddings()
+    embeddings.register_forward_hook(
+        lambda _, args, out: out.requires_grad_() if torch.is_grad_enabled() else out
+    )
+    trainer = Counting(method.module)
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **kwargs: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        method.learn("two", SAMPLES["two"], trainer)
+    assert trainer.tokens.keys() == {"probe", "measure", "loss gain", "train", "usage", "features"}
+    at = re.compile(r".*language_model\.layers\.\d+")
+    maps = torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_
+    counts = counter.get_flop_counts()
+    spent = sum(ops.get(op, 0) for name, ops in counts.items() if at.fullmatch(name) for op in maps)
+    assert method.learning_flops(1, trainer.tokens) == pytest.approx(spent, rel=0.05)
 
 
 def test_a_token_meets_top_k_experts_at_most() -> None:

@@ -313,7 +313,7 @@ def test_operations_of_training_are_those_that_torch_counts(name: str) -> None:
         layers = [ops for name, ops in counts.items() if at.fullmatch(name)]
         assert len(layers) == 4
         spent = sum(ops.get(op, 0) for ops in layers for op in maps)
-        found = method.training_flops_per_token(task) * inputs["input_ids"].numel()
+        found = method.learning_flops(task, {"train": inputs["input_ids"].numel()})
         assert found == pytest.approx(spent, rel=0.01)
 
 
