@@ -214,10 +214,11 @@ class Phases:
         equal: bool,
     ) -> list[Tensor]:
         """A pass over samples as in `over_batches`, whose tokens are counted."""
-        passed = torch.zeros((), dtype=torch.int64, device=self.group.device)
+        passed = 0
 
         def counted(batch: Mapping[str, Tensor]) -> Tensor:
-            passed.add_(batch["input_ids"].numel())
+            nonlocal passed
+            passed += batch["input_ids"].numel()
             return compute(batch)
 
         found = over_batches(
@@ -230,7 +231,7 @@ class Phases:
             loader_workers=self.loader_workers,
             done=lambda step, steps: self._emit(phase, step, steps),
         )
-        self.progress.tokens[phase] = int(self.group.total(passed))
+        self.progress.tokens[phase] = sum(self.group.gather(passed))
         return found
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
