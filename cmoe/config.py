@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 from cmoe.assets import MINI_BASE
 from cmoe.data.coin import DataConfig
 from cmoe.evaluation.predict import EvaluationConfig
-from cmoe.methods.cmoe import ExpertsConfig
-from cmoe.methods.peers import LoRAConfig, MoELoRAConfig
-from cmoe.methods.probe import ProbeConfig
-from cmoe.methods.regularized import EWCConfig, LwFConfig
+from cmoe.methods.settings import (
+    EWCConfig,
+    ExpertsConfig,
+    LoRAConfig,
+    LwFConfig,
+    MoELoRAConfig,
+    ProbeConfig,
+)
 from cmoe.modeling.locator import LocatorConfig
 from cmoe.storage import S3, is_remote
 from cmoe.training.engine import TrainingConfig

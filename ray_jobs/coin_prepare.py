@@ -8,7 +8,6 @@ on, and ends with the same files. README, "CoIN's files", says where every pictu
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any
 
 import ray
 
+from cmoe.cluster import connect
 from cmoe.data.mini import TASKS
 from cmoe.data.prepare import Each, Preparation, prepare, survey
 from cmoe.data.samples import DataError
@@ -39,9 +39,7 @@ def main() -> int:
         if not asked.dry_run and read_manifest(job.out):
             print(f"{job.out}/{MANIFEST} is there: prepared already; remove it to prepare again")
             return 0
-        # Not whatever cluster happens to run on this machine.
-        address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, configure_logging=False, log_to_driver=False)
+        connect()
         return run(job, dry=asked.dry_run)
     except DataError as error:
         print(f"coin_prepare.py: {error}", file=sys.stderr)

@@ -50,7 +50,8 @@ def compared(config: RunConfig, how: CompareConfig) -> str:
 
 def plan(config: RunConfig, settings: PlanConfig) -> int:
     from cmoe.data.samples import DataError
-    from cmoe.modeling.base import MissingModelError, UnsupportedModelError
+    from cmoe.modeling.base import UnsupportedModelError
+    from cmoe.modeling.pretrained import MissingModelError
     from cmoe.planning.plan import lines, make_plan
 
     try:

@@ -19,8 +19,7 @@ from cmoe.config import RunConfig
 from cmoe.data.coin import DataConfig
 from cmoe.evaluation.predict import EvaluationConfig
 from cmoe.group import Group
-from cmoe.methods.cmoe import ExpertsConfig
-from cmoe.methods.probe import ProbeConfig
+from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.locator import LocatorConfig
 from cmoe.training.engine import TrainingConfig
 

@@ -24,7 +24,7 @@ from cmoe.config import RunConfig, by_key, changed
 from cmoe.data.coin import ensure_data
 from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
-from cmoe.mirror import StorageError, mirrored
+from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.primitive import LOCATOR
 from cmoe.store import Store
 from cmoe.training.launch import RunError, require_lasting
@@ -84,22 +84,28 @@ def compare(
     require_possible(config, how)
     require_lasting(config.runs)
     ensure_data(config.data)  # once: runs that begin together would all write it
-    said = _nothing_yet(config, how)
     try:
         with mirrored(config.url) as mirror:
-            mirror.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                _tune(config, how, said["methods"], show)
-                _learn(config, how, said, show)
-                if how.study:
-                    said["study"] = _studied(config, how, said["methods"][STUDIED], show)
-            finally:  # also of what is known when it is interrupted
-                if said["base"]:
-                    write_json(mirror.folder / COMPARISON, said)
-                    write_comparison(mirror.folder, said)
-                    mirror.flush()
+            return _carried(config, how, mirror, show)
     except StorageError as error:
         raise RunError(str(error)) from error
+
+
+def _carried(
+    config: RunConfig, how: CompareConfig, mirror: Mirror, show: Callable[[str], None]
+) -> dict[str, Any]:
+    said = _nothing_yet(config, how)
+    mirror.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _tune(config, how, said["methods"], show)
+        _learn(config, how, said, show)
+        if how.study:
+            said["study"] = _studied(config, how, said["methods"][STUDIED], show)
+    finally:  # also of what is known when it is interrupted
+        if said["base"]:
+            write_json(mirror.folder / COMPARISON, said)
+            write_comparison(mirror.folder, said)
+            mirror.flush()
     return said
 
 

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
-from cmoe.methods.probe import (
-    Decision,
-    ProbeConfig,
-    Probing,
-    decide,
-    split,
-    starting_weights,
-)
+from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights
+from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM, Inputs
 from cmoe.modeling.locator import Location, LocatorConfig
 from cmoe.modeling.primitive import Primitive
@@ -27,36 +21,6 @@ from cmoe.modeling.routers import BASE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class ExpertsConfig:
-    """The experts of a task.
-
-    Attributes:
-        rank: Of their LoRA pairs.
-        lora_alpha: Their scale is `lora_alpha / rank`.
-        top_k: Experts per token.
-        per_layer: New experts in a layer that grows; the first task's in every layer.
-        balance_weight: Weight of the balance loss, which is summed over layers.
-        usage_samples: Training samples on which each expert's use is recorded.
-    """
-
-    rank: int = 8
-    lora_alpha: float = 16.0
-    top_k: int = 2
-    per_layer: int = 1
-    balance_weight: float = 0.01
-    usage_samples: int = 256
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "top_k", "per_layer", "usage_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"experts.{name} is {getattr(self, name)}; at least 1")
-        if not self.lora_alpha > 0:
-            raise ValueError(f"experts.lora_alpha is {self.lora_alpha}; more than 0")
-        if self.balance_weight < 0:
-            raise ValueError(f"experts.balance_weight is {self.balance_weight}; at least 0")
 
 
 class CMoE:

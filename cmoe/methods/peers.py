@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
+from cmoe.methods.settings import LoRAConfig, MoELoRAConfig
 from cmoe.modeling.base import arguments, find_decoder, fingerprint
 from cmoe.modeling.growing import Inputs
 from cmoe.modeling.locator import Location
@@ -25,44 +26,6 @@ from cmoe.modeling.routers import BASE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """LoRA on every linear map of the decoder.
-
-    Attributes:
-        rank: Of the adapter.
-        lora_alpha: Its scale is `lora_alpha / rank`.
-    """
-
-    rank: int = 16
-    lora_alpha: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"lora.{name} is {getattr(self, name)}; at least 1")
-
-
-@dataclass(frozen=True)
-class MoELoRAConfig:
-    """A mixture of LoRA experts on every linear map of the decoder; CoIN's sizes by default.
-
-    Attributes:
-        experts: At each map; all of them work for every token.
-        rank: Of each.
-        lora_alpha: The scale of their sum is `lora_alpha / rank`.
-    """
-
-    experts: int = 8
-    rank: int = 16
-    lora_alpha: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("experts", "rank", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"moelora.{name} is {getattr(self, name)}; at least 1")
 
 
 class Peer:

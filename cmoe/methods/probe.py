@@ -12,65 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean, pstdev
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmoe.data.samples import Sample
+from cmoe.methods.settings import ProbeConfig, Score
 from cmoe.modeling.experts import fresh_pair
 from cmoe.modeling.ffn import ROUTER_STD, GrowingFFN
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
-
-Score = Literal["frequency", "excess", "loss_gain", "random"]
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """Where and how much to grow.
-
-    Attributes:
-        enabled: Whether to probe at all; without, every layer grows for every task.
-        fraction: Share of the training samples that trains the probes; as many others measure.
-        max_samples: At most this many in either share.
-        gain_samples: At most this many measure what switching a layer's probes off costs: one
-            pass over them per layer.
-        experts: Probe experts per layer.
-        steps: Training steps of the probes.
-        score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`; `random`, drawn
-            by the seed, is what those have to beat.
-        alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers; with
-            null every layer passes, and the budgets alone decide.
-        count: `fixed` adds `experts.per_layer`; `per_probe` as many as pass the threshold alone.
-        init: New experts start from the experts most `used` while probing (paper), from the
-            most used `probe` experts, or `fresh`.
-        max_layers: At most this many layers grow, those of the highest scores.
-        max_added_parameters: Experts and their router rows add at most this many scalars.
-    """
-
-    enabled: bool = True
-    fraction: float = 0.1
-    max_samples: int = 2000
-    gain_samples: int = 256
-    experts: int = 1
-    steps: int = 50
-    score: Score = "frequency"
-    alpha: float | None = 0.5
-    count: Literal["fixed", "per_probe"] = "fixed"
-    init: Literal["used", "probe", "fresh"] = "used"
-    max_layers: int | None = None
-    max_added_parameters: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 0.5:
-            raise ValueError(f"probe.fraction is {self.fraction}; more than 0 and at most 0.5")
-        for name in ("max_samples", "gain_samples", "experts", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"probe.{name} is {getattr(self, name)}; at least 1")
-        for name in ("max_layers", "max_added_parameters"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"probe.{name} is {value}; at least 0, or null")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,51 +13,14 @@ from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, seed_of
-from cmoe.methods.peers import LoRAConfig, SequentialLoRA
+from cmoe.methods.peers import SequentialLoRA
+from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig
 from cmoe.modeling.base import arguments
 from cmoe.modeling.growing import Inputs
 from cmoe.modeling.primitive import Primitive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class EWCConfig:
-    """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796).
-
-    Attributes:
-        weight: Of the penalty, the paper's lambda; 400 is its choice for Atari.
-        samples: Training samples of a task that its importances are measured on.
-    """
-
-    weight: float = 400.0
-    samples: int = 256
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"ewc.weight is {self.weight}; at least 0")
-        if self.samples < 1:
-            raise ValueError(f"ewc.samples is {self.samples}; at least 1")
-
-
-@dataclass(frozen=True)
-class LwFConfig:
-    """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282).
-
-    Attributes:
-        weight: Of the distillation term, the paper's lambda_o.
-        temperature: Both distributions are softened by, the paper's T.
-    """
-
-    weight: float = 1.0
-    temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"lwf.weight is {self.weight}; at least 0")
-        if not self.temperature > 0:
-            raise ValueError(f"lwf.temperature is {self.temperature}; more than 0")
 
 
 class EWC(SequentialLoRA):

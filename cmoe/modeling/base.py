@@ -1,24 +1,18 @@
-"""The frozen base: load it by name, find its decoder layers, their FFNs, and its features."""
+"""The frozen base: its decoder layers, their FFNs, and its features."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
 LAYERS_NAMES = ("layers", "h", "blocks")
 FFN_NAMES = ("mlp", "feed_forward", "ffn")
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PLACEHOLDER_NAMES = ("image_token_id", "video_token_id")
 
 Pooling = Literal["last", "mean", "mean_text"]
@@ -51,192 +45,6 @@ class FFNSite:
     @property
     def ffn(self) -> nn.Module:
         return self.layer.get_submodule(self.name)
-
-
-class MissingModelError(OSError):
-    """A base that isn't there; the message says where it was looked for and how to fetch it."""
-
-
-def load_base(
-    name: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype | str = "auto",
-    device: torch.device | str = "cpu",
-    pad: bool = False,
-) -> tuple[PreTrainedModel, Any]:
-    """Load a vision-language model and its processor by hub name or local path.
-
-    Without a network, or with `HF_HUB_OFFLINE=1`, a hub name is taken from the hub's cache. Code
-    from the hub is never run.
-
-    Args:
-        name: Of the base.
-        revision: Of a hub name.
-        dtype: Of the weights; `auto` keeps theirs.
-        device: Where they go.
-        pad: Make the processor pad pictures to a square first, whatever it does by itself.
-
-    Raises:
-        MissingModelError: Nothing usable lies at `name`.
-        UnsupportedModelError: It is of a kind that transformers doesn't know, or can't pad.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    load_config(name, revision=revision)
-    with _found(name, revision):
-        model = AutoModelForImageTextToText.from_pretrained(
-            name, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
-    processor = load_processor(name, revision=revision, pad=pad)
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    return model.eval(), processor
-
-
-def load_processor(name: str, *, revision: str | None = None, pad: bool = False) -> Any:
-    """A base's processor alone; arguments and errors as in `load_base`."""
-    from transformers import AutoProcessor
-
-    with _found(name, revision):
-        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
-    if pad:
-        processor.image_processor = _padding(processor.image_processor)
-    return processor
-
-
-def _padding(image_processor: Any) -> Any:
-    """The same image processor, padding to a square: LLaVA's own does, and takes CLIP's settings.
-
-    Raises:
-        UnsupportedModelError: It is another kind, which sees pictures in a way of its own.
-    """
-    from transformers import LlavaImageProcessor
-
-    kind = type(image_processor).__name__
-    if not kind.startswith(("Llava", "CLIP")) or kind.startswith("LlavaNext"):
-        raise UnsupportedModelError(
-            f"model.pad is true, and the base's pictures are prepared by {kind}; only LLaVA's and "
-            "CLIP's processors can pad to a square. Set it to false"
-        )
-    settings = image_processor.to_dict()
-    for name in ("image_processor_type", "processor_class"):
-        settings.pop(name, None)
-    return LlavaImageProcessor.from_dict(settings | {"do_pad": True})
-
-
-def load_config(name: str, *, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a base; names and errors as in `load_base`."""
-    from transformers import AutoConfig
-
-    try:
-        with _found(name, revision):
-            config: PretrainedConfig = AutoConfig.from_pretrained(
-                name, revision=revision, trust_remote_code=False
-            )
-            return config
-    except ValueError as error:
-        raise UnsupportedModelError(f"{name}: {_first_line(error)}") from None
-
-
-def require_base(name: str, *, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a base whose weights are there, too, or can be asked of the hub.
-
-    Raises:
-        MissingModelError: A file is missing.
-        UnsupportedModelError: As in `load_base`.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    def there(file: str) -> Path | None:
-        if Path(name).is_dir():
-            found = Path(name) / file
-            return found if found.is_file() else None
-        cached = try_to_load_from_cache(name, file, revision=revision)
-        return Path(cached) if isinstance(cached, str) else None
-
-    config = load_config(name, revision=revision)
-    if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
-        index = there(WEIGHTS_INDEX)
-        files = json.loads(index.read_bytes())["weight_map"].values() if index else [WEIGHTS]
-        with _found(name, revision):
-            for file in sorted(set(files)):
-                if there(file) is None:
-                    raise FileNotFoundError(f"{file} is missing")
-    return config
-
-
-def load_shape(name: str, *, revision: str | None = None) -> PreTrainedModel:
-    """A base without its weights, on torch's meta device; names and errors as in `load_base`.
-
-    Raises:
-        UnsupportedModelError: It is no vision-language model.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    config = load_config(name, revision=revision)
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForImageTextToText.from_config(
-                config, trust_remote_code=False
-            )
-    except ValueError:
-        raise UnsupportedModelError(
-            f"{name}: a model of type {config.model_type!r}; one that answers about pictures with "
-            "text is needed"
-        ) from None
-    model.eval()
-    return model
-
-
-@contextmanager
-def _found(name: str, revision: str | None) -> Iterator[None]:
-    """Say what was looked for where transformers found nothing."""
-    try:
-        yield
-    except OSError as error:
-        # The hub's own errors behind it are many and say less.
-        raise MissingModelError(_why_missing(name, revision, error)) from None
-
-
-def _why_missing(name: str, revision: str | None, error: Exception) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
-
-    folder = Path(name).expanduser()
-    if folder.exists():
-        held = "no folder" if not folder.is_dir() else "a folder without a whole model"
-        return (
-            f"{name} is {held}: config.json, *.safetensors and the processor's files are needed "
-            f"({_first_line(error)})"
-        )
-    causes = [error, *_causes(error)]
-    if name.startswith(("/", ".", "~")) or any(isinstance(c, HFValidationError) for c in causes):
-        return f"{name}: there is no such folder, and it is no hub name (owner/model)"
-    fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    said = next((c for c in causes if isinstance(c, HfHubHTTPError)), None)
-    if constants.HF_HUB_OFFLINE:
-        hub = "the hub wasn't asked, as HF_HUB_OFFLINE is set"
-    elif isinstance(said, GatedRepoError):
-        hub = f"the hub wants its terms to be accepted first: {constants.ENDPOINT}/{name}"
-    elif said is not None:
-        hub = f"the hub at {constants.ENDPOINT} has none to show ({type(said).__name__})"
-    else:
-        hub = f"the hub at {constants.ENDPOINT} couldn't be reached"
-    return (
-        f"{name}, revision {revision or 'main'}: neither a folder here nor whole in the cache "
-        f"{constants.HF_HUB_CACHE}, and {hub}. Where there is a network, `{fetch}` fetches it into "
-        "that cache"
-    )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        yield cause
-        error = cause
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def find_decoder(model: nn.Module) -> nn.Module:

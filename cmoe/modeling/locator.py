@@ -176,7 +176,7 @@ class VAEBank:
         x = (train - mean) / std
         width = x.shape[1]
         vae = _seeded_vae(width, cfg, generator).to(x.device)
-        optimizer = torch.optim.Adam(vae.parameters(), cfg.learning_rate)
+        optimizer = torch.optim.Adam(vae.parameters(), cfg.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.steps)
         for _ in range(cfg.steps):
             rows = torch.randint(len(x), (cfg.batch_size,), generator=generator).to(x.device)

@@ -11,7 +11,7 @@ from cmoe.config import PlanConfig, RunConfig
 from cmoe.data.coin import INSTRUCTIONS, TEST_FILES
 from cmoe.data.samples import DataError
 from cmoe.data.shards import HUB, read_manifest
-from cmoe.modeling.base import load_shape
+from cmoe.modeling.pretrained import load_shape
 from cmoe.planning.memory import PARTS, Memory, memory, remedies
 from cmoe.planning.sizes import (
     Added,

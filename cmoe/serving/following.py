@@ -10,8 +10,8 @@ import torch
 
 from cmoe.config import ModelConfig
 from cmoe.loading import load_model
-from cmoe.modeling.base import load_base
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import joined

@@ -17,7 +17,7 @@ from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 
 from cmoe.data.batches import Collator, ReservedTokenError
-from cmoe.modeling.base import load_config, load_processor
+from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving import protocol
 from cmoe.serving.border import Border, HeldStream, as_refusal, not_found, refused

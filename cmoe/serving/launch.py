@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import socket
 import threading
@@ -15,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from cmoe.cluster import connect, named_cluster
 from cmoe.serving.keys import Keys, is_loopback
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store, StoreError
@@ -143,22 +142,15 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
     Raises:
         ServiceError: It doesn't come up.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
 
     from cmoe.serving.app import Executor, bound
 
-    if shared := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=shared, log_to_driver=False, logging_level=logging.ERROR)
-    else:
+    shared = named_cluster()
+    if not shared:
         _require_port(service.http["host"], service.http["port"])
-        ray.init(
-            address="local",  # else it would join a cluster that happens to run on this machine
-            log_to_driver=False,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-        )
+    connect(include_dashboard=False)
     try:
         options = {n: service.http[n] for n in ("host", "port", "request_timeout_s", "root_path")}
         serve.start(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from cmoe.cluster import connect
 from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
 from cmoe.evaluation.report import HTML, write_report
@@ -23,7 +23,8 @@ from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN
 from cmoe.evaluation.targets import stream_targets
 from cmoe.files import whole
 from cmoe.mirror import Mirror, StorageError, mirrored
-from cmoe.modeling.base import MissingModelError, UnsupportedModelError, require_base
+from cmoe.modeling.base import UnsupportedModelError
+from cmoe.modeling.pretrained import MissingModelError, require_base
 from cmoe.storage import filesystem, is_remote
 from cmoe.training.board import Board
 from cmoe.training.display import LOG, Display
@@ -263,23 +264,13 @@ def session(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
 def _connect(config: RunConfig, dashboard: bool) -> None:
     # Before Ray is there: its processes inherit them.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    import ray
-
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        return
     needed = config.cluster.workers * config.cluster.cpus_per_worker
-    ray.init(
-        address="local",  # not whatever cluster happens to run on this machine
+    connect(
+        config.cluster.address,
         num_cpus=max(needed, os.cpu_count() or 1),
         include_dashboard=dashboard,
-        log_to_driver=False,
-        configure_logging=True,
-        logging_level=logging.ERROR,
     )
 
 

@@ -32,7 +32,7 @@ from cmoe.methods.method import Method
 from cmoe.methods.peers import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
 from cmoe.methods.regularized import EWC, LwF
 from cmoe.mirror import Mirror, mirrored
-from cmoe.modeling.base import load_base
+from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.storage import exists
 from cmoe.store import HEADER, Record, Store

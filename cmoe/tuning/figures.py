@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cmoe.evaluation.figures import ACCENT, BAD, FAINT, GOOD, INK, MUTED, drawn, hue
-from cmoe.methods.probe import ProbeConfig, Probing, Score, decide
+from cmoe.methods.probe import Probing, decide
+from cmoe.methods.settings import ProbeConfig, Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,8 @@ from typing import Any
 from cmoe.evaluation.figures import heat_map, hue, probe_bars
 from cmoe.evaluation.report import environment
 from cmoe.files import whole
-from cmoe.methods.probe import ProbeConfig, Probing, decide
+from cmoe.methods.probe import Probing, decide
+from cmoe.methods.settings import ProbeConfig
 from cmoe.tuning.figures import Tried, parallel, sensitivity, trade_off
 from cmoe.tuning.space import Point
 

@@ -10,7 +10,8 @@ from random import Random
 from typing import Any, Literal
 
 from cmoe.config import RunConfig
-from cmoe.methods.probe import Probing, Score, decide
+from cmoe.methods.probe import Probing, decide
+from cmoe.methods.settings import Score
 
 Init = Literal["used", "probe", "fresh"]
 

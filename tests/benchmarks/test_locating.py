@@ -10,9 +10,9 @@ from cmoe.benchmarks.locating import accuracies, features
 from cmoe.data.batches import Collator
 from cmoe.data.coin import DataConfig, read_tasks
 from cmoe.data.mini import write_mini_coin
-from cmoe.modeling.base import load_base
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import LocatorConfig
+from cmoe.modeling.pretrained import load_base
 
 TASKS = ("ScienceQA", "Grounding")  # their questions end in instructions of their own
 

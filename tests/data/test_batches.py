@@ -25,7 +25,8 @@ from cmoe.data.coin import DataConfig, read_tasks
 from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import DataError, Sample, Turn
 from cmoe.group import Group
-from cmoe.modeling.base import arguments, load_base
+from cmoe.modeling.base import arguments
+from cmoe.modeling.pretrained import load_base
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

@@ -37,12 +37,12 @@ from cmoe.evaluation.results import MATRIX, Facts, results, write_json
 from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.group import Group
 from cmoe.loading import create_store
-from cmoe.methods.cmoe import CMoE, ExpertsConfig
+from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Method
-from cmoe.methods.peers import LoRAConfig, SequentialLoRA
-from cmoe.methods.probe import ProbeConfig
-from cmoe.modeling.base import load_base
+from cmoe.methods.peers import SequentialLoRA
+from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
 from cmoe.modeling.locator import LocatorConfig
+from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 
 TASKS = ("VizWiz", "Grounding", "ScienceQA")

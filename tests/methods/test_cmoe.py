@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmoe.data.samples import Sample
-from cmoe.methods.cmoe import CMoE, ExpertsConfig
+from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Loss
-from cmoe.methods.probe import ProbeConfig
+from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.primitive import Primitive

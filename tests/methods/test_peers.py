@@ -20,16 +20,9 @@ from cmoe.config import MethodName, parse
 from cmoe.data.samples import Sample
 from cmoe.loading import create_store
 from cmoe.methods.method import Trainer
-from cmoe.methods.peers import (
-    JointLoRA,
-    LoRAConfig,
-    MoELoRA,
-    MoELoRAConfig,
-    PerTaskLoRA,
-    SequentialLoRA,
-    ZeroShot,
-)
-from cmoe.methods.regularized import EWC, EWCConfig, LwF, LwFConfig
+from cmoe.methods.peers import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
+from cmoe.methods.regularized import EWC, LwF
+from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig
 from cmoe.modeling.moelora import MoELoRALinear
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE

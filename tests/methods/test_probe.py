@@ -17,14 +17,8 @@ from hypothesis import strategies as st
 from tiny_models import LAYERS, WIDTH, make_base, make_inputs
 
 from cmoe.data.samples import Sample
-from cmoe.methods.probe import (
-    Decision,
-    ProbeConfig,
-    Probing,
-    decide,
-    split,
-    starting_weights,
-)
+from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights
+from cmoe.methods.settings import ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
 

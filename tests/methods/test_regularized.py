@@ -15,8 +15,9 @@ from tiny_models import make_base
 from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
-from cmoe.methods.peers import LoRAConfig, SequentialLoRA
-from cmoe.methods.regularized import EWC, EWCConfig, LwF, LwFConfig, distillation, fisher
+from cmoe.methods.peers import SequentialLoRA
+from cmoe.methods.regularized import EWC, LwF, distillation, fisher
+from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig
 from cmoe.modeling.primitive import Primitive
 
 CONFIG = LoRAConfig(rank=4, lora_alpha=8)

@@ -15,8 +15,7 @@ from cmoe.config import ClusterConfig, ModelConfig, RunConfig
 from cmoe.data.coin import DataConfig
 from cmoe.evaluation.predict import EvaluationConfig
 from cmoe.group import Group
-from cmoe.methods.cmoe import ExpertsConfig
-from cmoe.methods.probe import ProbeConfig
+from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.planning.memory import Memory, memory, remedies, training_activations
 from cmoe.planning.sizes import Shape, shape_of, worst_growth

@@ -18,9 +18,8 @@ from transformers import (
 
 from cmoe.config import RunConfig
 from cmoe.data.coin import DataConfig
-from cmoe.methods.cmoe import ExpertsConfig
-from cmoe.methods.peers import LoRAConfig, SequentialLoRA
-from cmoe.methods.probe import ProbeConfig
+from cmoe.methods.peers import SequentialLoRA
+from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import LocatorConfig
 from cmoe.planning.sizes import added, most_trained, shape_of, worst_growth

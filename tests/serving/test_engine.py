@@ -17,8 +17,8 @@ from mini_store import MAX_NEW, collator, make_data, make_store, processor
 from cmoe.assets import MINI_BASE
 from cmoe.data.samples import Sample, Task
 from cmoe.loading import load_model
-from cmoe.modeling.base import load_base
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import Batch, Choice, draw, joined
 from cmoe.serving.engine import Engine, EngineConfig, Event, Job, Text

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ import openai
 import psutil
 import pytest
 import yaml
+from jobs import until
 from mini_store import collator, make_data, make_primitive, make_store
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -34,8 +35,8 @@ from service import running_service
 from cmoe.assets import MINI_BASE
 from cmoe.data.samples import Sample, Task
 from cmoe.loading import load_model
-from cmoe.modeling.base import load_base
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_base
 from cmoe.serving.load import Reply, drive, request_of
 from cmoe.store import Store
 
@@ -162,13 +163,6 @@ def load(url: str, bodies: list[bytes], clients: int = 8) -> tuple[threading.Thr
     thread = threading.Thread(target=ask)
     thread.start()
     return thread, replies
-
-
-def until(what: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it didn't come to that"
-        time.sleep(0.2)
 
 
 # OpenAI's client
@@ -329,7 +323,7 @@ def test_a_client_that_gives_up_frees_its_place(
         _, health = get(url, "/healthz")
         return bool(health["executor"]) and health["executor"]["running"] == 0
 
-    until(idle, 15)
+    until(idle, minutes=0.25)
 
 
 def test_what_is_there_is_shown(url: str) -> None:
@@ -543,7 +537,7 @@ def test_a_full_service_says_so_at_once(
         refused.append(found)
         return found[0] == 429
 
-    until(full, 30)
+    until(full, minutes=0.5)
     busy.join()
     _, said, headers = refused[-1]
     assert said["error"]["type"] == "rate_limit_error"

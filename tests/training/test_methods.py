@@ -15,8 +15,7 @@ from cmoe.config import MethodName, RunConfig
 from cmoe.data.coin import ensure_data
 from cmoe.evaluation.results import MEASURED
 from cmoe.group import Group
-from cmoe.methods.peers import LoRAConfig, MoELoRAConfig
-from cmoe.methods.regularized import EWCConfig
+from cmoe.methods.settings import EWCConfig, LoRAConfig, MoELoRAConfig
 from cmoe.store import Store
 from cmoe.training.stream import run_stream
 

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from cmoe.assets import MINI_BASE
-from cmoe.modeling.base import (
+from cmoe.modeling.base import UnsupportedModelError
+from cmoe.modeling.pretrained import (
     MissingModelError,
-    UnsupportedModelError,
     load_base,
     load_config,
     load_shape,
@@ -60,7 +60,8 @@ def offline(cache: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_a_cache_serves_a_machine_without_a_network(tmp_path: Path) -> None:
     snapshot = hub_cache(tmp_path)
     program = f"""
-from cmoe.modeling.base import fingerprint, load_base, load_shape, require_base
+from cmoe.modeling.base import fingerprint
+from cmoe.modeling.pretrained import load_base, load_shape, require_base
 for revision in (None, {REVISION!r}):
     base, processor = load_base({HUB_NAME!r}, revision=revision)
     assert processor.tokenizer is not None
@@ -90,14 +91,14 @@ for revision in (None, {REVISION!r}):
 
 def test_a_hub_name_that_is_nowhere_says_what_fetches_it(tmp_path: Path) -> None:
     program = """
-from cmoe.modeling.base import load_base
+from cmoe.modeling.pretrained import load_base
 load_base("llava-hf/llava-1.5-7b-hf", revision="b234b80")
 """
     done = offline(tmp_path, "-c", program)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, "none of the hub's own errors before it"
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("cmoe.modeling.base.MissingModelError: llava-hf/llava-1.5-7b-hf, revis")
+    assert said.startswith("cmoe.modeling.pretrained.MissingModelError: llava-hf/llava-1.5-7b-hf, ")
     assert "`hf download llava-hf/llava-1.5-7b-hf --revision b234b80`" in said
     assert str(tmp_path) in said
     job = ["ray_jobs/coin_stream.py", "--name=x", "--model.name=nobody/nothing"]

@@ -1,0 +1,164 @@
+"""What a method can be told, each a section of a run's configuration.
+
+Nothing heavy is imported here: a job reads its configuration before it does anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Score = Literal["frequency", "excess", "loss_gain", "random"]
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """The experts of a task.
+
+    Attributes:
+        rank: Of their LoRA pairs.
+        lora_alpha: Their scale is `lora_alpha / rank`.
+        top_k: Experts per token.
+        per_layer: New experts in a layer that grows; the first task's in every layer.
+        balance_weight: Weight of the balance loss, which is summed over layers.
+        usage_samples: Training samples on which each expert's use is recorded.
+    """
+
+    rank: int = 8
+    lora_alpha: float = 16.0
+    top_k: int = 2
+    per_layer: int = 1
+    balance_weight: float = 0.01
+    usage_samples: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "top_k", "per_layer", "usage_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"experts.{name} is {getattr(self, name)}; at least 1")
+        if not self.lora_alpha > 0:
+            raise ValueError(f"experts.lora_alpha is {self.lora_alpha}; more than 0")
+        if self.balance_weight < 0:
+            raise ValueError(f"experts.balance_weight is {self.balance_weight}; at least 0")
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Where and how much to grow.
+
+    Attributes:
+        enabled: Whether to probe at all; without, every layer grows for every task.
+        fraction: Share of the training samples that trains the probes; as many others measure.
+        max_samples: At most this many in either share.
+        gain_samples: At most this many measure what switching a layer's probes off costs: one
+            pass over them per layer.
+        experts: Probe experts per layer.
+        steps: Training steps of the probes.
+        score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`; `random`, drawn
+            by the seed, is what those have to beat.
+        alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers; with
+            null every layer passes, and the budgets alone decide.
+        count: `fixed` adds `experts.per_layer`; `per_probe` as many as pass the threshold alone.
+        init: New experts start from the experts most `used` while probing (paper), from the
+            most used `probe` experts, or `fresh`.
+        max_layers: At most this many layers grow, those of the highest scores.
+        max_added_parameters: Experts and their router rows add at most this many scalars.
+    """
+
+    enabled: bool = True
+    fraction: float = 0.1
+    max_samples: int = 2000
+    gain_samples: int = 256
+    experts: int = 1
+    steps: int = 50
+    score: Score = "frequency"
+    alpha: float | None = 0.5
+    count: Literal["fixed", "per_probe"] = "fixed"
+    init: Literal["used", "probe", "fresh"] = "used"
+    max_layers: int | None = None
+    max_added_parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 0.5:
+            raise ValueError(f"probe.fraction is {self.fraction}; more than 0 and at most 0.5")
+        for name in ("max_samples", "gain_samples", "experts", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"probe.{name} is {getattr(self, name)}; at least 1")
+        for name in ("max_layers", "max_added_parameters"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"probe.{name} is {value}; at least 0, or null")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """LoRA on every linear map of the decoder.
+
+    Attributes:
+        rank: Of the adapter.
+        lora_alpha: Its scale is `lora_alpha / rank`.
+    """
+
+    rank: int = 16
+    lora_alpha: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lora.{name} is {getattr(self, name)}; at least 1")
+
+
+@dataclass(frozen=True)
+class MoELoRAConfig:
+    """A mixture of LoRA experts on every linear map of the decoder; CoIN's sizes by default.
+
+    Attributes:
+        experts: At each map; all of them work for every token.
+        rank: Of each.
+        lora_alpha: The scale of their sum is `lora_alpha / rank`.
+    """
+
+    experts: int = 8
+    rank: int = 16
+    lora_alpha: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "rank", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"moelora.{name} is {getattr(self, name)}; at least 1")
+
+
+@dataclass(frozen=True)
+class EWCConfig:
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796).
+
+    Attributes:
+        weight: Of the penalty, the paper's lambda; 400 is its choice for Atari.
+        samples: Training samples of a task that its importances are measured on.
+    """
+
+    weight: float = 400.0
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"ewc.weight is {self.weight}; at least 0")
+        if self.samples < 1:
+            raise ValueError(f"ewc.samples is {self.samples}; at least 1")
+
+
+@dataclass(frozen=True)
+class LwFConfig:
+    """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282).
+
+    Attributes:
+        weight: Of the distillation term, the paper's lambda_o.
+        temperature: Both distributions are softened by, the paper's T.
+    """
+
+    weight: float = 1.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"lwf.weight is {self.weight}; at least 0")
+        if not self.temperature > 0:
+            raise ValueError(f"lwf.temperature is {self.temperature}; more than 0")
