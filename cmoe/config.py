@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from cmoe.assets import MINI_BASE
 from cmoe.data.coin import DataConfig
-from cmoe.evaluation.predict import EvaluationConfig
+from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.methods.settings import (
     EWCConfig,
     ExpertsConfig,
@@ -23,9 +23,9 @@ from cmoe.methods.settings import (
     MoELoRAConfig,
     ProbeConfig,
 )
-from cmoe.modeling.locator import LocatorConfig
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.storage import S3, is_remote
-from cmoe.training.engine import TrainingConfig
+from cmoe.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.store import BaseId, Store, StoreError
 
 if TYPE_CHECKING:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+# Tests run side by side: threads of torch's that wait for each other's cores would take a tiny
+# model ten times its time. Processes that tests start inherit it; torch reads it when imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Tests leave nothing in the user's own cache of data sets; the library reads this when imported.
 os.environ["HF_DATASETS_CACHE"] = str(Path(tempfile.gettempdir(), f"cmoe-tests-{os.getuid()}"))
 

@@ -16,9 +16,9 @@ from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import Task
 from cmoe.loading import create_store
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.store import Store
 
 TASKS = ("ScienceQA", "VizWiz", "Grounding")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -502,3 +504,21 @@ def test_a_key_that_one_side_lacks_is_a_difference() -> None:
     assert line.startswith("probe.alpha: None -> 0.5")
     (line,) = differences(run, older)
     assert line.startswith("probe.alpha: 0.5 -> None")
+
+
+# Start-up
+
+
+def test_reading_a_configuration_imports_nothing_heavy() -> None:
+    """A job says what is wrong with its configuration before seconds of imports."""
+    program = """
+import sys
+from cmoe.comparison.settings import CompareConfig
+from cmoe.config import parse_job
+parse_job({"": CompareConfig}, ["--name", "x"], "x")
+print(sorted({"torch", "transformers", "deepspeed", "ray"} & sys.modules.keys()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cmoe.loading import create_store, load_model
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.store import Store, StoreError
 
 LOCATOR = LocatorConfig(layer=2, pooling="mean_text", hidden=16, latent=4, steps=20, batch_size=8)

@@ -17,11 +17,11 @@ from ports import free_port
 
 from cmoe.config import RunConfig
 from cmoe.data.coin import DataConfig
-from cmoe.evaluation.predict import EvaluationConfig
+from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.group import Group
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
-from cmoe.modeling.locator import LocatorConfig
-from cmoe.training.engine import TrainingConfig
+from cmoe.modeling.settings import LocatorConfig
+from cmoe.training.settings import TrainingConfig
 
 TASKS = ("ScienceQA", "VizWiz", "Grounding")
 

@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from cmoe.data.batches import Collator, slices
 from cmoe.data.samples import Sample, Task
-from cmoe.modeling.base import (
-    Pooling,
-    find_layers,
-    pooled,
-    pooling_weights,
-    watch_hidden_state,
-)
-from cmoe.modeling.locator import Bank, LocatorConfig, Score, locate, make_bank
+from cmoe.modeling.base import find_layers, pooled, pooling_weights, watch_hidden_state
+from cmoe.modeling.locator import Bank, locate, make_bank
+from cmoe.modeling.settings import LocatorConfig, Pooling, Score
 
 Feature = tuple[int, Pooling]
 

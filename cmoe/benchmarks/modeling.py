@@ -16,8 +16,9 @@ from cmoe.benchmarks.timing import compare, milliseconds, peak_bytes, ratio
 from cmoe.modeling import experts
 from cmoe.modeling.ffn import GrowingFFN
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig, VAEBank
+from cmoe.modeling.locator import VAEBank
 from cmoe.modeling.routers import BASE, Routing, choose_experts
+from cmoe.modeling.settings import LocatorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

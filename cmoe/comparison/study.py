@@ -16,7 +16,8 @@ import numpy as np
 
 from cmoe.evaluation.predict import read_survey, stage_file, survey_file
 from cmoe.evaluation.run import PREDICTIONS, Stage, read_stage
-from cmoe.modeling.locator import LocatorConfig, make_bank
+from cmoe.modeling.locator import make_bank
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.store import Store
 
 BATCH = 32

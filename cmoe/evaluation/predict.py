@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cmoe.data.batches import LENGTH_STEP, Collator, slices
 from cmoe.data.samples import Sample, Task
-from cmoe.evaluation.scorers import SCORED, Mode
+from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.files import whole
 from cmoe.group import Group
 from cmoe.methods.method import Method
@@ -32,40 +32,6 @@ from cmoe.passes import over_batches
 T = TypeVar("T")
 
 ANSWERS, STAGE, SURVEY = "answers", "stage", "survey"
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How test samples are answered.
-
-    Attributes:
-        batch_size: Samples a batch.
-        max_new_tokens: Length of an answer at most.
-        cache: Whether an answer that the same primitive gave to the same sample before is kept;
-            without, all are generated again after every task.
-        flush_every: Batches per worker from one file of answers to the next: what a crash costs.
-        scoring: CoIN's `official` scorers, or `strict`, the same intent without their defects.
-        answer_files: By task a file that its tests are scored by instead of the test file's single
-            answers: ScienceQA's problems.json (beside pid_splits.json), TextVQA_0.5.1_val.json,
-            GQA's testdev_balanced_questions.json, or another file in CoIN's own format.
-    """
-
-    batch_size: int = 32
-    max_new_tokens: int = 16
-    cache: bool = True
-    flush_every: int = 16
-    scoring: Mode = "official"
-    answer_files: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "flush_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; at least 1")
-        for task in self.answer_files:
-            if task not in SCORED:
-                raise ValueError(
-                    f"evaluation.answer_files names {task!r}; there are {', '.join(SCORED)}"
-                )
 
 
 @dataclass(frozen=True, order=True)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cmoe.data.coin import DataConfig
 from cmoe.data.samples import DataError, Sample, Task
 from cmoe.evaluation.coin_files import choices, read_targets
 from cmoe.evaluation.scorers import Target
-
-if TYPE_CHECKING:
-    from cmoe.evaluation.predict import EvaluationConfig
+from cmoe.evaluation.settings import EvaluationConfig
 
 Targets = Mapping[str, Mapping[str, Target]]
 """By task and question id, in the order of the task's test samples."""

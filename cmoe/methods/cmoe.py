@@ -15,9 +15,10 @@ from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, traini
 from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM, Inputs
-from cmoe.modeling.locator import Location, LocatorConfig
+from cmoe.modeling.locator import Location
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import LocatorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,16 +6,17 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cmoe.modeling.settings import Pooling
 
 LAYERS_NAMES = ("layers", "h", "blocks")
 FFN_NAMES = ("mlp", "feed_forward", "ffn")
 PLACEHOLDER_NAMES = ("image_token_id", "video_token_id")
 
-Pooling = Literal["last", "mean", "mean_text"]
 
 # Elements of one tensor that go into the fingerprint. Whole tensors of a small model; of a
 # 7B model about 90 MB in all, read in a fraction of a second.

@@ -20,9 +20,10 @@ from cmoe.modeling.base import (
     watch_hidden_state,
 )
 from cmoe.modeling.ffn import Context, GrowingFFN
-from cmoe.modeling.locator import Location, LocatorConfig, locate, make_bank
+from cmoe.modeling.locator import Location, locate, make_bank
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Routing, Usage
+from cmoe.modeling.settings import LocatorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,7 +21,8 @@ from cmoe.data.samples import Sample
 from cmoe.group import LOST_PEER, Group
 from cmoe.methods.method import Loss
 from cmoe.passes import over_batches
-from cmoe.training.engine import Engine, TrainingConfig, convert, running
+from cmoe.training.engine import Engine, convert, running
+from cmoe.training.settings import TrainingConfig
 
 PROGRESS = "progress.json"
 TORCH_WRITER = "inline_container"  # in the message of its RuntimeError where a disk is full

@@ -37,8 +37,9 @@ from cmoe.modeling.routers import BASE
 from cmoe.storage import exists
 from cmoe.store import HEADER, Record, Store
 from cmoe.training.costs import answer_seconds, peak_memory
-from cmoe.training.engine import TrainingConfig, running
+from cmoe.training.engine import running
 from cmoe.training.phases import Link, Phases
+from cmoe.training.settings import TrainingConfig
 
 LATENCY = "latency"  # of a stage's notes
 

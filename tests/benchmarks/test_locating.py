@@ -11,8 +11,8 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import DataConfig, read_tasks
 from cmoe.data.mini import write_mini_coin
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.settings import LocatorConfig
 
 TASKS = ("ScienceQA", "Grounding")  # their questions end in instructions of their own
 

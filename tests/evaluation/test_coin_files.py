@@ -14,8 +14,8 @@ from cmoe.data.coin import DataConfig, read_tasks
 from cmoe.data.mini import TASKS, write_mini_coin
 from cmoe.data.samples import DataError
 from cmoe.evaluation.coin_files import Prediction, read_predictions, read_targets, write_predictions
-from cmoe.evaluation.predict import EvaluationConfig
 from cmoe.evaluation.scorers import SCORED, Target
+from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets
 from cmoe.training.launch import rooted, run
 

@@ -31,9 +31,10 @@ from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import Sample, Task
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.judge import main as score_file
-from cmoe.evaluation.predict import EvaluationConfig, Predictor, read_answers
+from cmoe.evaluation.predict import Predictor, read_answers
 from cmoe.evaluation.report import write_report
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.group import Group
 from cmoe.loading import create_store
@@ -41,9 +42,9 @@ from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Method
 from cmoe.methods.peers import SequentialLoRA
 from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
-from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import LocatorConfig
 
 TASKS = ("VizWiz", "Grounding", "ScienceQA")
 TESTED = 4  # samples of each task: the page shows them all

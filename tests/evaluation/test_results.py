@@ -15,9 +15,10 @@ from cmoe.data.samples import Sample, Task
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.coin_files import read_predictions
 from cmoe.evaluation.judge import judge
-from cmoe.evaluation.predict import EvaluationConfig, _write, read_answers, stage_file
+from cmoe.evaluation.predict import _write, read_answers, stage_file
 from cmoe.evaluation.results import Facts, results, table, write_json
 from cmoe.evaluation.scorers import Mode, Target
+from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets, target
 from cmoe.modeling.routers import BASE
 

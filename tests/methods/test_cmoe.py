@@ -25,9 +25,9 @@ from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Loss
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import LocatorConfig
 
 EXPERTS = ExpertsConfig(rank=4, lora_alpha=8, top_k=2, usage_samples=7)
 PROBE = ProbeConfig(fraction=0.4, steps=4, gain_samples=6, experts=2, alpha=0.2)

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, MixtralConfig
 from cmoe.benchmarks.modeling import forced
 from cmoe.modeling.base import UnsupportedModelError, fingerprint
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Usage
+from cmoe.modeling.settings import LocatorConfig
 
 SMALL = LocatorConfig(hidden=16, latent=4, steps=40, batch_size=16)
 # Layers that each task of the stream adds experts to, and how many: some layers start late, one

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from cmoe.modeling.locator import GaussianBank, LocatorConfig, VAEBank, locate, make_bank, split
+from cmoe.modeling.locator import GaussianBank, VAEBank, locate, make_bank, split
+from cmoe.modeling.settings import LocatorConfig
 
 SMALL = LocatorConfig(hidden=16, latent=4, steps=150, batch_size=32)
 WIDTH = 12

@@ -13,13 +13,14 @@ from workers import run_group
 
 from cmoe.config import ClusterConfig, ModelConfig, RunConfig
 from cmoe.data.coin import DataConfig
-from cmoe.evaluation.predict import EvaluationConfig
+from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.group import Group
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.planning.memory import Memory, memory, remedies, training_activations
 from cmoe.planning.sizes import Shape, shape_of, worst_growth
-from cmoe.training.engine import Engine, TrainingConfig
+from cmoe.training.engine import Engine
+from cmoe.training.settings import TrainingConfig
 
 TASKS = ("one", "two", "three")
 WORKERS = 2

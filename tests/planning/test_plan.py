@@ -23,9 +23,9 @@ from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.planning.plan import GIB, adapter_flops, lines, make_plan, operations, samples_of
 from cmoe.planning.sizes import shape_of, worst_growth
 

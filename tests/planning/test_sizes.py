@@ -21,7 +21,7 @@ from cmoe.data.coin import DataConfig
 from cmoe.methods.peers import SequentialLoRA
 from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.locator import LocatorConfig
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.planning.sizes import added, most_trained, shape_of, worst_growth
 
 TASKS = ("one", "two", "three")

@@ -14,7 +14,8 @@ from workers import run_group
 
 from cmoe.group import Group
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.training.engine import Engine, TrainingConfig, learning_rate_factor, running
+from cmoe.training.engine import Engine, learning_rate_factor, running
+from cmoe.training.settings import TrainingConfig
 
 CONFIG = TrainingConfig(steps=4, global_batch=4, micro_batch=2, learning_rate=1e-2)
 

@@ -1,0 +1,41 @@
+"""What answering tests can be told, a section of a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cmoe.evaluation.scorers import SCORED, Mode
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How test samples are answered.
+
+    Attributes:
+        batch_size: Samples a batch.
+        max_new_tokens: Length of an answer at most.
+        cache: Whether an answer that the same primitive gave to the same sample before is kept;
+            without, all are generated again after every task.
+        flush_every: Batches per worker from one file of answers to the next: what a crash costs.
+        scoring: CoIN's `official` scorers, or `strict`, the same intent without their defects.
+        answer_files: By task a file that its tests are scored by instead of the test file's single
+            answers: ScienceQA's problems.json (beside pid_splits.json), TextVQA_0.5.1_val.json,
+            GQA's testdev_balanced_questions.json, or another file in CoIN's own format.
+    """
+
+    batch_size: int = 32
+    max_new_tokens: int = 16
+    cache: bool = True
+    flush_every: int = 16
+    scoring: Mode = "official"
+    answer_files: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens", "flush_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; at least 1")
+        for task in self.answer_files:
+            if task not in SCORED:
+                raise ValueError(
+                    f"evaluation.answer_files names {task!r}; there are {', '.join(SCORED)}"
+                )

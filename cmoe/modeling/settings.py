@@ -1,0 +1,66 @@
+"""What the locator can be told, a section of a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Pooling = Literal["last", "mean", "mean_text"]
+Score = Literal["z", "raw", "mahalanobis"]
+
+
+@dataclass(frozen=True)
+class LocatorConfig:
+    """How samples are matched to tasks.
+
+    Attributes:
+        layer: The feature is the state that enters this decoder layer; -1 is the decoder's
+            output behind its final norm (the paper's `F_end`).
+        pooling: `last` prompt token (paper), `mean` over the prompt, `mean_text` over its text.
+        score: `z`, the VAE's error in deviations of its own task's (paper); `raw`, that error
+            in the feature's units; `mahalanobis`, under a pooled covariance.
+        placement: `front`, the base runs up to the feature's layer first; `inline`, the answering
+            pass computes the feature itself, which needs `layer` at or below the first layer
+            with experts.
+        reject: A sample whose best score exceeds this quantile of its task's held-out scores is
+            unknown.
+        hidden: Width of the VAE's hidden layers.
+        latent: Width of its code.
+        beta: Weight of the KL term.
+        steps: Training steps of a VAE.
+        batch_size: Features per step.
+        learning_rate: Of Adam, with cosine decay.
+        held_out: Share of a task's features kept from training, to measure errors on.
+        deviation_floor: Least deviation of a feature's dimension, in mean deviations of the task.
+        shrinkage: Share of the mean variance in the pooled covariance's diagonal.
+    """
+
+    layer: int = -1
+    pooling: Pooling = "last"
+    score: Score = "z"
+    placement: Literal["front", "inline"] = "front"
+    reject: float = 0.99
+    hidden: int = 64
+    latent: int = 16
+    beta: float = 1e-3
+    steps: int = 1500
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    held_out: float = 0.15
+    deviation_floor: float = 0.1
+    shrinkage: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "latent", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"locator.{name} is {getattr(self, name)}; at least 1")
+        for name in ("reject", "held_out"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"locator.{name} is {getattr(self, name)}; between 0 and 1")
+        if not 0 <= self.shrinkage < 1:
+            raise ValueError(f"locator.shrinkage is {self.shrinkage}; 0 or more, and less than 1")
+        if not self.learning_rate > 0 or self.beta < 0 or self.deviation_floor < 0:
+            raise ValueError(
+                f"locator.learning_rate is {self.learning_rate}; more than 0. locator.beta is "
+                f"{self.beta}, locator.deviation_floor {self.deviation_floor}; at least 0"
+            )
