@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from cmoe.assets import MINI_BASE
-from cmoe.data.coin import DataConfig
+from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.methods.settings import (
     EWCConfig,
@@ -24,6 +24,7 @@ from cmoe.methods.settings import (
     ProbeConfig,
 )
 from cmoe.modeling.settings import LocatorConfig
+from cmoe.ranges import require
 from cmoe.storage import S3, is_remote
 from cmoe.training.settings import TrainingConfig
 
@@ -94,15 +95,13 @@ class ClusterConfig:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("cpus_per_worker", 1), ("max_failures", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"cluster.{name} is {getattr(self, name)}; at least {least}")
+        require(self, "cluster", "workers", "cpus_per_worker", least=1)
+        require(self, "cluster", "max_failures", least=0)
+        require(self, "cluster", "resize_s", above=0)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(
                 f"cluster.min_workers is {self.min_workers}; 1 to cluster.workers, {self.workers}"
             )
-        if not self.resize_s > 0:
-            raise ValueError(f"cluster.resize_s is {self.resize_s}; more than 0")
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,8 @@ class PlanConfig:
     flops: float = 1e14
 
     def __post_init__(self) -> None:
-        if self.gpus is not None and self.gpus < 1:
-            raise ValueError(f"plan.gpus is {self.gpus}; at least 1")
-        for name in ("memory", "flops"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"plan.{name} is {getattr(self, name)}; more than 0")
+        require(self, "plan", "gpus", least=1)
+        require(self, "plan", "memory", "flops", above=0)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Any
 import ray
 
 from cmoe.cluster import connect
-from cmoe.data.mini import TASKS
 from cmoe.data.prepare import Each, Preparation, prepare, survey
 from cmoe.data.samples import DataError
+from cmoe.data.settings import TASKS
 from cmoe.data.shards import MANIFEST, read_manifest
 
 

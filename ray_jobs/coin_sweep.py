@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cmoe.config import RunConfig, parse_with
-from cmoe.tuning.space import BranchConfig, BudgetConfig, SearchConfig
+from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
 
 
 def main() -> int:

@@ -11,9 +11,10 @@ import torch
 
 from cmoe.assets import MINI_BASE
 from cmoe.data.batches import Collator
-from cmoe.data.coin import DataConfig, read_tasks
+from cmoe.data.coin import read_tasks
 from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import Task
+from cmoe.data.settings import DataConfig
 from cmoe.loading import create_store
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base

@@ -27,7 +27,7 @@ from cmoe.config import (
     parse_job,
     parse_with,
 )
-from cmoe.tuning.space import BudgetConfig, SearchConfig
+from cmoe.tuning.settings import BudgetConfig, SearchConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -509,15 +509,27 @@ def test_a_key_that_one_side_lacks_is_a_difference() -> None:
 # Start-up
 
 
-def test_reading_a_configuration_imports_nothing_heavy() -> None:
-    """A job says what is wrong with its configuration before seconds of imports."""
-    program = """
-import sys
+JOB = """
 from cmoe.comparison.settings import CompareConfig
 from cmoe.config import parse_job
-parse_job({"": CompareConfig}, ["--name", "x"], "x")
-print(sorted({"torch", "transformers", "deepspeed", "ray"} & sys.modules.keys()))
+parse_job({"": CompareConfig}, ["--name", "x"])
 """
+SWEEP = """
+from cmoe.config import parse_with
+from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
+parse_with({"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}, ["--name", "x"])
+"""
+SERVICE = """
+from cmoe.serving.settings import ServeConfig
+ServeConfig.of({"store": "somewhere"})
+"""
+
+
+@pytest.mark.parametrize("reading", [JOB, SWEEP, SERVICE], ids=["job", "sweep", "service"])
+def test_reading_a_configuration_imports_nothing_heavy(reading: str) -> None:
+    """A job says what is wrong with its configuration before seconds of imports."""
+    heavy = {"torch", "transformers", "deepspeed", "ray", "numpy", "PIL", "datasets", "pyarrow"}
+    program = f"import sys{reading}print(sorted({heavy!r} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

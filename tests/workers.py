@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from ports import free_port
 
 from cmoe.config import RunConfig
-from cmoe.data.coin import DataConfig
+from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.group import Group
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig

@@ -34,7 +34,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from cmoe.assets.mixture import COMMON, Lesson, make_lesson, make_text_lesson
 from cmoe.assets.pretrain import Classroom, Recipe, train_language, train_tower
 from cmoe.data.drawing import PATCH, SIZE
-from cmoe.data.mini import TASKS, make_sample
+from cmoe.data.mini import make_sample
+from cmoe.data.settings import TASKS
 
 PAD, BOS, EOS, IMAGE = SPECIAL = "<pad>", "<s>", "</s>", "<image>"
 VOCABULARY = 1536

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from cmoe.config import MethodName
+from cmoe.ranges import require
 
 STUDIED: MethodName = "cmoe"
 
@@ -47,10 +48,7 @@ class CompareConfig:
             raise ValueError(f"seeds is {list(self.seeds)}; one or more, each once")
         if self.study and STUDIED not in self.names:
             raise ValueError(f"methods is {self.methods!r}; a study is of {STUDIED}: name it, too")
-        if self.at_once < 1:
-            raise ValueError(f"at_once is {self.at_once}; at least 1")
-        if self.candidate_tasks is not None and self.candidate_tasks < 1:
-            raise ValueError(f"candidate_tasks is {self.candidate_tasks}; at least 1, or null")
+        require(self, "", "at_once", "candidate_tasks", least=1)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from cmoe.data.drawing import (
     new_canvas,
     photograph,
 )
+from cmoe.data.settings import TASKS
 
 VALIDATED = frozenset({"TextVQA", "VizWiz", "VQAv2"})
 """Tasks whose test split is `val.json`; the others have `test.json`."""
@@ -291,9 +292,6 @@ _MAKERS: dict[str, Callable[[Random], Sample]] = {
     "VQAv2": vqa_v2,
     "OCRVQA": ocr_vqa,
 }
-
-TASKS: tuple[str, ...] = tuple(_MAKERS)
-"""CoIN's tasks in CoIN's order."""
 
 
 def make_sample(task: str, split: str, index: int, seed: int = 0) -> Sample:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cmoe.evaluation.scorers import SCORED, Mode
+from cmoe.ranges import require
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ class EvaluationConfig:
     answer_files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "flush_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; at least 1")
+        require(self, "evaluation", "batch_size", "max_new_tokens", "flush_every", least=1)
         for task in self.answer_files:
             if task not in SCORED:
                 raise ValueError(

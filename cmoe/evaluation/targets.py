@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cmoe.data.coin import DataConfig
 from cmoe.data.samples import DataError, Sample, Task
+from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_files import choices, read_targets
 from cmoe.evaluation.scorers import Target
 from cmoe.evaluation.settings import EvaluationConfig

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cmoe.ranges import require
+
 Score = Literal["frequency", "excess", "loss_gain", "random"]
+Init = Literal["used", "probe", "fresh"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,9 @@ class ExpertsConfig:
     usage_samples: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("rank", "top_k", "per_layer", "usage_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"experts.{name} is {getattr(self, name)}; at least 1")
-        if not self.lora_alpha > 0:
-            raise ValueError(f"experts.lora_alpha is {self.lora_alpha}; more than 0")
-        if self.balance_weight < 0:
-            raise ValueError(f"experts.balance_weight is {self.balance_weight}; at least 0")
+        require(self, "experts", "rank", "top_k", "per_layer", "usage_samples", least=1)
+        require(self, "experts", "lora_alpha", above=0)
+        require(self, "experts", "balance_weight", least=0)
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,15 @@ class ProbeConfig:
     score: Score = "frequency"
     alpha: float | None = 0.5
     count: Literal["fixed", "per_probe"] = "fixed"
-    init: Literal["used", "probe", "fresh"] = "used"
+    init: Init = "used"
     max_layers: int | None = None
     max_added_parameters: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 0.5:
             raise ValueError(f"probe.fraction is {self.fraction}; more than 0 and at most 0.5")
-        for name in ("max_samples", "gain_samples", "experts", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"probe.{name} is {getattr(self, name)}; at least 1")
-        for name in ("max_layers", "max_added_parameters"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"probe.{name} is {value}; at least 0, or null")
+        require(self, "probe", "max_samples", "gain_samples", "experts", "steps", least=1)
+        require(self, "probe", "max_layers", "max_added_parameters", least=0)
 
 
 @dataclass(frozen=True)
@@ -101,9 +96,7 @@ class LoRAConfig:
     lora_alpha: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("rank", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"lora.{name} is {getattr(self, name)}; at least 1")
+        require(self, "lora", "rank", "lora_alpha", least=1)
 
 
 @dataclass(frozen=True)
@@ -121,9 +114,7 @@ class MoELoRAConfig:
     lora_alpha: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("experts", "rank", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"moelora.{name} is {getattr(self, name)}; at least 1")
+        require(self, "moelora", "experts", "rank", "lora_alpha", least=1)
 
 
 @dataclass(frozen=True)
@@ -139,10 +130,8 @@ class EWCConfig:
     samples: int = 256
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"ewc.weight is {self.weight}; at least 0")
-        if self.samples < 1:
-            raise ValueError(f"ewc.samples is {self.samples}; at least 1")
+        require(self, "ewc", "weight", least=0)
+        require(self, "ewc", "samples", least=1)
 
 
 @dataclass(frozen=True)
@@ -158,7 +147,5 @@ class LwFConfig:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"lwf.weight is {self.weight}; at least 0")
-        if not self.temperature > 0:
-            raise ValueError(f"lwf.temperature is {self.temperature}; more than 0")
+        require(self, "lwf", "weight", least=0)
+        require(self, "lwf", "temperature", above=0)

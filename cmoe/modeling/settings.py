@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cmoe.ranges import require
+
 Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
 
@@ -51,16 +53,11 @@ class LocatorConfig:
     shrinkage: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "latent", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"locator.{name} is {getattr(self, name)}; at least 1")
+        require(self, "locator", "hidden", "latent", "steps", "batch_size", least=1)
+        require(self, "locator", "learning_rate", above=0)
+        require(self, "locator", "beta", "deviation_floor", least=0)
         for name in ("reject", "held_out"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"locator.{name} is {getattr(self, name)}; between 0 and 1")
         if not 0 <= self.shrinkage < 1:
             raise ValueError(f"locator.shrinkage is {self.shrinkage}; 0 or more, and less than 1")
-        if not self.learning_rate > 0 or self.beta < 0 or self.deviation_floor < 0:
-            raise ValueError(
-                f"locator.learning_rate is {self.learning_rate}; more than 0. locator.beta is "
-                f"{self.beta}, locator.deviation_floor {self.deviation_floor}; at least 0"
-            )

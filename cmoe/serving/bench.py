@@ -15,8 +15,9 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from cmoe.data.batches import Collator
-from cmoe.data.coin import DataConfig, read_tasks
+from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample
+from cmoe.data.settings import DataConfig
 from cmoe.serving.app import Executor
 from cmoe.serving.launch import read_service, serving
 from cmoe.serving.load import Reply, drive, request_of

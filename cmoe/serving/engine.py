@@ -17,38 +17,11 @@ from typing import Any, Literal, TypeVar
 
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.serving.batch import Batch, Choice, Prompt, draw, padding
+from cmoe.serving.settings import EngineConfig
 
 T = TypeVar("T")
 Finish = Literal["stop", "length"]
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of a part of a character
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How a replica answers.
-
-    Attributes:
-        max_batch: Answers that run together at most.
-        max_tokens: Tokens in the batch's cache at most, padding included. A request waits until it
-            fits, with the longest answer that it may get.
-        join_at_once: Prompts read in one pass; those that run wait for it.
-        join_wait_s: Seconds that a prompt may wait for others to be read with, while answers run:
-            several cost little more than one.
-        stuck_s: Seconds that a pass may take before the replica counts as unhealthy.
-    """
-
-    max_batch: int = 32
-    max_tokens: int = 65_536
-    join_at_once: int = 16
-    join_wait_s: float = 0.03
-    stuck_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_tokens", "join_at_once", "stuck_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"engine.{name} is {getattr(self, name)}; more than 0")
-        if self.join_wait_s < 0:
-            raise ValueError(f"engine.join_wait_s is {self.join_wait_s}; at least 0")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from functools import cache
 
 from PIL import Image
 
-from cmoe.data.mini import TASKS, make_sample
+from cmoe.data.mini import make_sample
+from cmoe.data.settings import TASKS
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from cmoe.config import ModelConfig
-from cmoe.serving.engine import EngineConfig
+from cmoe.ranges import require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,15 +52,39 @@ class LimitsConfig:
     deadline_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, int | float) and value <= 0:
-                raise ValueError(f"limits.{each.name} is {value}; more than 0")
+        numbers = [f.name for f in fields(self) if isinstance(getattr(self, f.name), int | float)]
+        require(self, "limits", *numbers, above=0)
         if self.answer_default > self.answer_tokens:
             raise ValueError(
                 f"limits.answer_default is {self.answer_default}; at most limits.answer_tokens, "
                 f"{self.answer_tokens}"
             )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a replica answers.
+
+    Attributes:
+        max_batch: Answers that run together at most.
+        max_tokens: Tokens in the batch's cache at most, padding included. A request waits until it
+            fits, with the longest answer that it may get.
+        join_at_once: Prompts read in one pass; those that run wait for it.
+        join_wait_s: Seconds that a prompt may wait for others to be read with, while answers run:
+            several cost little more than one.
+        stuck_s: Seconds that a pass may take before the replica counts as unhealthy.
+    """
+
+    max_batch: int = 32
+    max_tokens: int = 65_536
+    join_at_once: int = 16
+    join_wait_s: float = 0.03
+    stuck_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        require(self, "engine", "max_batch", "max_tokens", "join_at_once", least=1)
+        require(self, "engine", "stuck_s", above=0)
+        require(self, "engine", "join_wait_s", least=0)
 
 
 @dataclass(frozen=True)
@@ -114,9 +138,8 @@ class ServeConfig:
                 f"limits.prompt_tokens and limits.answer_tokens are {needed} together; at most "
                 f"engine.max_tokens, {self.engine.max_tokens}"
             )
-        for name in ("poll_s", "batch", "locating"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; more than 0")
+        require(self, "", "poll_s", above=0)
+        require(self, "", "batch", "locating", least=1)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ServeConfig:

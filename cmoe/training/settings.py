@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from cmoe.ranges import require
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -42,12 +44,10 @@ class TrainingConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "checkpoint_every", "log_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"training.{name} is {value}; at least 1")
-        for name in ("epochs", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; more than 0")
+        counts = ("steps", "global_batch", "micro_batch", "checkpoint_every", "log_every")
+        require(self, "training", *counts, least=1)
+        require(self, "training", "epochs", "learning_rate", "clip", above=0)
+        require(self, "training", "weight_decay", least=0)
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"training.global_batch is {self.global_batch}; with training.micro_batch "
@@ -55,8 +55,6 @@ class TrainingConfig:
             )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"training.warmup is {self.warmup}; 0 or more, and less than 1")
-        if self.weight_decay < 0:
-            raise ValueError(f"training.weight_decay is {self.weight_decay}; at least 0")
 
     def accumulation(self, workers: int) -> int:
         """Micro-batches that each worker contributes to a step, at most.

@@ -34,14 +34,12 @@ from cmoe.training.launch import (
     require_same,
     rooted,
 )
+from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.tuning.space import (
-    BranchConfig,
-    BudgetConfig,
     Candidate,
     Point,
     Probed,
     Result,
-    SearchConfig,
     candidate,
     distinct,
     drawn,

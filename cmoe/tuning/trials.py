@@ -17,7 +17,8 @@ from cmoe.store import HEADER, Store, StoreError
 from cmoe.training.launch import RunError, session
 from cmoe.training.stream import load, make_method, start_store
 from cmoe.training.worker import Checkpoints
-from cmoe.tuning.space import Candidate, Point, Result, SearchConfig
+from cmoe.tuning.settings import SearchConfig
+from cmoe.tuning.space import Candidate, Point, Result
 from cmoe.tuning.trial import RESULT, Bench, probe, train
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from PIL import Image
 from cmoe.assets import MINI_BASE
 from cmoe.assets.mixture import make_lesson, make_text_lesson
 from cmoe.assets.pretrain import pixel_values
-from cmoe.data.mini import TASKS, make_sample
+from cmoe.data.mini import make_sample
+from cmoe.data.settings import TASKS
 
 FOLDER = MINI_BASE
 SPECIAL = ("<s>", "</s>", "<pad>", "<image>")

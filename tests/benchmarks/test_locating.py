@@ -8,8 +8,9 @@ import torch
 from cmoe.assets import MINI_BASE
 from cmoe.benchmarks.locating import accuracies, features
 from cmoe.data.batches import Collator
-from cmoe.data.coin import DataConfig, read_tasks
+from cmoe.data.coin import read_tasks
 from cmoe.data.mini import write_mini_coin
+from cmoe.data.settings import DataConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.settings import LocatorConfig

@@ -21,9 +21,10 @@ from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFas
 
 from cmoe.assets import MINI_BASE
 from cmoe.data.batches import IGNORED, Collator, loader, slices, training_order
-from cmoe.data.coin import DataConfig, read_tasks
+from cmoe.data.coin import read_tasks
 from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import DataError, Sample, Turn
+from cmoe.data.settings import DataConfig
 from cmoe.group import Group
 from cmoe.modeling.base import arguments
 from cmoe.modeling.pretrained import load_base

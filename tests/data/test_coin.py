@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmoe.data.coin import DataConfig, ensure_data, read_tasks
-from cmoe.data.mini import SIZE, TASKS, make_sample, write_mini_coin
+from cmoe.data.coin import ensure_data, read_tasks
+from cmoe.data.mini import SIZE, make_sample, write_mini_coin
 from cmoe.data.samples import DataError, Turn
+from cmoe.data.settings import TASKS, DataConfig
 
 TRAIN, TEST = 12, 5
 VALIDATED = {"TextVQA", "VizWiz", "VQAv2"}  # coin.md: evaluated on val.json

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from cmoe.data.drawing import COLORS, SHAPES, WORDS
-from cmoe.data.mini import TASKS, make_sample, write_mini_coin
+from cmoe.data.mini import make_sample, write_mini_coin
+from cmoe.data.settings import TASKS
 
 COIN_ORDER = (
     ("ScienceQA", "test.json"),

@@ -23,10 +23,11 @@ from PIL import Image
 
 from cmoe.data import prepare as preparing
 from cmoe.data.batches import slices
-from cmoe.data.coin import DataConfig, read_tasks
-from cmoe.data.mini import TASKS, write_mini_coin
+from cmoe.data.coin import read_tasks
+from cmoe.data.mini import write_mini_coin
 from cmoe.data.prepare import Preparation, Scan, Survey, outside, plan, prepare, survey
 from cmoe.data.samples import DataError, Sample, StoredPicture
+from cmoe.data.settings import TASKS, DataConfig
 from cmoe.data.shards import find_root, read_manifest, read_rows
 from cmoe.group import Group
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from cmoe.config import RunConfig
-from cmoe.data.coin import DataConfig, read_tasks
-from cmoe.data.mini import TASKS, write_mini_coin
+from cmoe.data.coin import read_tasks
+from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import DataError
+from cmoe.data.settings import TASKS, DataConfig
 from cmoe.evaluation.coin_files import Prediction, read_predictions, read_targets, write_predictions
 from cmoe.evaluation.scorers import SCORED, Target
 from cmoe.evaluation.settings import EvaluationConfig

@@ -26,9 +26,10 @@ from torch import Tensor
 from cmoe.assets import MINI_BASE
 from cmoe.config import RunConfig
 from cmoe.data.batches import Collator
-from cmoe.data.coin import DataConfig, read_tasks
+from cmoe.data.coin import read_tasks
 from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import Sample, Task
+from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.judge import main as score_file
 from cmoe.evaluation.predict import Predictor, read_answers

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cmoe.data.coin import DataConfig
 from cmoe.data.samples import Sample, Task
+from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.coin_files import read_predictions
 from cmoe.evaluation.judge import judge

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmoe.data.mini import TASKS, make_sample
+from cmoe.data.mini import make_sample
+from cmoe.data.settings import TASKS
 from cmoe.evaluation.scorers import Box, Mode, Target, iou, normalise, score
 
 MODES: tuple[Mode, ...] = ("official", "strict")

@@ -12,7 +12,7 @@ from torch import Tensor
 from workers import run_group
 
 from cmoe.config import ClusterConfig, ModelConfig, RunConfig
-from cmoe.data.coin import DataConfig
+from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.group import Group
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmoe.assets import MINI_BASE
 from cmoe.config import PlanConfig, RunConfig, parse
-from cmoe.data.coin import DataConfig
 from cmoe.data.samples import DataError
+from cmoe.data.settings import DataConfig
 from cmoe.loading import create_store
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig

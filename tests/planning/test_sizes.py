@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from cmoe.config import RunConfig
-from cmoe.data.coin import DataConfig
+from cmoe.data.settings import DataConfig
 from cmoe.methods.peers import SequentialLoRA
 from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM

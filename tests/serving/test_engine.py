@@ -21,7 +21,8 @@ from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import Batch, Choice, draw, joined
-from cmoe.serving.engine import Engine, EngineConfig, Event, Job, Text
+from cmoe.serving.engine import Engine, Event, Job, Text
+from cmoe.serving.settings import EngineConfig
 from cmoe.store import Store
 
 

@@ -19,8 +19,9 @@ from PIL import Image
 from workers import TASKS, FolderLink, run_group, small_config
 
 from cmoe.config import ModelConfig, RunConfig
-from cmoe.data.coin import DataConfig, ensure_data, read_tasks, split_file
+from cmoe.data.coin import ensure_data, read_tasks, split_file
 from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_files import read_predictions, read_targets
 from cmoe.evaluation.judge import judge
 from cmoe.evaluation.predict import read_answers

@@ -16,7 +16,8 @@ from pages import Page
 from cmoe.methods.probe import Probing
 from cmoe.tuning.figures import layers_grown
 from cmoe.tuning.report import write_sweep_report
-from cmoe.tuning.space import BudgetConfig, Result, SearchConfig, front
+from cmoe.tuning.settings import BudgetConfig, SearchConfig
+from cmoe.tuning.space import Result, front
 
 HOSTILE = '<script>alert(1)</script> & "$\\frac{"$'
 TASKS = ("ScienceQA", HOSTILE, "GQA")

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from cmoe.config import RunConfig
 from cmoe.methods.probe import Probing, decide
+from cmoe.tuning.settings import BudgetConfig, SearchConfig
 from cmoe.tuning.space import (
-    BudgetConfig,
     Point,
     Probed,
     Result,
-    SearchConfig,
     candidate,
     distinct,
     drawn,

@@ -21,7 +21,8 @@ from workers import small_config
 from cmoe.config import RunConfig
 from cmoe.store import Store, StoreError
 from cmoe.training.launch import RunError
-from cmoe.tuning.space import BranchConfig, BudgetConfig, Probed, SearchConfig, candidate, points
+from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
+from cmoe.tuning.space import Probed, candidate, points
 from cmoe.tuning.sweep import SweepConfig, require_affordable, sweep, task_work
 from cmoe.tuning.trials import open_store
 
