@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install stream compare serve test chaos check format bench base clean
+.PHONY: install browser stream compare serve test chaos check format bench base clean
 
 install: $(VENV)/.installed
 
@@ -13,6 +13,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Debian's Chromium, for the tests of pages; without a browser they are skipped. Needs root.
+browser:
+	command -v chromium || command -v google-chrome || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 stream: install
 	$(BIN)/python ray_jobs/coin_stream.py --config configs/coin_mini.yaml

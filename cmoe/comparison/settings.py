@@ -22,7 +22,8 @@ class CompareConfig:
         settings: By method, what it has otherwise than the rest of the configuration, by key:
             `{lora: {training.learning_rate: 0.002}}`.
         candidates: By method, settings to choose from, each beside `settings`: a stream of its own
-            is judged on the selection split, with the first seed, and the best Last wins.
+            is judged on the selection split, with the first seed, and the best Last wins. All
+            methods that have any have as many: the budget of their tuning is the same.
         candidate_tasks: Candidates learn so many of the stream's first tasks; null takes all.
         study: Streams of `cmoe` with other settings, by group and label:
             `{rank: {"4": {experts.rank: 4}, "16": {experts.rank: 16}}}`. With any, the comparison
@@ -49,6 +50,10 @@ class CompareConfig:
         if self.study and STUDIED not in self.names:
             raise ValueError(f"methods is {self.methods!r}; a study is of {STUDIED}: name it, too")
         require(self, "", "at_once", "candidate_tasks", least=1)
+        counts = {method: len(tried) for method, tried in self.candidates.items() if tried}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{count} of {method}" for method, count in counts.items())
+            raise ValueError(f"candidates are {listed}; as many for each method that has any")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -186,6 +186,7 @@ def test_a_method_runs_in_the_comparisons_folder_with_its_own_settings() -> None
         ({"seeds": (1, 1)}, "each once"),
         ({"settings": {"magic": {}}}, "'magic' is none"),
         ({"candidate_tasks": 0}, "at least 1, or null"),
+        ({"candidates": {"cmoe": [{}, {}], "lwf": [{}], "ewc": []}}, "2 of cmoe, 1 of lwf; as"),
         ({"methods": "lora", "study": {"rank": {"4": {}}}}, "a study is of cmoe"),
     ],
 )
