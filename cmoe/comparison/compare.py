@@ -4,7 +4,8 @@
     <runs>/<name>/tune-<method>-<n>/  a candidate for a method's settings, on the selection split
     <runs>/<name>/comparison.json     what all runs so far came to; comparison.html shows it
 
-A run that is finished is read, one that was interrupted goes on: nothing is done twice.
+A run that is finished is read, one that was interrupted goes on, and with the first seed a method's
+run begins with what its chosen candidate has learned: nothing is done twice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
+from cmoe.comparison.adopting import adopt
 from cmoe.comparison.carrying import carry
 from cmoe.comparison.report import write_comparison
 from cmoe.comparison.settings import STUDIED, CompareConfig
@@ -47,7 +49,8 @@ ABOUT = {
     "expand_all": "cmoe without probes: every layer grows for every task, from fresh experts",
     "cmoe": "experts where probes say so, routers by task, and a locator (LLaVA-CMoE)",
 }
-KNOWS = {"per_task_lora": "the task", "multitask": "all tasks at once"}
+JOINT = "multitask"
+KNOWS = {"per_task_lora": "the task", JOINT: "all tasks at once"}
 """What a bound is given and a rival isn't."""
 
 PUBLISHED = {
@@ -118,6 +121,13 @@ def _learn(
         of_method(config, m, said["methods"][m]["settings"], f"{m}-{seed}", seed)
         for m, seed in asked
     ]
+    for (method, seed), run in zip(asked, runs, strict=True):
+        tuned = said["methods"][method]["tuned"]
+        if tuned and seed == tuned["seed"]:
+            chosen = candidate(config, how, method, tuned["chosen"])
+            # What all tasks at once have taught doesn't begin with some of them.
+            if (method != JOINT or chosen.data.tasks == run.data.tasks) and adopt(run, chosen):
+                show(f"{run.name}: begins with what {chosen.name} has learned")
     for number, found in carry(runs, how.at_once, show):
         method, _ = asked[number]
         mine = said["methods"][method]
@@ -156,6 +166,14 @@ def of_method(
     """A method's run, in the comparison's folder."""
     own = {"method": method, "name": name, "runs": config.url, "seed": seed}
     return changed(config, {**settings, **own})
+
+
+def candidate(config: RunConfig, how: CompareConfig, method: str, number: int) -> RunConfig:
+    """The stream that one of a method's candidates is judged by."""
+    settings = how.settings.get(method, {}) | how.candidates[method][number]
+    run = of_method(config, method, settings, f"tune-{method}-{number}", how.seeds[0])
+    tasks = config.data.tasks[: how.candidate_tasks]
+    return replace(run, data=replace(run.data, tasks=tasks, evaluate_on="selection"))
 
 
 def row(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,17 +351,12 @@ def _tune(
     show: Callable[[str], None],
 ) -> None:
     """Give every method its settings, the best of its candidates on the selection split."""
-    seed, tasks = how.seeds[0], config.data.tasks[: how.candidate_tasks]
     asked = [
         (method, number)
         for method in how.names
         for number in range(len(how.candidates.get(method, [])))
     ]
-    runs = []
-    for method, number in asked:
-        settings = how.settings.get(method, {}) | how.candidates[method][number]
-        one = of_method(config, method, settings, f"tune-{method}-{number}", seed)
-        runs.append(replace(one, data=replace(one.data, tasks=tasks, evaluate_on="selection")))
+    runs = [candidate(config, how, method, number) for method, number in asked]
     found = dict(carry(runs, how.at_once, show))
     for method, mine in methods.items():
         mine |= {"settings": how.settings.get(method, {}), "tuned": None}
@@ -356,8 +369,8 @@ def _tune(
             chosen = max(range(len(tried)), key=lambda n: tried[n]["last"])
             mine["settings"] = mine["settings"] | tried[chosen]["settings"]
             mine["tuned"] = {
-                "seed": seed,
-                "tasks": list(tasks),
+                "seed": how.seeds[0],
+                "tasks": list(config.data.tasks[: how.candidate_tasks]),
                 "candidates": tried,
                 "chosen": chosen,
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,13 +15,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import JOB, finish, matrix_of, start, until
+from jobs import JOB, finish, matrix_of, same_run, start, undisturbed, until
 from workers import TASKS, small_config
 
 from cmoe.comparison.compare import of_method, require_possible, slug, summed, table
 from cmoe.comparison.settings import CompareConfig
 from cmoe.comparison.study import location, roc, unknown
-from cmoe.config import RunConfig
+from cmoe.config import RunConfig, parse
 from cmoe.store import Store
 from cmoe.training.launch import RunError
 
@@ -121,6 +122,23 @@ def test_settings_are_chosen_on_the_selection_split(compared: dict[str, Any]) ->
     assert final["lora"]["rank"] == 4
     rate = mine["tuned"]["candidates"][chosen]["settings"]["training.learning_rate"]
     assert final["training"]["learning_rate"] == rate
+
+
+def test_what_a_chosen_candidate_learned_is_not_learned_again(
+    compared: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = compared["folder"] / "lora-0"
+    assert "begins with" not in compared["out"], "it did so before the kill"
+    log = (folder / "run.log").read_text()
+    assert [n for n in (1, 2) if re.search(rf"task {n}/2 \w+ +train", log)] == [2]
+    # It is what the run would have come to by itself, and so are its costs but for the times.
+    config = replace(parse(["--config", str(folder / "config.yaml")]), runs=str(tmp_path))
+    alone = undisturbed(config, workers=1)
+    same_run(folder, alone)
+    found, mine = (json.loads((f / "matrix.json").read_text()) for f in (folder, alone))
+    assert found["learning_flops"] == mine["learning_flops"]
+    for task in TASKS[:2]:
+        assert found["seconds"][task].keys() == mine["seconds"][task].keys()
 
 
 def test_the_study_is_of_the_same_stream(compared: dict[str, Any]) -> None:

@@ -1,0 +1,55 @@
+"""A run begins with what another has learned already, as their logs would begin alike.
+
+A candidate for a method's settings trains as the comparison's own run with those settings and that
+seed does, on the same samples: only what they are judged on differs. So their primitives would be
+the same, bit for bit; the run takes them, and goes on behind them.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from cmoe.config import RunConfig
+from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file
+from cmoe.files import whole
+from cmoe.mirror import mirrored
+from cmoe.storage import exists
+from cmoe.store import HEADER, Store
+from cmoe.training.launch import claim_folder, require_same, rooted
+
+
+def adopt(run: RunConfig, learned: RunConfig) -> int:
+    """Give a run the primitives of one that has come to its end; safe to repeat.
+
+    Args:
+        run: Not under way. What it has learned already stays as it is.
+        learned: The same but for its name, what it is judged on, and further tasks.
+
+    Returns:
+        How many primitives it was given now.
+
+    Raises:
+        RunError: A run of this name was configured otherwise.
+        StoreError: A store is damaged.
+    """
+    with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
+        source.fetch(STAGES)
+        mirror.fetch(CONFIG, STAGES)
+        require_same(run, mirror.folder)
+        claim_folder(run, mirror.folder)
+        log, url = Store.open(f"{learned.url}/{STORE}"), f"{run.url}/{STORE}"
+        if exists(f"{url}/{HEADER}"):
+            mine = Store.open(url)
+        else:
+            base, settings = log.header.base, log.header.settings
+            config = rooted(run).as_dict()
+            mine = Store.create(url, base=base, settings=settings, config=config)
+        missing = range(len(mine), len(log))
+        (mirror.folder / STAGES).mkdir(exist_ok=True)
+        for index in missing:
+            # What it took and how its losses went: before the primitive, as where it is learned.
+            with whole(notes_file(mirror.folder, index)) as beside:
+                shutil.copyfile(notes_file(source.folder, index), beside)
+            mirror.flush()
+            mine.append(log.read(index))
+    return len(missing)
