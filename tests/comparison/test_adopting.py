@@ -1,0 +1,101 @@
+"""A run takes what another has learned: all of it, once, and on S3 as on a disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fsspec.core import url_to_fs
+
+from cmoe.comparison.adopting import adopt
+from cmoe.config import RunConfig
+from cmoe.data.settings import DataConfig
+from cmoe.modeling.primitive import Primitive
+from cmoe.store import BaseId, Store
+from cmoe.training.launch import RunError
+
+BASE = BaseId("mini", "default", "b" * 64)
+TASKS = ("GQA", "VizWiz", "OCRVQA")
+
+
+@pytest.fixture(params=["disk", "s3"])
+def runs(request: pytest.FixtureRequest) -> str:
+    if request.param == "disk":
+        return str(request.getfixturevalue("tmp_path") / "runs")
+    return str(request.getfixturevalue("bucket"))
+
+
+def primitive(task: str) -> Primitive:
+    weight = torch.randn(3, 2, generator=torch.Generator().manual_seed(len(task)))
+    kept = {"layers.0": weight.square()}
+    return Primitive(task, 2, 4.0, {"layers.0.up.A": weight}, {}, {}, {"why": [0.1]}, kept)
+
+
+def write(url: str, text: str) -> None:
+    fs, path = url_to_fs(url)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(path, text.encode())
+
+
+def read(url: str) -> str:
+    fs, path = url_to_fs(url, use_listings_cache=False)
+    return str(fs.cat_file(path).decode())
+
+
+def learned(config: RunConfig, tasks: tuple[str, ...]) -> Store:
+    """What a run leaves of its tasks, but for its answers."""
+    settings = {"method": "lora"}
+    store = Store.create(
+        f"{config.url}/store", base=BASE, settings=settings, config=config.as_dict()
+    )
+    for index, task in enumerate(tasks):
+        write(f"{config.url}/stages/{index:03d}.json", f'{{"task": "{task}"}}')
+        store.append(primitive(task))
+    return store
+
+
+def pair(runs: str) -> tuple[RunConfig, RunConfig]:
+    """A run, and one that has learned its first two tasks on the selection split."""
+    data = DataConfig(tasks=TASKS, selection=0.1)
+    run = RunConfig("lora-0", runs=runs, method="lora", data=data)
+    short = replace(data, tasks=TASKS[:2], evaluate_on="selection")
+    return run, replace(run, name="tune-lora-1", data=short)
+
+
+def test_a_run_begins_with_what_another_has_learned(runs: str) -> None:
+    run, other = pair(runs)
+    theirs = learned(other, TASKS[:2])
+    assert adopt(run, other) == 2
+    mine = Store.open(f"{run.url}/store")
+    mine.verify()
+    assert mine.header.base == BASE
+    assert mine.header.settings == theirs.header.settings
+    assert mine.header.config["data"]["evaluate_on"] == "test"
+    for index, (one, its) in enumerate(zip(mine.records(), theirs.records(), strict=True)):
+        assert (one.task, one.files, one.decision) == (its.task, its.files, its.decision)
+        assert TASKS[index] in read(f"{run.url}/stages/{index:03d}.json")
+    assert "name: lora-0" in read(f"{run.url}/config.yaml")
+
+
+def test_what_is_there_already_stays(runs: str) -> None:
+    """Begun by itself, or cut off while it took the rest."""
+    run, other = pair(runs)
+    learned(other, TASKS[:2])
+    learned(run, TASKS[:1])
+    before = Store.open(f"{run.url}/store")
+    assert adopt(run, other) == 1
+    after = Store.open(f"{run.url}/store")
+    assert after.tasks == TASKS[:2]
+    assert after.records()[:1] == before.records()
+    assert adopt(run, other) == 0
+    assert Store.open(f"{run.url}/store").records() == after.records()
+
+
+def test_a_run_that_was_configured_otherwise_takes_nothing(tmp_path: Path) -> None:
+    run, other = pair(str(tmp_path))
+    learned(other, TASKS[:2])
+    adopt(run, other)
+    with pytest.raises(RunError, match="seed: 0 -> 1"):
+        adopt(replace(run, seed=1), other)
