@@ -10,19 +10,22 @@ from __future__ import annotations
 import shutil
 
 from cmoe.config import RunConfig
+from cmoe.evaluation.report import HTML
+from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file
 from cmoe.files import whole
 from cmoe.mirror import mirrored
 from cmoe.storage import exists
 from cmoe.store import HEADER, Store
-from cmoe.training.launch import claim_folder, require_same, rooted
+from cmoe.training.launch import claim_folder, finished, rooted
 
 
 def adopt(run: RunConfig, learned: RunConfig) -> int:
     """Give a run the primitives of one that has come to its end; safe to repeat.
 
     Args:
-        run: Not under way. What it has learned already stays as it is.
+        run: Not under way. What it has learned already stays as it is; one that is finished needs
+            nothing.
         learned: The same but for its name, what it is judged on, and further tasks.
 
     Returns:
@@ -34,8 +37,9 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
     """
     with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
         source.fetch(STAGES)
-        mirror.fetch(CONFIG, STAGES)
-        require_same(run, mirror.folder)
+        mirror.fetch(CONFIG, MATRIX, HTML, STAGES)
+        if finished(run, mirror.folder) is not None:
+            return 0
         claim_folder(run, mirror.folder)
         log, url = Store.open(f"{learned.url}/{STORE}"), f"{run.url}/{STORE}"
         if exists(f"{url}/{HEADER}"):

@@ -28,7 +28,7 @@ from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
 from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.primitive import LOCATOR
-from cmoe.store import Store
+from cmoe.store import Store, StoreError
 from cmoe.training.launch import RunError, require_lasting
 
 COMPARISON = "comparison.json"
@@ -90,7 +90,7 @@ def compare(
     try:
         with mirrored(config.url) as mirror:
             return _carried(config, how, mirror, show)
-    except StorageError as error:
+    except (StorageError, StoreError) as error:
         raise RunError(str(error)) from error
 
 
@@ -125,8 +125,9 @@ def _learn(
         tuned = said["methods"][method]["tuned"]
         if tuned and seed == tuned["seed"]:
             chosen = candidate(config, how, method, tuned["chosen"])
-            # What all tasks at once have taught doesn't begin with some of them.
-            if (method != JOINT or chosen.data.tasks == run.data.tasks) and adopt(run, chosen):
+            if method == JOINT and chosen.data.tasks != run.data.tasks:
+                continue  # what all tasks at once teach doesn't begin with some of them
+            if adopt(run, chosen):
                 show(f"{run.name}: begins with what {chosen.name} has learned")
     for number, found in carry(runs, how.at_once, show):
         method, _ = asked[number]

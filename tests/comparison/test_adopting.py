@@ -93,6 +93,16 @@ def test_what_is_there_already_stays(runs: str) -> None:
     assert Store.open(f"{run.url}/store").records() == after.records()
 
 
+def test_a_finished_run_needs_nothing_of_what_it_began_with(runs: str) -> None:
+    run, other = pair(runs)
+    learned(other, TASKS[:2])
+    adopt(run, other)
+    write(f"{run.url}/matrix.json", '{"located": [[1], [1, 1], [1, 1, 1]]}')
+    write(f"{run.url}/report.html", "<p>whole</p>")
+    write(f"{other.url}/store/001.json", "damaged")
+    assert adopt(run, other) == 0
+
+
 def test_a_run_that_was_configured_otherwise_takes_nothing(tmp_path: Path) -> None:
     run, other = pair(str(tmp_path))
     learned(other, TASKS[:2])
