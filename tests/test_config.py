@@ -27,6 +27,7 @@ from cmoe.config import (
     parse_job,
     parse_with,
 )
+from cmoe.methods.settings import EWCConfig
 from cmoe.tuning.settings import BudgetConfig, SearchConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -195,6 +196,11 @@ def test_a_value_out_of_range_is_named_with_the_range(
         assert key in said
         assert repr(value) in said
         assert allowed in said
+
+
+def test_what_is_no_number_is_in_no_range() -> None:
+    with pytest.raises(ValueError, match=r"ewc\.weight is nan; at least 0"):
+        EWCConfig(weight=float("nan"))
 
 
 @settings(
