@@ -36,10 +36,10 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
         StoreError: A store is damaged.
     """
     with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
-        source.fetch(STAGES)
         mirror.fetch(CONFIG, MATRIX, HTML, STAGES)
         if finished(run, mirror.folder) is not None:
             return 0
+        source.fetch(STAGES)
         claim_folder(run, mirror.folder)
         log, url = Store.open(f"{learned.url}/{STORE}"), f"{run.url}/{STORE}"
         if exists(f"{url}/{HEADER}"):

@@ -369,9 +369,10 @@ def _tune(
         if tried:
             chosen = max(range(len(tried)), key=lambda n: tried[n]["last"])
             mine["settings"] = mine["settings"] | tried[chosen]["settings"]
+            run = runs[asked.index((method, chosen))]
             mine["tuned"] = {
-                "seed": how.seeds[0],
-                "tasks": list(config.data.tasks[: how.candidate_tasks]),
+                "seed": run.seed,
+                "tasks": list(run.data.tasks),
                 "candidates": tried,
                 "chosen": chosen,
             }
