@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cmoe.data.samples import DataError, Sample
+from cmoe.data.texts import TextRule, reserved_tokens
 
 IGNORED = -100  # the label of a token that isn't part of an answer
 LENGTH_STEP = 32  # prompts are padded to multiples of this many tokens where shapes must be stable
@@ -154,14 +155,12 @@ class Collator:
             picture: Stands in front of the first user's text.
 
         Raises:
-            ReservedTokenError: A text holds one of the base's own tokens.
+            ReservedTokenError: A text holds one of the base's own tokens, or what is no text.
         """
         messages: list[dict[str, Any]] = []
         for role, text in turns:
-            if found := next((token for token in self._reserved if token in text), None):
-                raise ReservedTokenError(
-                    f"the text holds {found!r}, which is a token of the model's own"
-                )
+            if wrong := self.texts.wrong(text):
+                raise ReservedTokenError(f"the text {wrong}")
             messages.append({"role": role, "content": [{"type": "text", "text": text}]})
         if picture is not None:
             first = next(m for m in messages if m["role"] == "user")
@@ -171,10 +170,9 @@ class Collator:
         return dict(self.processor(text=[chat], images=pictures, return_tensors="pt"))
 
     @cached_property
-    def _reserved(self) -> list[str]:
-        """Tokens that mean something to the model and not to a reader."""
-        image = getattr(self.processor, "image_token", None)
-        return sorted({*self.tokenizer.all_special_tokens, *([image] if image else [])})
+    def texts(self) -> TextRule:
+        """What a text may hold that this base is asked."""
+        return TextRule(reserved_tokens(self.processor))
 
     def training(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Whole conversations, and `labels` [B, T] of their last T places for the answers alone.

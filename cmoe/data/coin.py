@@ -6,36 +6,56 @@ split, with pictures under one folder; or <root>/manifest.json (`shards`).
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+from cmoe.data.boxes import Size
+from cmoe.data.documents import read_document
+from cmoe.data.image_limits import ImageLimits
+from cmoe.data.images import image_size
 from cmoe.data.mini import write_mini_coin
-from cmoe.data.samples import DataError, Sample, Task, Turn
+from cmoe.data.rows import read_samples
+from cmoe.data.samples import DataError, Sample, Task
 from cmoe.data.settings import DataConfig
-from cmoe.data.shards import MANIFEST, StoredSamples, find_root, read_manifest, read_rows
+from cmoe.data.shards import (
+    MANIFEST,
+    StoredSamples,
+    find_root,
+    read_manifest,
+    read_rows,
+    require_usable_rows,
+)
+from cmoe.data.usable import RowRule, Split
 
 INSTRUCTIONS = "Instructions_Original"
-PLACEHOLDER = "<image>"
 TEST_FILES = ("test.json", "val.json")
 
 
-def read_tasks(config: DataConfig, seed: int) -> tuple[Task, ...]:
+def read_tasks(
+    config: DataConfig, seed: int, *, tokens: Sequence[str] | None = None, least: int = 1
+) -> tuple[Task, ...]:
     """All tasks of a stream, from CoIN's own files or from what was prepared of them.
 
     Args:
         config: Where they are.
         seed: Of the split into training and selection samples.
+        tokens: Of the base (`reserved_tokens`), which no text may hold. None where that was seen to
+            before: then prepared rows aren't read through, either.
+        least: Training samples that each task needs.
 
     Raises:
-        DataError: A file, a row or a picture is missing, or a split is empty.
+        DataError: A file, a row or a picture is missing or can't be used, or a split has too few.
     """
     root = find_root(config.root)
     manifest = read_manifest(root)
-    source: Source = _Prepared(config, root, manifest) if manifest else _Files(config)
-    return tuple(_read_task(config, source, name, seed) for name in config.tasks)
+    source: Source = (
+        _Prepared(root, manifest, tokens) if manifest else _Files(config, tokens or ())
+    )
+    return tuple(_read_task(config, source, name, seed, least) for name in config.tasks)
 
 
 def ensure_data(config: DataConfig) -> None:
@@ -58,22 +78,74 @@ def ensure_data(config: DataConfig) -> None:
     beside.rename(root)
 
 
-def _read_task(config: DataConfig, source: Source, name: str, seed: int) -> Task:
+def _read_task(config: DataConfig, source: Source, name: str, seed: int, least: int) -> Task:
     train = source.split(name, "train", config.train_samples)
-    if config.selection:
+    held = held_out(len(train), config, name)
+    require_enough(len(train) - held, least, config, name)
+    if held:
         order = list(range(len(train)))
         Random(f"{seed}/{name}/selection").shuffle(order)
-        held = max(1, round(config.selection * len(train)))
-        if held == len(train):
-            raise DataError(
-                f"{config.root}, {name}: {held} training samples, and data.selection "
-                f"{config.selection} takes them all; none is left to train on"
-            )
         selection = picked(train, sorted(order[:held]))
         train = picked(train, sorted(order[held:]))
         if config.evaluate_on == "selection":
-            return Task(name, train, selection)
+            return Task(name, train, told_apart(selection))
     return Task(name, train, source.split(name, "test", config.test_samples))
+
+
+def held_out(samples: int, config: DataConfig, name: str) -> int:
+    """How many of a task's training samples are its selection.
+
+    Raises:
+        DataError: It would be all of them.
+    """
+    if not config.selection:
+        return 0
+    held = max(1, round(config.selection * samples))
+    if held == samples:
+        raise DataError(
+            f"{config.root}, {name}: {held} training samples, and data.selection "
+            f"{config.selection} takes them all; none is left to train on"
+        )
+    return held
+
+
+def require_enough(samples: int, least: int, config: DataConfig, name: str) -> None:
+    """Refuse a task with too few samples to be trained on.
+
+    Raises:
+        DataError: Says how many are needed.
+    """
+    if samples < least:
+        held = f", without the data.selection of {config.selection}" if config.selection else ""
+        raise DataError(
+            f"{config.root}, {name}: {samples} training samples{held}; this method needs at least "
+            f"{least} of each task, to fit its locator"
+        )
+
+
+def told_apart(selection: Sequence[Sample]) -> Sequence[Sample]:
+    """A selection whose ids are unique, as those of a test are: answers are kept by them.
+
+    Training samples may share an id, which is the picture's in LLaVA's files. The second of them
+    is named `<id>#2`, and so on.
+    """
+    ids = selection.ids() if isinstance(selection, StoredSamples) else [s.id for s in selection]
+    taken = set(ids)
+    if len(taken) == len(selection):
+        return selection
+    seen: Counter[str] = Counter()
+
+    def renamed(sample: Sample) -> Sample:
+        seen[sample.id] += 1
+        number = seen[sample.id]
+        if number == 1:
+            return sample
+        while (name := f"{sample.id}#{number}") in taken:
+            number += 1
+        taken.add(name)
+        return replace(sample, id=name)
+
+    return tuple(map(renamed, selection))
 
 
 def picked(samples: Sequence[Sample], numbers: Sequence[int]) -> Sequence[Sample]:
@@ -86,7 +158,7 @@ def picked(samples: Sequence[Sample], numbers: Sequence[int]) -> Sequence[Sample
 class Source(Protocol):
     """Where samples come from."""
 
-    def split(self, task: str, split: str, limit: int | None) -> Sequence[Sample]:
+    def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
         """The first `limit` samples of a task's split, or all; at least one.
 
         Raises:
@@ -98,53 +170,44 @@ class Source(Protocol):
 class _Prepared:
     """Parquet, as `coin_prepare.py` writes it."""
 
-    def __init__(self, config: DataConfig, root: str, manifest: Mapping[str, Any]) -> None:
-        self.config, self.root, self.manifest = config, root, manifest
+    def __init__(
+        self, root: str, manifest: Mapping[str, Any], tokens: Sequence[str] | None
+    ) -> None:
+        self.root, self.manifest, self.tokens = root, manifest, tokens
 
-    def split(self, task: str, split: str, limit: int | None) -> Sequence[Sample]:
-        rows = read_rows(self.root, self.manifest, task, split)
+    def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
+        rows = read_rows(self.root, self.manifest, task, split)[:limit]
         if not len(rows):
             raise DataError(f"{self.root}: {task}/{split} has no sample; one at least is needed")
-        return rows[:limit]
+        if self.tokens is not None:  # they may have been prepared for another base
+            rule = RowRule(task, split, tuple(self.tokens))
+            require_usable_rows(rows, self.root, self.manifest, rule)
+        return rows
 
 
 class _Files:
     """CoIN's own JSON."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self.config = config
+    def __init__(self, config: DataConfig, tokens: Sequence[str]) -> None:
+        self.config, self.tokens = config, tokens
 
-    def split(self, task: str, split: str, limit: int | None) -> Sequence[Sample]:
-        return self._read(split_file(Path(self.config.root), task, split), limit)
-
-    def _read(self, file: Path, limit: int | None) -> tuple[Sample, ...]:
-        config, rows = self.config, read_json(file)
-        if limit is not None and config.generate and len(rows) < limit:
+    def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
+        file = split_file(Path(self.config.root), task, split)
+        images = Path(self.config.root) / self.config.images
+        rule = RowRule(task, split, tuple(self.tokens))
+        rows = read_json(file)
+        if limit is not None and self.config.generate and len(rows) < limit:
             raise DataError(
-                f"{file}: {len(rows)} samples, {limit} are asked for; remove {config.root}, and "
-                "they will be generated"
+                f"{file}: {len(rows)} samples, {limit} are asked for; remove {self.config.root}, "
+                "and they will be generated"
             )
-        images = Path(config.root) / config.images
-        samples = []
-        seen: set[str] = set()
-        for number, row in enumerate(rows[:limit]):
-            try:
-                sample = parse_row(row, images)
-                if sample.id in seen:
-                    raise DataError(f"id {sample.id!r} stands twice in this file")
-                if isinstance(sample.image, Path) and not sample.image.is_file():
-                    raise DataError(f"picture {sample.image} is missing; see data.images")
-            except DataError as error:
-                raise DataError(f"{file}, row {number}: {error}") from error
-            seen.add(sample.id)
-            samples.append(sample)
-        return tuple(samples)
+        return tuple(read_samples(file, rows[:limit], images, rule, own_size))
 
 
 # CoIN's JSON
 
 
-def split_file(root: Path, task: str, split: str) -> Path:
+def split_file(root: Path, task: str, split: Split) -> Path:
     """The file of a task's `train` or `test` split; the second is CoIN's `val` for some tasks.
 
     Raises:
@@ -165,81 +228,14 @@ def read_json(file: Path) -> list[Any]:
     """A file's rows, unread.
 
     Raises:
-        DataError: It isn't a list in JSON, or is empty.
+        DataError: It can't be read, isn't a list in JSON, or is empty.
     """
-    try:
-        rows = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON: {error}") from error
+    rows = read_document(file)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{file}: a list with at least one sample is needed")
     return rows
 
 
-def parse_row(row: Any, images: Path) -> Sample:
-    """A row of a training or of a test file; its picture isn't looked for.
-
-    Args:
-        row: As JSON has it.
-        images: What picture paths are relative to.
-
-    Raises:
-        DataError: A field is missing or of the wrong kind.
-    """
-    if not isinstance(row, Mapping):
-        raise DataError(f"an object is needed, this is {type(row).__name__}")
-    known = next((row[n] for n in ("question_id", "id") if row.get(n) is not None), None)
-    if known is None:
-        raise DataError(f"neither id nor question_id; has {', '.join(row)}")
-    if "conversations" in row:
-        (text, answer), *further = _turns(row["conversations"])
-    elif "text" in row and "answer" in row:
-        text, answer, further = row["text"], row["answer"], []
-    else:
-        raise DataError(f"neither conversations nor text and answer; has {', '.join(row)}")
-    for question, said in ((text, answer), *further):
-        if not isinstance(question, str) or not isinstance(said, str) or not said.strip():
-            raise DataError("question and answer must be text, the answer not empty")
-    image = row.get("image")
-    if image is not None and not _is_below(image):
-        raise DataError(f"image must be a path below data.images, this is {image!r}")
-    return Sample(
-        str(known),
-        _without_placeholder(text),
-        answer,
-        None if image is None else images / image,
-        _size(row.get("size")),
-        tuple(Turn(_without_placeholder(t), said) for t, said in further),
-    )
-
-
-def _is_below(path: Any) -> bool:
-    return isinstance(path, str) and not Path(path).is_absolute() and ".." not in Path(path).parts
-
-
-def _without_placeholder(text: str) -> str:
-    return text.replace(PLACEHOLDER, "").strip()
-
-
-def _size(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int for n in size):
-        raise DataError(f"size must be width and height, this is {size!r}")
-    return size[0], size[1]
-
-
-def _turns(turns: Any) -> list[tuple[Any, Any]]:
-    """Question and answer of every turn."""
-    pairs = []
-    if isinstance(turns, list) and turns and len(turns) % 2 == 0:
-        for asked, said in zip(turns[::2], turns[1::2], strict=True):
-            match asked, said:
-                case {"from": "human", "value": text}, {"from": "gpt", "value": answer}:
-                    pairs.append((text, answer))
-    if not pairs or 2 * len(pairs) < len(turns):
-        raise DataError(
-            "conversations must be turns from human and from gpt by turns, each with its value; "
-            f"this is {str(turns)[:120]}"
-        )
-    return pairs
+def own_size(sample: Sample) -> Size | None:
+    """The size of a sample's own picture, of its header alone; None without a picture."""
+    return None if sample.image is None else image_size(sample.image, ImageLimits())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,13 +24,18 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, UnidentifiedImageError
 
-from cmoe.data.coin import parse_row, read_json, split_file
+from cmoe.data import boxes
+from cmoe.data.boxes import BOXED
+from cmoe.data.coin import read_json, split_file
+from cmoe.data.rows import read_row
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
+from cmoe.data.usable import Ids, RowRule, Split, named
 from cmoe.files import whole
+from cmoe.parsing import parse_json
 from cmoe.storage import filesystem
 
-SPLITS = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "test")
 PARTIAL = "partial"  # finished scans, until the manifest is there
 CHUNK = 256  # pictures a scan
 GROUP_BYTES = 1 << 20  # of pictures in a row group, one picture at least
@@ -78,12 +83,14 @@ class Preparation:
         images: Folder that picture paths are relative to; itself relative to `root`.
         tasks: Which to prepare, in the order of the stream.
         out: Where the shards go: a folder or a URL that fsspec knows.
+        tokens: Of the base (`reserved_tokens`), which no text may hold.
     """
 
     root: Path
     images: str
     tasks: tuple[str, ...]
     out: str
+    tokens: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> Path:
@@ -118,15 +125,15 @@ def survey(job: Preparation, each: Each, *, keep: bool) -> Survey:
     """
     found = Survey()
     users: dict[str, str] = {}
-    boxes: list[tuple[str, str, Sample]] = []
+    boxed: list[tuple[str, str, Sample]] = []
     for task in job.tasks:
         for split in SPLITS:
             for where, sample, name in _rows(job, task, split, found.problems):
                 found.rows += 1
                 if name:
                     users.setdefault(name, where)
-                if task == "Grounding":
-                    boxes.append((where, name, sample))
+                if task == BOXED:
+                    boxed.append((where, name, sample))
     names = list(users)
     chunks = [tuple(names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
     scanning = partial(scan, job.pictures, f"{job.out}/{PARTIAL}" if keep else None)
@@ -135,14 +142,32 @@ def survey(job: Preparation, each: Each, *, keep: bool) -> Survey:
     for name, one in found.pictures.items():
         if one.wrong:
             found.problems.append(f"{users[name]}: picture {job.pictures / name} {one.wrong}")
-    for where, name, sample in boxes:
-        if wrong := outside(sample, found.pictures.get(name, Scan())):
-            found.problems.append(f"{where}: {wrong}")
+    for where, name, sample in boxed:
+        picture = found.pictures.get(name)
+        if picture is not None and picture.wrong:
+            continue
+        try:
+            with_box(sample, picture)
+        except DataError as error:
+            found.problems.append(f"{where}: {named(error, sample.id)}")
     return found
 
 
+def with_box(sample: Sample, picture: Scan | None) -> Sample:
+    """A sample of Grounding, with the size that its box needs.
+
+    Args:
+        sample: With its answer.
+        picture: As its picture was found; None for a sample without.
+
+    Raises:
+        DataError: As `boxes.checked`.
+    """
+    return boxes.checked(sample, lambda: picture and (picture.width, picture.height))
+
+
 def _rows(
-    job: Preparation, task: str, split: str, problems: list[str] | None = None
+    job: Preparation, task: str, split: Split, problems: list[str] | None = None
 ) -> Iterator[tuple[str, Sample, str]]:
     """A split's usable rows: where each stands, what it says, and its picture's path or ''."""
     problems = [] if problems is None else problems
@@ -152,38 +177,16 @@ def _rows(
     except DataError as error:
         problems.append(str(error))
         return
-    seen: dict[str, int] = {}
+    rule, ids = RowRule(task, split, job.tokens), Ids(split)
     for number, row in enumerate(rows):
         where = f"{file}, row {number}"
         try:
-            sample = parse_row(row, job.pictures)
-            if (first := seen.setdefault(sample.id, number)) != number:
-                raise DataError(f"id {sample.id!r} is row {first}'s already")
+            sample = read_row(row, job.pictures, rule)
+            ids.add(sample.id, number)
         except DataError as error:
             problems.append(f"{where}: {error}")
             continue
         yield where, sample, row["image"] if sample.image is not None else ""
-
-
-_BOX = re.compile(r"\s*\[?({0}(?:,{0}){{3}})\]?\s*".format(r"\s*-?\d*\.?\d+\s*"))
-
-
-def outside(sample: Sample, picture: Scan) -> str:
-    """What is wrong with an answer's box: it leaves its picture, or its corners are swapped.
-
-    Numbers below 2 are parts of the picture, as CoIN's are, others pixels. Text that isn't a box
-    is none.
-    """
-    match = _BOX.fullmatch(sample.answer)
-    if match is None:
-        return ""
-    left, top, right, bottom = box = [float(number) for number in match[1].split(",")]
-    width, height = (1, 1) if max(box) < 2 else sample.size or (picture.width, picture.height)
-    if 0 <= left <= right <= width and 0 <= top <= bottom <= height:
-        return ""
-    return (
-        f"box {sample.answer} leaves its picture of {width} x {height}, or its corners are swapped"
-    )
 
 
 def scan(pictures: Path, kept: str | None, names: tuple[str, ...]) -> list[Scan]:
@@ -196,7 +199,7 @@ def scan(pictures: Path, kept: str | None, names: tuple[str, ...]) -> list[Scan]
     if kept is not None:
         fs, path = filesystem(file)
         if fs.isfile(path):
-            return [Scan(*row) for row in json.loads(fs.cat_file(path))]
+            return [Scan(*row) for row in parse_json(fs.cat_file(path))]
     scans = [_scan(pictures / name) for name in names]
     if kept is not None and not any(one.wrong for one in scans):
         publish(json.dumps(scans).encode(), file)
@@ -241,7 +244,9 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
     stored = list(each(partial(store, job.pictures, job.out), shards))
     manifest = {
         "format": FORMAT,
-        "tasks": {t: {s: _store_rows(job, t, s, places) for s in SPLITS} for t in job.tasks},
+        "tasks": {
+            t: {s: _store_rows(job, t, s, places, found) for s in SPLITS} for t in job.tasks
+        },
         "images": {
             "pictures": sum(shard["pictures"] for shard in stored),
             "bytes": sum(shard["bytes"] for shard in stored),
@@ -250,7 +255,9 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
     }
     publish((json.dumps(manifest, indent=1) + "\n").encode(), f"{job.out}/{MANIFEST}")
     fs, path = filesystem(f"{job.out}/{PARTIAL}")
-    if fs.isdir(path):
+    if isinstance(fs, LocalFileSystem):  # fsspec would take the path for a pattern
+        shutil.rmtree(path, ignore_errors=True)
+    elif fs.isdir(path):
         fs.rm(path, recursive=True)
     return manifest
 
@@ -313,13 +320,15 @@ def _picture_table(pictures: Path, group: Group) -> pa.Table:
 
 
 def _store_rows(
-    job: Preparation, task: str, split: str, places: Mapping[str, Place]
+    job: Preparation, task: str, split: Split, places: Mapping[str, Place], found: Survey
 ) -> dict[str, Any]:
     """Write a split's rows; what the manifest says of them."""
     answers: Counter[str] = Counter()
     shards: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for _, sample, name in _rows(job, task, split):
+        if task == BOXED:
+            sample = with_box(sample, found.pictures.get(name))
         answers[sample.answer] += 1
         rows.append(
             {

@@ -10,7 +10,7 @@ Face hub, `hf://datasets/<owner>/<name>[@revision]`, which is taken from the hub
 
 from __future__ import annotations
 
-import json
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from cmoe.data.documents import parse_document
 from cmoe.data.samples import DataError, Sample, StoredPicture, Turn
+from cmoe.data.usable import Ids, RowRule, require_usable, shown
 from cmoe.files import whole
 from cmoe.storage import exists, filesystem
 
@@ -74,17 +76,30 @@ def read_manifest(root: str) -> dict[str, Any] | None:
     if not exists(f"{root}/{MANIFEST}"):
         return None
     fs, path = filesystem(root)
-    try:
-        manifest: dict[str, Any] = json.loads(fs.cat_file(f"{path}/{MANIFEST}"))
-        known = manifest["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{root}/{MANIFEST}: not a manifest: {error!r}") from error
-    if not known:
+    where = f"{root}/{MANIFEST}"
+    manifest = parse_document(fs.cat_file(f"{path}/{MANIFEST}"), f"{where}: not a manifest")
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise DataError(f"{where}: not a manifest of prepared data; it has no format")
+    if manifest["format"] != FORMAT:
         raise DataError(
-            f"{root}/{MANIFEST}: format {manifest['format']!r}, this version reads {FORMAT}; "
-            "prepare the data again"
+            f"{where}: format {shown(manifest['format'])}, this version reads {FORMAT}; prepare "
+            "the data again"
+        )
+    if not _is_manifest(manifest):
+        raise DataError(
+            f"{where}: not a manifest of prepared data; it needs tasks, each with its splits and "
+            "their number of rows"
         )
     return manifest
+
+
+def _is_manifest(manifest: Mapping[str, Any]) -> bool:
+    tasks = manifest.get("tasks")
+    return isinstance(tasks, dict) and all(
+        isinstance(splits, dict)
+        and all(isinstance(s, dict) and type(s.get("rows")) is int for s in splits.values())
+        for splits in tasks.values()
+    )
 
 
 def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> StoredSamples:
@@ -94,21 +109,67 @@ def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> 
         DataError: The root has no such task or split, or a shard of it is missing.
     """
     from datasets import Dataset, disable_progress_bars
+    from datasets.exceptions import DatasetsError
 
     disable_progress_bars()
     splits = manifest["tasks"].get(task, {})
     if split not in splits:
         there = ", ".join(f"{t}/{s}" for t, found in manifest["tasks"].items() for s in found)
         raise DataError(f"{root}/{MANIFEST}: has no {task}/{split}; there are {there}")
-    images = tuple(f"{root}/{shard['file']}" for shard in manifest["images"]["shards"])
-    shards = splits[split]["shards"]
-    if not shards:
-        return StoredSamples(Dataset.from_list([]), images)
     try:
-        rows = Dataset.from_parquet([_on_disk(root, shard) for shard in shards])
+        images = tuple(f"{root}/{shard['file']}" for shard in manifest["images"]["shards"])
+        files = [_on_disk(root, shard) for shard in splits[split]["shards"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{root}/{MANIFEST}: says not which files hold {task}/{split}; prepare the data again"
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{root}: the rows of {task}/{split} can't be read: {error}") from error
+    if not files:
+        return StoredSamples(Dataset.from_list([]), images)
+    try:
+        # What it is given it takes for patterns.
+        rows = Dataset.from_parquet([glob.escape(file) for file in files])
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(f"{root}: the rows of {task}/{split} can't be read: {error}") from error
+    if missing := [name for name in ROW_SCHEMA.names if name not in rows.column_names]:
+        raise DataError(
+            f"{root}: the rows of {task}/{split} have no {missing[0]}; prepare the data again"
+        )
     return StoredSamples(rows, images)
+
+
+def require_usable_rows(
+    rows: StoredSamples, root: str, manifest: Mapping[str, Any], rule: RowRule
+) -> None:
+    """Read all rows of a split, from its first on, and hold them to what JSON's rows are held to.
+
+    Raises:
+        DataError: One of them can't be used; names the file, the row in it and its id.
+    """
+    ids = Ids(rule.split)
+    samples = iter(rows)
+    for number in range(len(rows)):
+        try:
+            sample = next(samples)
+            require_usable(sample, rule)
+            ids.add(sample.id, number)
+        except DataError as error:
+            raise DataError(f"{_place(root, manifest, rule, number)}: {error}") from error
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{_place(root, manifest, rule, number)}: not as coin_prepare.py writes it "
+                f"({error}); prepare the data again"
+            ) from error
+
+
+def _place(root: str, manifest: Mapping[str, Any], rule: RowRule, number: int) -> str:
+    """The file that holds a split's row, and which of its rows it is."""
+    for shard in manifest["tasks"][rule.task][rule.split]["shards"]:
+        if number < shard["rows"]:
+            return f"{root}/{shard['file']}, row {number}"
+        number -= shard["rows"]
+    return f"{root}, {rule.task}/{rule.split}"
 
 
 def _on_disk(root: str, shard: Mapping[str, Any]) -> str:
@@ -165,6 +226,10 @@ class StoredSamples(Sequence[Sample]):
             columns = [batch[name] for name in ROW_SCHEMA.names]
             for values in zip(*columns, strict=True):
                 yield self._sample(dict(zip(ROW_SCHEMA.names, values, strict=True)))
+
+    def ids(self) -> list[str]:
+        """Of all samples, in order."""
+        return list(self._rows["question_id"])
 
     def select(self, numbers: Sequence[int]) -> StoredSamples:
         """Some of the samples, in the order given."""

@@ -16,13 +16,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from cmoe.data.documents import parse_document, read_document, read_file
+from cmoe.data.rows import read_samples
 from cmoe.data.samples import DataError
-from cmoe.evaluation.scorers import ANSWERS, OPTIONS, Target, numbers
+from cmoe.data.usable import RowRule, listed, require_id, shown
+from cmoe.evaluation.scorers import ANSWERS, OPTIONS, Target
 from cmoe.files import whole
 
 _OPTION = re.compile(r"^[A-E]\. ", re.MULTILINE)
@@ -43,7 +47,7 @@ def read_targets(task: str, file: Path) -> dict[str, Target]:
     Raises:
         DataError: The file is missing or of another kind, or a row of it can't be used.
     """
-    found = _read_json(file)
+    found = read_document(file)
     own, read = _OWN.get(task, (None, None))
     if isinstance(found, list):
         rows = _coin_rows(task, file, found)
@@ -67,38 +71,35 @@ _Rows = Iterator[tuple[str, str, Target]]
 
 
 def _coin_rows(task: str, file: Path, found: list[Any]) -> _Rows:
-    for number, row in enumerate(found):
-        where = f"{file}, row {number}"
-        row = _object(row, where)
-        key = _id(row, where)
-        # CoIN scores a box against this field, where there are both.
-        field = "answer_bbox" if task == "Grounding" and "answer_bbox" in row else "answer"
-        answer, text = _text(row, field, where), _text(row, "text", where)
-        if task == "Grounding" and numbers(answer) is None:
-            raise DataError(f"{where}: {field} must be a box of four numbers, this is {answer!r}")
-        yield where, key, Target(answer, _size(row, where), choices(text))
+    rule = RowRule(task, "test")
+    samples = read_samples(file, found, file.parent, rule, lambda _: None, pictures=False)
+    for number, sample in enumerate(samples):
+        target = Target(sample.answer, sample.size, choices(sample.text))
+        yield f"{file}, row {number}", sample.id, target
 
 
 def _science_qa(file: Path, found: Mapping[str, Any]) -> _Rows:
     beside = file.with_name("pid_splits.json")
-    splits = _read_json(beside)
+    splits = read_document(beside)
     test = splits.get("test") if isinstance(splits, Mapping) else None
     if not isinstance(test, list):
         raise DataError(f'{beside}: needs "test", a list of ids')
-    for number, key in enumerate(test):
+    for number, listed_id in enumerate(test):
         where = f"{beside}, test, row {number}"
-        problem = found.get(str(key))
+        with _at(where):
+            key = require_id(listed_id, "an id", {})
+        problem = found.get(key)
         match problem:
             case {"choices": [*options], "answer": int(answer)} if (
-                0 <= answer < min(len(options), len(OPTIONS))
+                type(answer) is int and 0 <= answer < min(len(options), len(OPTIONS))
             ):
-                yield where, str(key), Target(OPTIONS[answer], choices=len(options))
+                yield where, key, Target(OPTIONS[answer], choices=len(options))
             case None:
                 raise DataError(f"{where}: id {key!r} is not in {file}; every test id must be")
             case _:
                 raise DataError(
                     f"{file}, id {key!r}: needs choices, a list, and answer, the number of one of "
-                    f"the first {len(OPTIONS)}; this is {str(problem)[:120]}"
+                    f"the first {len(OPTIONS)}; this is {shown(problem)}"
                 )
 
 
@@ -108,23 +109,26 @@ def _text_vqa(file: Path, found: Mapping[str, Any]) -> _Rows:
         raise DataError(f'{file}: needs "data", a list of questions with their answers')
     for number, row in enumerate(data):
         where = f"{file}, data, row {number}"
-        row = _object(row, where)
-        key, answers = _id(row, where), row.get("answers")
+        with _at(where):
+            row = _object(row)
+            key, answers = require_id(row.get("question_id"), "question_id", row), row.get("answers")
         if (
             not isinstance(answers, list)
             or len(answers) != ANSWERS
             or not all(isinstance(answer, str) for answer in answers)
         ):
             raise DataError(
-                f"{where}, id {key!r}: answers must be {ANSWERS} texts, this is {answers!r}"
+                f"{where}, id {key!r}: answers must be {ANSWERS} texts, this is {shown(answers)}"
             )
         yield where, key, Target(answers[0], answers=tuple(answers))
 
 
 def _gqa(file: Path, found: Mapping[str, Any]) -> _Rows:
     for key, row in found.items():
-        where = f"{file}, id {key!r}"
-        yield where, key, Target(_text(_object(row, where), "answer", where))
+        where = f"{file}, id {shown(key)}"
+        with _at(where):
+            answer = _text(_object(row), "answer")
+            yield where, require_id(key, "an id", {}), Target(answer)
 
 
 _OWN: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], _Rows]]] = {
@@ -158,12 +162,14 @@ def read_predictions(file: Path) -> dict[str, str]:
     """
     said: dict[str, str] = {}
     # Not `splitlines`: what parts lines for Unicode may stand within a prediction.
-    for number, line in enumerate(_read(file).split(b"\n"), start=1):
+    for number, line in enumerate(read_file(file).split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
-        row = _object(_parsed(line, where), where)
-        key, text = _id(row, where), _text(row, "text", where)
+        row = parse_document(line, where)
+        with _at(where):
+            row = _object(row)
+            key, text = require_id(row.get("question_id"), "question_id", row), _text(row, "text")
         if key in said:
             raise DataError(f"{where}: id {key!r} stands twice in this file; each stands once")
         said[key] = text
@@ -191,64 +197,26 @@ def write_predictions(
             lines.write(json.dumps(row | more | {"metadata": metadata}) + "\n")
 
 
-# JSON and its fields
+# Their fields
 
 
-def _read(file: Path) -> bytes:
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Say in an error where it was."""
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: can't be read: {error.strerror}") from error
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
-def _read_json(file: Path) -> Any:
-    return _parsed(_read(file), str(file))
-
-
-def _parsed(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_once)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON as it has to be: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys stand once: of two, Python would take the second without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object; each stands once")
-    return found
-
-
-def _object(row: Any, where: str) -> Mapping[str, Any]:
+def _object(row: Any) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
-        raise DataError(f"{where}: an object is needed, this is {str(row)[:120]}")
+        raise DataError(f"an object is needed, this is {shown(row)}")
     return row
 
 
-def _id(row: Mapping[str, Any], where: str) -> str:
-    key = row.get("question_id")
-    if not isinstance(key, str | int) or isinstance(key, bool):
-        raise DataError(
-            f"{where}: question_id must be a whole number or text, this is {key!r}; has "
-            f"{', '.join(row)}"
-        )
-    return str(key)
-
-
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+def _text(row: Mapping[str, Any], field: str) -> str:
     text = row.get(field)
     if not isinstance(text, str):
-        raise DataError(f"{where}: {field} must be text, this is {text!r}; has {', '.join(row)}")
+        raise DataError(f"{field} must be text, this is {shown(text)}; has {listed(row)}")
     return text
-
-
-def _size(row: Mapping[str, Any], where: str) -> tuple[int, int] | None:
-    match row.get("size"):
-        case None:
-            return None
-        case [int(width), int(height)] if width > 0 and height > 0:
-            return width, height
-    raise DataError(f"{where}: size must be width and height, this is {row['size']!r}")

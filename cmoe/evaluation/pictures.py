@@ -10,10 +10,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from cmoe.data.boxes import Box
 from cmoe.data.samples import Sample, StoredPicture, Task
 from cmoe.evaluation import figures
 from cmoe.evaluation.run import Run
-from cmoe.evaluation.scorers import Box, score
+from cmoe.evaluation.scorers import score
 from cmoe.modeling.routers import BASE
 
 SHOWN = 4

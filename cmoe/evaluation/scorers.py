@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-Mode = Literal["official", "strict"]
+from cmoe.data.boxes import Box, fractions, iou, numbers
+from cmoe.nearest import unknown
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+Mode = Literal["official", "strict"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def score(
     cannot be one: a box without four numbers, human answers other than ten.
     """
     if task not in _RULES:
-        raise ValueError(f"no scorer for task {task!r}; there are {', '.join(_RULES)}")
+        raise ValueError(f"no scorer for task {task!r}; {unknown(task, _RULES)}")
     if mode not in get_args(Mode):
         raise ValueError(f"no mode {mode!r}; there are {', '.join(get_args(Mode))}")
     if len(predictions) != len(targets):
@@ -198,29 +198,20 @@ def _ocr_vqa(prediction: str, target: Target) -> float:
 
 # Grounding
 
-_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
-
-
-def iou(box: Box, other: Box) -> float:
-    """Intersection over union, in [0, 1]; 0 where a box is empty or its corners are swapped."""
-    width = max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
-    height = max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
-    union = _area(box) + _area(other) - width * height
-    return width * height / union if union > 0 else 0.0
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
 
 def _grounding(prediction: str, target: Target) -> float:
-    said = _cut_box(prediction)
-    return said is not None and iou(said, _target_box(target, numbers)) > 0.5
+    """CoIN's arithmetic: both boxes times the longer side of the picture, then their IoU.
+
+    In real numbers the factor changes nothing; in floating point it decides at just a half.
+    """
+    said, answer = _cut_box(prediction), _target_box(target, numbers)
+    side = max(target.size) if target.size else 1
+    return said is not None and iou(_scaled(said, side), _scaled(answer, side)) > 0.5
 
 
 def _grounding_strict(prediction: str, target: Target) -> float:
-    said = _fractions(prediction, target.size)
-    answer = _target_box(target, lambda text: _fractions(text, target.size))
+    said = fractions(prediction, target.size)
+    answer = _target_box(target, lambda text: fractions(text, target.size))
     return said is not None and iou(said, answer) > 0.5
 
 
@@ -232,11 +223,12 @@ def _target_box(target: Target, read: Callable[[str], Box | None]) -> Box:
 
 
 def _cut_box(text: str) -> Box | None:
-    """CoIN's parser: it drops brackets and then, as if they were still there, both ends.
+    """CoIN's parser: it drops a first space and brackets, and then, as if those were still there,
+    both ends.
 
     A top or left that reads 0.x survives as .x; the bottom loses its last digit.
     """
-    bare = text.replace("[", "").replace("]", "")
+    bare = text.removeprefix(" ").replace("[", "").replace("]", "")
     try:
         left, top, right, bottom = (float(part) for part in bare[1:-1].split(","))
     except ValueError:
@@ -244,25 +236,8 @@ def _cut_box(text: str) -> Box | None:
     return left, top, right, bottom
 
 
-def numbers(text: str) -> Box | None:
-    """The text's four numbers; None if there are more or fewer."""
-    found = [float(number) for number in _NUMBER.findall(text)]
-    if len(found) != 4:
-        return None
-    left, top, right, bottom = found
-    return left, top, right, bottom
-
-
-def _fractions(text: str, size: tuple[int, int] | None) -> Box | None:
-    """A box in parts of the picture.
-
-    Four numbers in [0, 1] are that already, others are pixels; None if they are outside.
-    """
-    box = numbers(text)
-    if box is not None and size is not None and max(box) > 1:
-        width, height = size
-        box = box[0] / width, box[1] / height, box[2] / width, box[3] / height
-    return box if box is not None and all(0 <= part <= 1 for part in box) else None
+def _scaled(box: Box, side: int) -> Box:
+    return box[0] * side, box[1] * side, box[2] * side, box[3] * side
 
 
 _RULES: Mapping[str, _Rule] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cmoe.evaluation.scorers import SCORED, Mode
+from cmoe.nearest import unknown
 from cmoe.ranges import require
 
 
@@ -35,6 +36,4 @@ class EvaluationConfig:
         require(self, "evaluation", "batch_size", "max_new_tokens", "flush_every", least=1)
         for task in self.answer_files:
             if task not in SCORED:
-                raise ValueError(
-                    f"evaluation.answer_files names {task!r}; there are {', '.join(SCORED)}"
-                )
+                raise ValueError(f"evaluation.answer_files names {task!r}; {unknown(task, SCORED)}")

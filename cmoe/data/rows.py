@@ -1,0 +1,253 @@
+"""Rows of CoIN's JSON files, as samples.
+
+    train   {"id" | "question_id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}]}
+    test    {"question_id", "image"?, "text", "answer"}; Grounding adds "answer_bbox" and "size"
+
+Keys are a closed list: of a key that isn't known, and of two that contradict each other, nobody
+could say what was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmoe.data import boxes
+from cmoe.data.boxes import BOXED, Size
+from cmoe.data.samples import DataError, Sample, Turn
+from cmoe.data.usable import (
+    PLACEHOLDER,
+    Ids,
+    RowRule,
+    Split,
+    listed,
+    named,
+    require_id,
+    require_path,
+    require_picture,
+    require_size,
+    require_text,
+    shown,
+)
+from cmoe.nearest import unknown
+
+KEYS = (
+    "id",
+    "question_id",
+    "image",
+    "conversations",
+    "text",
+    "answer",
+    "answer_bbox",
+    "size",
+)
+"""What a row says."""
+
+METADATA = (
+    "model",
+    "metadata",
+    "category",
+    "source",
+    "type",
+    "question_type",
+    "answer_type",
+    "dataset",
+    "split",
+    "image_id",
+)
+"""What public files in LLaVA's and CoIN's layout say beside that; it is not read."""
+
+_KNOWN = frozenset({*KEYS, *METADATA})
+_TURN = frozenset({"from", "value"})
+
+
+def read_samples(
+    file: Path,
+    rows: Sequence[Any],
+    images: Path,
+    rule: RowRule,
+    size_of: Callable[[Sample], Size | None],
+    *,
+    pictures: bool = True,
+) -> Iterator[Sample]:
+    """The samples that a file's rows are.
+
+    Args:
+        file: Where they stand, for errors.
+        rows: Unread, from the first.
+        images: What picture paths are relative to.
+        rule: Of their split.
+        size_of: The size of a sample's picture, asked where a box needs it; None if not known.
+        pictures: Whether each picture must be there.
+
+    Raises:
+        DataError: One of them can't be used; names the file, the row and its id.
+    """
+    ids = Ids(rule.split)
+    for number, row in enumerate(rows):
+        try:
+            sample = read_row(row, images, rule)
+            ids.add(sample.id, number)
+            if pictures or rule.boxed:
+                sample = _with_picture(sample, rule, size_of, needed=pictures)
+            yield sample
+        except DataError as error:
+            raise DataError(f"{file}, row {number}: {error}") from error
+
+
+def _with_picture(
+    sample: Sample, rule: RowRule, size_of: Callable[[Sample], Size | None], *, needed: bool
+) -> Sample:
+    try:
+        if needed and isinstance(sample.image, Path):
+            require_picture(sample.image)
+        return boxes.checked(sample, lambda: size_of(sample)) if rule.boxed else sample
+    except DataError as error:
+        raise named(error, sample.id) from None
+
+
+def read_row(row: Any, images: Path, rule: RowRule) -> Sample:
+    """The sample that a row of JSON is; its picture and its box aren't looked at.
+
+    Args:
+        row: As JSON has it.
+        images: What picture paths are relative to.
+        rule: Of its split.
+
+    Raises:
+        DataError: It can't be used; names the key, and the row's id.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"an object is needed, this is {type(row).__name__}: {shown(row)}")
+    known = _id(row, rule.split)
+    try:
+        return _sample(known, row, images, rule)
+    except DataError as error:
+        raise named(error, known) from None
+
+
+def _sample(known: str, row: Mapping[str, Any], images: Path, rule: RowRule) -> Sample:
+    if not row.keys() <= _KNOWN:
+        key = next(key for key in row if key not in _KNOWN)
+        raise DataError(f"unknown key {shown(key)}; {unknown(key, KEYS)}")
+    image = row.get("image")
+    if image is not None:
+        require_path(image)
+    if row.get("conversations") is not None:
+        (text, answer), *further = _conversation(row, rule, pictured=image is not None)
+    else:
+        further = []
+        text, answer = _question(row, rule, pictured=image is not None)
+    return Sample(
+        known,
+        text,
+        answer,
+        None if image is None else images / image,
+        require_size(row.get("size")),
+        tuple(Turn(*turn) for turn in further),
+    )
+
+
+def _id(row: Mapping[str, Any], split: Split) -> str:
+    """The row's id; CoIN's scripts know test rows by `question_id` alone."""
+    own, other = row.get("question_id"), row.get("id")
+    if own is None and other is None:
+        raise DataError(f"neither id nor question_id; has {listed(row)}")
+    field = "id" if own is None and split == "train" else "question_id"
+    found = require_id(other if field == "id" else own, field, row)
+    if own is not None and other is not None and require_id(other, "id", row) != found:
+        raise DataError(
+            f"question_id is {found!r}, and id is {shown(other)}; one of them is enough"
+        )
+    return found
+
+
+def _conversation(
+    row: Mapping[str, Any], rule: RowRule, *, pictured: bool
+) -> list[tuple[str, str]]:
+    """Question and answer of every turn."""
+    if rule.split == "test":
+        raise DataError("conversations belongs to training; a test row has text and answer")
+    if both := [key for key in ("text", "answer", "answer_bbox") if row.get(key) is not None]:
+        raise DataError(f"both conversations and {both[0]}; a row has the one or the other")
+    turns, pairs = row["conversations"], []
+    if isinstance(turns, list) and turns and len(turns) % 2 == 0:
+        for at in range(0, len(turns), 2):
+            match turns[at], turns[at + 1]:
+                case {"from": "human", "value": text}, {"from": "gpt", "value": answer}:
+                    pairs.append((text, answer))
+    if not pairs or 2 * len(pairs) < len(turns):
+        raise DataError(
+            "conversations must be turns from human and from gpt by turns, each with its value; "
+            f"this is {shown(turns)}"
+        )
+    for at, turn in enumerate(turns):
+        if not turn.keys() <= _TURN:
+            key = next(key for key in turn if key not in _TURN)
+            raise DataError(f"conversations[{at}] has the unknown key {shown(key)}; from and value")
+    return [
+        (
+            _asked(text, f"conversations[{2 * at}].value", rule, at, pictured=pictured),
+            require_text(answer, f"conversations[{2 * at + 1}].value", "answer", rule),
+        )
+        for at, (text, answer) in enumerate(pairs)
+    ]
+
+
+def _question(row: Mapping[str, Any], rule: RowRule, *, pictured: bool) -> tuple[str, str]:
+    """Question and answer of a row without a conversation."""
+    answered = "answer"
+    if row.get("answer_bbox") is not None:
+        if not rule.boxed:
+            raise DataError(f"answer_bbox belongs to {BOXED}, and this is a row of {rule.task}")
+        answered = "answer_bbox"  # CoIN scores a box against this field, where there are both
+    if "text" not in row and answered not in row:
+        raise DataError(f"neither conversations nor text and answer; has {listed(row)}")
+    for key in ("text", answered):
+        if key not in row:
+            raise DataError(
+                f"{key} must be text, this is None: the row has neither conversations nor text and "
+                f"answer; has {listed(row)}"
+            )
+    text = _asked(row["text"], "text", rule, 0, pictured=pictured)
+    answer = require_text(row[answered], answered, "answer", rule)
+    if answered == "answer_bbox" and row.get("answer") is not None:
+        _require_same_box(answer, require_text(row["answer"], "answer", "answer", rule))
+    return text, answer
+
+
+def _require_same_box(box: str, answer: str) -> None:
+    """Refuse an answer that is another box than the one that is scored."""
+    first, second = boxes.numbers(box), boxes.numbers(answer)
+    if first is None or second is None or boxes.in_pixels(first) != boxes.in_pixels(second):
+        return
+    if boxes.iou(first, second) <= 0.5 and first != second:
+        raise DataError(f"answer_bbox is {box[:120]}, and answer is another box, {answer[:120]}")
+
+
+def _asked(text: Any, field: str, rule: RowRule, turn: int, *, pictured: bool) -> str:
+    """A question without its placeholder."""
+    if type(text) is str and PLACEHOLDER in text:
+        if turn > 0:
+            raise DataError(
+                f"{field} holds {PLACEHOLDER!r}, a picture in a later turn; only the first "
+                "question can have one"
+            )
+        text = _without_placeholder(text, field, pictured=pictured)
+    return require_text(text, field, "question", rule).strip()
+
+
+def _without_placeholder(text: str, field: str, *, pictured: bool) -> str:
+    if not pictured:
+        raise DataError(f"{field} holds {PLACEHOLDER!r}, and the row has no image")
+    if text.count(PLACEHOLDER) > 1:
+        raise DataError(f"{field} holds {PLACEHOLDER!r} more than once; a row has one image")
+    before, after = text.split(PLACEHOLDER)
+    alone = not before.rpartition("\n")[2].strip() and not after.partition("\n")[0].strip()
+    if before.strip() and after.strip() and not alone:
+        raise DataError(
+            f"{field} holds {PLACEHOLDER!r} within a line; it stands at the beginning, at the end "
+            "or on a line of its own"
+        )
+    return before + after
