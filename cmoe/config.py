@@ -23,7 +23,7 @@ from cmoe.methods.settings import (
     MoELoRAConfig,
     ProbeConfig,
 )
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import MIN_SAMPLES, LocatorConfig
 from cmoe.ranges import require
 from cmoe.storage import S3, is_remote
 from cmoe.training.settings import TrainingConfig
@@ -44,6 +44,7 @@ MethodName = Literal[
 ]
 PLANNED = ("cmoe", "expand_all", "lora")  # methods that --plan knows
 WHOLE = ("ewc", "lwf", "per_task_lora")  # methods that weigh or exchange weights as a whole
+LOCATING = ("cmoe", "expand_all")  # methods that find a sample's task themselves
 # What may differ when a run goes on: it changes where and how fast, not what comes out.
 NEUTRAL = ("runs", "cluster", "wandb")
 
@@ -193,6 +194,11 @@ class RunConfig:
                 f"training.zero is 3; method {self.method} needs whole weights: 0, 1 or 2"
             )
         self.training.accumulation(self.cluster.workers)
+
+    @property
+    def least_samples(self) -> int:
+        """Training samples that each task needs at least: a locator is fitted to them."""
+        return MIN_SAMPLES if self.method in LOCATING else 1
 
     @property
     def url(self) -> str:

@@ -21,6 +21,9 @@ def main() -> int:
     from cmoe.benchmarks.locating import accuracies
     from cmoe.data.coin import ensure_data, read_tasks
     from cmoe.data.samples import DataError
+    from cmoe.data.texts import reserved_tokens
+    from cmoe.modeling.pretrained import load_processor
+    from cmoe.modeling.settings import MIN_SAMPLES
     from cmoe.training.stream import load
 
     data = replace(
@@ -28,7 +31,9 @@ def main() -> int:
     )
     try:
         ensure_data(data)
-        tasks = read_tasks(data, config.seed)
+        processor = load_processor(config.model.path, revision=config.model.revision)
+        tokens = reserved_tokens(processor)
+        tasks = read_tasks(data, config.seed, tokens=tokens, least=MIN_SAMPLES)
         base, collator = load(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         batch = config.evaluation.batch_size
         print(f"{len(tasks)} tasks, {sum(len(t.test) for t in tasks)} selection samples; percent")

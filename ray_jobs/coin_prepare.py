@@ -18,10 +18,14 @@ from typing import Any
 import ray
 
 from cmoe.cluster import connect
+from cmoe.config import ModelConfig
 from cmoe.data.prepare import Each, Preparation, prepare, survey
 from cmoe.data.samples import DataError
-from cmoe.data.settings import TASKS
+from cmoe.data.settings import TASKS, require_known
 from cmoe.data.shards import MANIFEST, read_manifest
+from cmoe.data.texts import reserved_tokens
+from cmoe.modeling.base import UnsupportedModelError
+from cmoe.modeling.pretrained import MissingModelError, load_processor
 
 
 def main() -> int:
@@ -30,18 +34,24 @@ def main() -> int:
     parser.add_argument("--images", default=".", help="picture paths are relative to it; in root")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="in their order")
     parser.add_argument("--out", help="a folder or a URL such as s3://bucket/prefix")
+    parser.add_argument("--model", default="mini", help="whose tokens no text may hold")
     parser.add_argument("--dry-run", action="store_true", help="report problems, write nothing")
     asked = parser.parse_args()
     if not asked.out and not asked.dry_run:
         parser.error("--out is needed, or --dry-run")
-    job = Preparation(asked.root, asked.images, tuple(asked.tasks), asked.out or "")
     try:
-        if not asked.dry_run and read_manifest(job.out):
-            print(f"{job.out}/{MANIFEST} is there: prepared already; remove it to prepare again")
+        require_known(asked.tasks, "--tasks")
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        if not asked.dry_run and read_manifest(asked.out):
+            print(f"{asked.out}/{MANIFEST} is there: prepared already; remove it to prepare again")
             return 0
+        tokens = reserved_tokens(load_processor(ModelConfig(asked.model).path))
+        job = Preparation(asked.root, asked.images, tuple(asked.tasks), asked.out or "", tokens)
         connect()
         return run(job, dry=asked.dry_run)
-    except DataError as error:
+    except (DataError, MissingModelError, UnsupportedModelError) as error:
         print(f"coin_prepare.py: {error}", file=sys.stderr)
         return 1
     finally:

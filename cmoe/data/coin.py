@@ -6,8 +6,9 @@ split, with pictures under one folder; or <root>/manifest.json (`shards`).
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -32,7 +33,10 @@ from cmoe.data.shards import (
 from cmoe.data.usable import RowRule, Split
 
 INSTRUCTIONS = "Instructions_Original"
-TEST_FILES = ("test.json", "val.json")
+_NAMES: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train.json",),
+    "test": ("test.json", "val.json"),
+}
 
 
 def read_tasks(
@@ -52,9 +56,7 @@ def read_tasks(
     """
     root = find_root(config.root)
     manifest = read_manifest(root)
-    source: Source = (
-        _Prepared(root, manifest, tokens) if manifest else _Files(config, tokens or ())
-    )
+    source: Source = _Prepared(root, manifest, tokens) if manifest else _Files(config, tokens or ())
     return tuple(_read_task(config, source, name, seed, least) for name in config.tasks)
 
 
@@ -186,10 +188,10 @@ class _Prepared:
 
 
 class _Files:
-    """CoIN's own JSON."""
+    """CoIN's own JSON; whether its pictures must be there, too."""
 
-    def __init__(self, config: DataConfig, tokens: Sequence[str]) -> None:
-        self.config, self.tokens = config, tokens
+    def __init__(self, config: DataConfig, tokens: Sequence[str], *, pictures: bool = True) -> None:
+        self.config, self.tokens, self.pictures = config, tokens, pictures
 
     def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
         file = split_file(Path(self.config.root), task, split)
@@ -201,7 +203,28 @@ class _Files:
                 f"{file}: {len(rows)} samples, {limit} are asked for; remove {self.config.root}, "
                 "and they will be generated"
             )
-        return tuple(read_samples(file, rows[:limit], images, rule, own_size))
+        samples = read_samples(file, rows[:limit], images, rule, own_size, pictures=self.pictures)
+        return tuple(samples)
+
+
+def count_rows(
+    config: DataConfig, task: str, split: Split, tokens: Callable[[], Sequence[str]]
+) -> int | None:
+    """How many rows of a split a run would read; None where CoIN's file isn't there.
+
+    Args:
+        config: Where the files are; the pictures needn't be.
+        task: One of its tasks.
+        split: Of the task.
+        tokens: Gives those of the base, as in `read_tasks`; asked where there are rows.
+
+    Raises:
+        DataError: A row can't be used.
+    """
+    if not _split_files(Path(config.root), task, split):
+        return None
+    limit = config.train_samples if split == "train" else config.test_samples
+    return len(_Files(config, tokens(), pictures=False).split(task, split, limit))
 
 
 # CoIN's JSON
@@ -213,15 +236,18 @@ def split_file(root: Path, task: str, split: Split) -> Path:
     Raises:
         DataError: There is none, or more than one.
     """
-    folder = root / INSTRUCTIONS / task
-    names = ("train.json",) if split == "train" else TEST_FILES
-    files = [folder / n for n in names if (folder / n).is_file()]
+    files = _split_files(root, task, split)
     if len(files) != 1:
         raise DataError(
-            f"{folder}: needs {' or '.join(names)}, one of them; has {len(files)}. data.tasks "
-            "names the task"
+            f"{root / INSTRUCTIONS / task}: needs {' or '.join(_NAMES[split])}, one of them; has "
+            f"{len(files)}. data.tasks names the task"
         )
     return files[0]
+
+
+def _split_files(root: Path, task: str, split: Split) -> list[Path]:
+    folder = root / INSTRUCTIONS / task
+    return [folder / name for name in _NAMES[split] if os.path.exists(folder / name)]
 
 
 def read_json(file: Path) -> list[Any]:

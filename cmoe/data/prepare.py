@@ -244,9 +244,7 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
     stored = list(each(partial(store, job.pictures, job.out), shards))
     manifest = {
         "format": FORMAT,
-        "tasks": {
-            t: {s: _store_rows(job, t, s, places, found) for s in SPLITS} for t in job.tasks
-        },
+        "tasks": {t: {s: _store_rows(job, t, s, places, found) for s in SPLITS} for t in job.tasks},
         "images": {
             "pictures": sum(shard["pictures"] for shard in stored),
             "bytes": sum(shard["bytes"] for shard in stored),

@@ -1,14 +1,14 @@
 """Whether a row can be used: one rule for reading, preparing, planning and scoring.
 
-A row is an object of a task's JSON file (`rows`), or a sample that was prepared from one. What can't
-be used is a `DataError`, whatever the file holds; the caller says in which file and row.
+A row is an object of a task's JSON file (`rows`), or a sample that was prepared from one. What
+can't be used is a `DataError`, whatever the file holds; the caller says in which file and row.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import Repr

@@ -90,9 +90,9 @@ def _science_qa(file: Path, found: Mapping[str, Any]) -> _Rows:
             key = require_id(listed_id, "an id", {})
         problem = found.get(key)
         match problem:
-            case {"choices": [*options], "answer": int(answer)} if (
-                type(answer) is int and 0 <= answer < min(len(options), len(OPTIONS))
-            ):
+            case {"choices": [*options], "answer": int(answer)} if type(
+                answer
+            ) is int and 0 <= answer < min(len(options), len(OPTIONS)):
                 yield where, key, Target(OPTIONS[answer], choices=len(options))
             case None:
                 raise DataError(f"{where}: id {key!r} is not in {file}; every test id must be")
@@ -111,7 +111,10 @@ def _text_vqa(file: Path, found: Mapping[str, Any]) -> _Rows:
         where = f"{file}, data, row {number}"
         with _at(where):
             row = _object(row)
-            key, answers = require_id(row.get("question_id"), "question_id", row), row.get("answers")
+            key, answers = (
+                require_id(row.get("question_id"), "question_id", row),
+                row.get("answers"),
+            )
         if (
             not isinstance(answers, list)
             or len(answers) != ANSWERS

@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmoe.modeling.settings import LocatorConfig
-
-MIN_SAMPLES = 8
+from cmoe.modeling.settings import MIN_SAMPLES, LocatorConfig
 
 
 @dataclass(frozen=True)

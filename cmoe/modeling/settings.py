@@ -7,6 +7,9 @@ from typing import Literal
 
 from cmoe.ranges import require
 
+MIN_SAMPLES = 8
+"""Training samples of a task that its locator entry needs at least."""
+
 Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cache
 
 from cmoe.config import PlanConfig, RunConfig
-from cmoe.data.coin import INSTRUCTIONS, TEST_FILES
-from cmoe.data.samples import DataError
+from cmoe.data.coin import count_rows, held_out, require_enough
 from cmoe.data.shards import HUB, read_manifest
-from cmoe.modeling.pretrained import load_shape
+from cmoe.data.texts import reserved_tokens
+from cmoe.modeling.pretrained import load_processor, load_shape
 from cmoe.planning.memory import PARTS, Memory, memory, remedies
 from cmoe.planning.sizes import (
     Added,
@@ -56,47 +55,44 @@ class Samples:
 
 
 def samples_of(config: RunConfig) -> dict[str, Samples]:
-    """Samples by task: counted where the data is, else as asked for or published.
+    """How many samples each task has: counted where the data is, else as asked for or published.
 
+    Rows of CoIN's files are held to what a run holds them to, but their pictures needn't be there.
     A data set on the hub is not fetched to be counted.
 
     Raises:
-        DataError: The data can't be read, or a task isn't CoIN's and has no samples there.
+        DataError: The data can't be used, or is too little.
     """
     data = config.data
     manifest = None if data.root.startswith(HUB) else read_manifest(data.root)
     found = {}
+
+    @cache
+    def tokens() -> tuple[str, ...]:
+        return reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
+
     for task in data.tasks:
-        folder = Path(data.root) / INSTRUCTIONS / task
         if manifest is not None:
             splits = manifest["tasks"].get(task, {})
             train, test = (splits.get(s, {}).get("rows") for s in ("train", "test"))
         else:
-            train = _rows(folder, ("train.json",))
-            test = _rows(folder, TEST_FILES)
+            train = count_rows(data, task, "train", tokens)
+            test = (
+                None if data.evaluate_on == "selection" else count_rows(data, task, "test", tokens)
+            )
         published = train is None
         if train is None:
-            train = data.train_samples if data.generate else COIN_SAMPLES.get(task)
+            train = data.train_samples if data.generate else COIN_SAMPLES[task]
             test = data.test_samples if data.generate else None
-        if train is None:
-            raise DataError(f"{data.root}: has no {task}/train, and no published size is known")
+        assert train is not None, "generated data says how much"
         train = min(train, data.train_samples or train)
-        if data.selection:
-            held = max(1, round(data.selection * train))
-            train, test = train - held, held if data.evaluate_on == "selection" else test
+        held = held_out(train, data, task)
+        require_enough(train - held, config.least_samples, data, task)
+        if held and data.evaluate_on == "selection":
+            test = held
         test = test and min(test, data.test_samples or test)
-        found[task] = Samples(train, test, published and not data.generate)
+        found[task] = Samples(train - held, test, published and not data.generate)
     return found
-
-
-def _rows(folder: Path, names: Sequence[str]) -> int | None:
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
-    if file is None:
-        return None
-    try:
-        return len(json.loads(file.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{file}: no JSON list: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ import yaml
 from cmoe.cluster import connect
 from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
+from cmoe.data.samples import Task
+from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN
@@ -24,7 +26,7 @@ from cmoe.evaluation.targets import stream_targets
 from cmoe.files import whole
 from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.base import UnsupportedModelError
-from cmoe.modeling.pretrained import MissingModelError, require_base
+from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
 from cmoe.storage import filesystem, is_remote
 from cmoe.training.board import Board
 from cmoe.training.display import LOG, Display
@@ -69,7 +71,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
     check_model(config)
     show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
     ensure_data(config.data)
-    tasks = read_tasks(config.data, config.seed)
+    tasks = read_stream(config)
     targets = stream_targets(tasks, config.data, config.evaluation)
     claim_folder(config, folder)
     display = Display(config, folder)
@@ -152,6 +154,18 @@ def check_model(config: RunConfig) -> None:
             f"locator.layer is {config.locator.layer}; {config.model.name} has layers 0 to "
             f"{layers - 1}, and {layers} or -1 for its output"
         )
+
+
+def read_stream(config: RunConfig) -> tuple[Task, ...]:
+    """The tasks of a run, held to what its base and its method need of them.
+
+    Workers read them again, and needn't look.
+
+    Raises:
+        DataError: As `read_tasks`.
+    """
+    tokens = reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
+    return read_tasks(config.data, config.seed, tokens=tokens, least=config.least_samples)
 
 
 def _train(config: RunConfig, display: Display) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from cmoe.training.launch import (
     RunError,
     check_model,
     claim_folder,
+    read_stream,
     require_lasting,
     require_same,
     rooted,
@@ -130,6 +131,7 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
         return said
     check_model(run)
     ensure_data(run.data)
+    read_stream(replace(run, data=replace(run.data, tasks=config.tasks)))
     claim_folder(run, run.folder)
     write_json(run.folder / SWEEP, said)
     run = rooted(run)

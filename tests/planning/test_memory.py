@@ -22,7 +22,7 @@ from cmoe.planning.sizes import Shape, shape_of, worst_growth
 from cmoe.training.engine import Engine
 from cmoe.training.settings import TrainingConfig
 
-TASKS = ("one", "two", "three")
+TASKS = ("ScienceQA", "TextVQA", "ImageNet")
 WORKERS = 2
 
 

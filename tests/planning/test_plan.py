@@ -32,7 +32,7 @@ from cmoe.planning.sizes import shape_of, worst_growth
 REPOSITORY = Path(__file__).parents[2]
 JOB = REPOSITORY / "ray_jobs" / "coin_stream.py"
 MINI = REPOSITORY / "configs" / "coin_mini.yaml"
-TASKS = ("one", "two", "three")
+TASKS = ("ScienceQA", "TextVQA", "ImageNet")
 
 
 def make_config(**changes: Any) -> RunConfig:

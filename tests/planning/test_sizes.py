@@ -24,7 +24,7 @@ from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.settings import LocatorConfig
 from cmoe.planning.sizes import added, most_trained, shape_of, worst_growth
 
-TASKS = ("one", "two", "three")
+TASKS = ("ScienceQA", "TextVQA", "ImageNet")
 LOCATOR = LocatorConfig(hidden=16, latent=4, steps=2, batch_size=4)
 
 
