@@ -24,6 +24,7 @@ from cmoe.data.usable import (
     listed,
     named,
     require_id,
+    require_object,
     require_path,
     require_picture,
     require_size,
@@ -59,7 +60,7 @@ METADATA = (
 """What public files in LLaVA's and CoIN's layout say beside that; it is not read."""
 
 _KNOWN = frozenset({*KEYS, *METADATA})
-_TURN = frozenset({"from", "value"})
+_TURN = ("from", "value")
 
 
 def read_samples(
@@ -118,8 +119,7 @@ def read_row(row: Any, images: Path, rule: RowRule) -> Sample:
     Raises:
         DataError: It can't be used; names the key, and the row's id.
     """
-    if not isinstance(row, Mapping):
-        raise DataError(f"an object is needed, this is {type(row).__name__}: {shown(row)}")
+    row = require_object(row)
     known = _id(row, rule.split)
     try:
         return _sample(known, row, images, rule)
@@ -183,13 +183,13 @@ def _conversation(
             f"this is {shown(turns)}"
         )
     for at, turn in enumerate(turns):
-        if not turn.keys() <= _TURN:
+        if len(turn) > len(_TURN):
             key = next(key for key in turn if key not in _TURN)
-            raise DataError(f"conversations[{at}] has the unknown key {shown(key)}; from and value")
+            raise DataError(f"conversations[{at}]: unknown key {shown(key)}; {unknown(key, _TURN)}")
     return [
         (
             _asked(text, f"conversations[{2 * at}].value", rule, at, pictured=pictured),
-            require_text(answer, f"conversations[{2 * at + 1}].value", "answer", rule),
+            _said(answer, f"conversations[{2 * at + 1}].value", rule, at),
         )
         for at, (text, answer) in enumerate(pairs)
     ]
@@ -211,7 +211,7 @@ def _question(row: Mapping[str, Any], rule: RowRule, *, pictured: bool) -> tuple
                 f"answer; has {listed(row)}"
             )
     text = _asked(row["text"], "text", rule, 0, pictured=pictured)
-    answer = require_text(row[answered], answered, "answer", rule)
+    answer = _said(row[answered], answered, rule, 0)
     if answered == "answer_bbox" and row.get("answer") is not None:
         _require_same_box(answer, require_text(row["answer"], "answer", "answer", rule))
     return text, answer
@@ -236,6 +236,14 @@ def _asked(text: Any, field: str, rule: RowRule, turn: int, *, pictured: bool) -
             )
         text = _without_placeholder(text, field, pictured=pictured)
     return require_text(text, field, "question", rule).strip()
+
+
+def _said(text: Any, field: str, rule: RowRule, turn: int) -> str:
+    """An answer; of Grounding the first, which alone is judged, is a box."""
+    said = require_text(text, field, "answer", rule)
+    if rule.boxed and turn == 0:
+        boxes.read_answer(said, field)
+    return said
 
 
 def _without_placeholder(text: str, field: str, *, pictured: bool) -> str:

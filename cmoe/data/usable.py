@@ -68,6 +68,17 @@ class RowRule:
         return self.task == BOXED
 
 
+def require_object(row: Any) -> Mapping[str, Any]:
+    """A row, if it is an object.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"an object is needed, this is {type(row).__name__}: {shown(row)}")
+    return row
+
+
 class Ids:
     """The ids of a split. Those of a test stand once; training rows may share one.
 

@@ -25,7 +25,7 @@ from typing import Any
 from cmoe.data.documents import parse_document, read_document, read_file
 from cmoe.data.rows import read_samples
 from cmoe.data.samples import DataError
-from cmoe.data.usable import RowRule, listed, require_id, shown
+from cmoe.data.usable import RowRule, listed, require_id, require_object, shown
 from cmoe.evaluation.scorers import ANSWERS, OPTIONS, Target
 from cmoe.files import whole
 
@@ -110,7 +110,7 @@ def _text_vqa(file: Path, found: Mapping[str, Any]) -> _Rows:
     for number, row in enumerate(data):
         where = f"{file}, data, row {number}"
         with _at(where):
-            row = _object(row)
+            row = require_object(row)
             key, answers = (
                 require_id(row.get("question_id"), "question_id", row),
                 row.get("answers"),
@@ -130,7 +130,7 @@ def _gqa(file: Path, found: Mapping[str, Any]) -> _Rows:
     for key, row in found.items():
         where = f"{file}, id {shown(key)}"
         with _at(where):
-            answer = _text(_object(row), "answer")
+            answer = _text(require_object(row), "answer")
             yield where, require_id(key, "an id", {}), Target(answer)
 
 
@@ -171,7 +171,7 @@ def read_predictions(file: Path) -> dict[str, str]:
         where = f"{file}, line {number}"
         row = parse_document(line, where)
         with _at(where):
-            row = _object(row)
+            row = require_object(row)
             key, text = require_id(row.get("question_id"), "question_id", row), _text(row, "text")
         if key in said:
             raise DataError(f"{where}: id {key!r} stands twice in this file; each stands once")
@@ -210,12 +210,6 @@ def _at(where: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-
-
-def _object(row: Any) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise DataError(f"an object is needed, this is {shown(row)}")
-    return row
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:

@@ -144,8 +144,6 @@ def answered(row: dict[str, Any], answer: Any) -> dict[str, Any]:
     ("spoil", "cause"),
     [
         (lambda r: without(r, "id"), "neither id nor question_id"),
-        (lambda r: r | {"id": 0}, "id '0' stands twice"),
-        (lambda r: r | {"id": "0"}, "id '0' stands twice"),
         (lambda r: r | {"image": "gone.png"}, "gone.png is missing"),
         (lambda r: r | {"image": "."}, "is missing"),
         (half_a_turn, "by turns"),
@@ -182,6 +180,8 @@ def test_a_row_that_cannot_be_used_is_named(
     ("spoil", "cause"),
     [
         (lambda r: without(r, "question_id"), "neither id nor question_id"),
+        (lambda r: r | {"question_id": 0}, "id '0' is row 0's already"),
+        (lambda r: r | {"question_id": "0"}, "id '0' is row 0's already"),
         (lambda r: without(r, "answer"), "neither conversations nor text and answer"),
         (lambda r: r | {"answer": ""}, "the answer not empty"),
         (lambda r: r | {"text": None}, "must be text"),

@@ -105,7 +105,7 @@ DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no questions": ("GQA", {"t": {}}, "t: has no answers; at least one"),
     "a number": ("GQA", {"t": 3}, "list of rows with .*, or GQA's testdev_balanced_questions.json"),
     "another's file": ("VizWiz", {"t": {"a": ROW}}, "no answers to VizWiz; .* a list of rows with"),
-    "a row that is none": ("OCRVQA", {"t": [ROW, 3]}, "t, row 1: an object is needed, this is 3"),
+    "a row that is none": ("OCRVQA", {"t": [ROW, 3]}, "t, row 1: an object is needed, this is int: 3"),
     "no id": ("OCRVQA", {"t": [{"id": 1, "answer": "a"}]}, "row 0: question_id .*; has id, answer"),
     "a broken id": (
         "OCRVQA",
@@ -195,7 +195,7 @@ DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"t": {"q1": {"question": "?"}}},
         "id 'q1': answer must",
     ),
-    "a bare answer": ("GQA", {"t": {"q1": "yes"}}, "id 'q1': an object is needed, this is yes"),
+    "a bare answer": ("GQA", {"t": {"q1": "yes"}}, "id 'q1': an object is needed, this is str: 'yes'"),
     "a question's key twice": (
         "GQA",
         {"t": '{"q1": {"answer": "yes"}, "q1": {"answer": "no"}}'},
@@ -257,7 +257,7 @@ def test_a_sample_without_an_answer_in_the_file_is_named(tmp_path: Path) -> None
 def test_a_missing_answer_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
     root = tmp_path / "data"
     data = DataConfig(
-        root=str(root), tasks=("GQA",), generate=True, train_samples=1, test_samples=1
+        root=str(root), tasks=("GQA",), generate=True, train_samples=8, test_samples=1
     )
     evaluation = EvaluationConfig(answer_files={"GQA": str(tmp_path / "nowhere.json")})
     config = RunConfig("x", runs=str(tmp_path / "runs"), data=data, evaluation=evaluation)

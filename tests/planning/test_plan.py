@@ -93,30 +93,29 @@ def test_a_samples_operations_are_those_that_torch_counts() -> None:
 def write_rows(root: Path, task: str, file: str, count: int) -> None:
     folder = root / "Instructions_Original" / task
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_text(json.dumps([{"id": i} for i in range(count)]))
+    row = {"image": "not/here.png", "text": "What?", "answer": "yes"}
+    (folder / file).write_text(json.dumps([row | {"question_id": i} for i in range(count)]))
 
 
 def test_samples_are_counted_where_files_are(tmp_path: Path) -> None:
-    write_rows(tmp_path, "mine", "train.json", 50)
-    write_rows(tmp_path, "mine", "val.json", 7)
-    data = DataConfig(root=str(tmp_path), tasks=("mine", "GQA"))
+    write_rows(tmp_path, "VizWiz", "train.json", 50)
+    write_rows(tmp_path, "VizWiz", "val.json", 7)
+    data = DataConfig(root=str(tmp_path), tasks=("VizWiz", "GQA"))
 
     def of(task: str, **changes: Any) -> tuple[int, int | None, bool]:
         found = samples_of(make_config(data=replace(data, **changes)))[task]
         return found.train, found.test, found.published
 
-    assert of("mine") == (50, 7, False)
-    assert of("mine", train_samples=20, test_samples=3) == (20, 3, False)
-    assert of("mine", selection=0.1) == (45, 7, False)
-    assert of("mine", selection=0.1, evaluate_on="selection") == (45, 5, False)
+    assert of("VizWiz") == (50, 7, False)
+    assert of("VizWiz", train_samples=20, test_samples=3) == (20, 3, False)
+    assert of("VizWiz", selection=0.1) == (45, 7, False)
+    assert of("VizWiz", selection=0.1, evaluate_on="selection") == (45, 5, False)
     assert of("GQA") == (72_000, None, True)
     assert of("GQA", train_samples=100)[0] == 100
-    with pytest.raises(DataError, match="has no other/train, and no published size"):
-        of("mine", tasks=("mine", "other"))
-    write_rows(tmp_path, "mine", "train.json", 50)
-    (tmp_path / "Instructions_Original" / "mine" / "train.json").write_text("{")
-    with pytest.raises(DataError, match=r"mine/train\.json: no JSON list"):
-        of("mine")
+    write_rows(tmp_path, "VizWiz", "train.json", 50)
+    (tmp_path / "Instructions_Original" / "VizWiz" / "train.json").write_text("{")
+    with pytest.raises(DataError, match=r"VizWiz/train\.json: not JSON"):
+        of("VizWiz")
     generated = samples_of(parse(["--config", str(MINI), f"--data.root={tmp_path}"]))
     assert {(s.train, s.test) for s in generated.values()} == {(1600, 200)}
 
