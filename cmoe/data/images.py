@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cmoe.data.image_headers import require_sound
+from cmoe.data.image_headers import UnusableError, gif_size, usable
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.samples import DataError, StoredPicture
 
@@ -107,8 +107,10 @@ def open_image(data: bytes, limits: ImageLimits, name: str = PICTURE) -> Image.I
     if len(data) > limits.file_bytes:
         raise _too_large_file(name, limits)
     with _decoding(name):
+        if size := gif_size(data):
+            _require_size(*size, limits, name)
         try:
-            image = Image.open(io.BytesIO(require_sound(data)), formats=limits.formats)
+            image = Image.open(io.BytesIO(usable(data)), formats=limits.formats)
         except Image.DecompressionBombError as error:
             raise ImageTooLargeError(
                 f"{name} has many more pixels than {limits.pixels:,}"
@@ -178,9 +180,9 @@ def to_rgb(image: Image.Image, name: str = PICTURE) -> Image.Image:
         if image.mode in _GREY_16:
             return _scaled(image, transparent)
         if image.mode not in (*_OPAQUE, *_ALPHA):
-            raise _UnusableError(f"pictures of mode {image.mode} can't be used")
+            raise UnusableError(f"pictures of mode {image.mode} can't be used")
         if image.mode == "P" and not (image.palette and image.palette.palette):
-            raise _UnusableError("its colours have no palette")
+            raise UnusableError("its colours have no palette")
         if transparent is not None:
             image.info["transparency"] = transparent
         elif image.mode not in _ALPHA and not _has_alpha_palette(image):
@@ -197,10 +199,6 @@ _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _OPAQUE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _DEPTH = {"L;2": 2, "L;4": 4}  # of PNGs whose greys Pillow scales to 8 bits
-
-
-class _UnusableError(ValueError):
-    """A sound picture that can't be made three channels of 8 bits."""
 
 
 def _has_alpha_palette(image: Image.Image) -> bool:
@@ -221,7 +219,7 @@ def _transparent(image: Image.Image) -> Any:
     raw = arguments if isinstance(arguments, str) else ""
     if image.mode == "RGB":
         if raw == "RGB;16B":
-            raise _UnusableError("it is of 16 bits with a transparent colour, of which 8 are read")
+            raise UnusableError("it is of 16 bits with a transparent colour, of which 8 are read")
         return tuple(part & 255 for part in found)
     if image.mode == "L":
         top = 2 ** _DEPTH.get(raw, 8) - 1
@@ -233,7 +231,7 @@ def _scaled(image: Image.Image, transparent: int | None) -> Image.Image:
     """A grey of 16 bits in three channels of 8."""
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65_535):
-        raise _UnusableError(
+        raise UnusableError(
             f"its greys go from {values.min()} to {values.max()}, not from 0 to 65535"
         )
     table = ((np.arange(65_536) * 255 + 32_767) // 65_535).astype(np.uint8)
@@ -254,7 +252,7 @@ def _decoding(name: str) -> Iterator[None]:
             yield
     except ImageError:
         raise
-    except _UnusableError as error:
+    except UnusableError as error:
         raise ImageError(f"{name} can't be used: {error}") from error
     except Exception as error:  # decoders raise what they like
         reason = str(error) or type(error).__name__

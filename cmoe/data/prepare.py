@@ -2,8 +2,9 @@
 
 Pictures are scanned (read, hashed, decoded) and stored in parallel by whoever `each` is; rows are
 few bytes and go through one process, a split at a time. What was finished before an interruption is
-found again by its name: a scan's is a digest of the paths it covers, a shard's one of the pictures
-it holds. The manifest comes last, and the same input gives the same files, byte for byte.
+found again by its name: a scan's is a digest of the files it covers, as the file system knows them,
+a shard's one of the pictures it holds. The manifest comes last, and the same input gives the same
+files, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
-from PIL import Image, UnidentifiedImageError
 
 from cmoe.data.coin import parse_row, read_json, split_file
+from cmoe.data.image_limits import ImageLimits
+from cmoe.data.images import ImageError, name_of, open_image, read_image, to_rgb
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
 from cmoe.files import whole
@@ -48,7 +50,7 @@ class Each(Protocol):
 
 
 class Scan(NamedTuple):
-    """A picture as it was found: digest, bytes, width and height; or what is wrong with it."""
+    """A picture as it was found: digest, bytes, width and height; or what is wrong, by its name."""
 
     sha256: str = ""
     bytes: int = 0
@@ -78,12 +80,14 @@ class Preparation:
         images: Folder that picture paths are relative to; itself relative to `root`.
         tasks: Which to prepare, in the order of the stream.
         out: Where the shards go: a folder or a URL that fsspec knows.
+        limits: Of pictures.
     """
 
     root: Path
     images: str
     tasks: tuple[str, ...]
     out: str
+    limits: ImageLimits = field(default_factory=ImageLimits)
 
     @property
     def pictures(self) -> Path:
@@ -129,12 +133,13 @@ def survey(job: Preparation, each: Each, *, keep: bool) -> Survey:
                     boxes.append((where, name, sample))
     names = list(users)
     chunks = [tuple(names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
-    scanning = partial(scan, job.pictures, f"{job.out}/{PARTIAL}" if keep else None)
+    kept = f"{job.out}/{PARTIAL}" if keep else None
+    scanning = partial(scan, job.pictures, kept, job.limits)
     for chunk, scans in zip(chunks, each(scanning, chunks), strict=True):
         found.pictures |= zip(chunk, scans, strict=True)
     for name, one in found.pictures.items():
         if one.wrong:
-            found.problems.append(f"{users[name]}: picture {job.pictures / name} {one.wrong}")
+            found.problems.append(f"{users[name]}: {one.wrong}")
     for where, name, sample in boxes:
         if wrong := outside(sample, found.pictures.get(name, Scan())):
             found.problems.append(f"{where}: {wrong}")
@@ -186,37 +191,45 @@ def outside(sample: Sample, picture: Scan) -> str:
     )
 
 
-def scan(pictures: Path, kept: str | None, names: tuple[str, ...]) -> list[Scan]:
+def scan(
+    pictures: Path, kept: str | None, limits: ImageLimits, names: tuple[str, ...]
+) -> list[Scan]:
     """Read, hash and decode some pictures; those kept from an earlier start are read from there.
 
-    Scans are kept where nothing is wrong, so that what is mended is scanned again.
+    Scans are kept where nothing is wrong, so that what is mended is scanned again; and under the
+    size and times of the files, so that what is replaced is.
     """
-    known = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    file = f"{kept}/{known}.json"
+    files = [pictures / name for name in names]
+    known = "\n".join([repr(limits), *(f"{_state(file)} {file}" for file in files)])
+    digest = hashlib.sha256(known.encode(errors="surrogatepass")).hexdigest()
     if kept is not None:
-        fs, path = filesystem(file)
+        fs, path = filesystem(f"{kept}/{digest}.json")
         if fs.isfile(path):
             return [Scan(*row) for row in json.loads(fs.cat_file(path))]
-    scans = [_scan(pictures / name) for name in names]
+    scans = [_scan(file, limits) for file in files]
     if kept is not None and not any(one.wrong for one in scans):
-        publish(json.dumps(scans).encode(), file)
+        publish(json.dumps(scans).encode(), f"{kept}/{digest}.json")
     return scans
 
 
-def _scan(file: Path) -> Scan:
+def _state(file: Path) -> str:
+    """What changes with a file. Its change time does so where its modification time is kept."""
     try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        return Scan(wrong="is missing")
-    except OSError as error:
-        return Scan(wrong=f"can't be read: {error}")
+        found = file.stat()
+    except (OSError, ValueError):
+        return "none"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _scan(file: Path, limits: ImageLimits) -> Scan:
     try:
-        with Image.open(file) as image:
-            width, height = image.size
-            image.draft(None, (64, 64))  # a JPEG is read to its end, and decoded smaller
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return Scan(wrong=f"can't be decoded: {error}")
+        data = read_image(file, limits)
+        image = open_image(data, limits, name_of(file))
+        width, height = image.size
+        image.draft(None, (64, 64))  # a JPEG is read to its end, and decoded smaller
+        to_rgb(image, name_of(file))
+    except ImageError as error:
+        return Scan(wrong=str(error))
     return Scan(hashlib.sha256(data).hexdigest(), len(data), width, height)
 
 
