@@ -58,14 +58,12 @@ def _check_png(data: bytes) -> None:
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
-        if end + 4 > len(data):
+        if kind == b"IEND" or end + 4 > len(data):
             return  # Pillow knows whether the picture ends before its file does
         if kind[:1].isupper() and zlib.crc32(view[at + 4 : end]) != int.from_bytes(
             view[end : end + 4]
         ):
             raise ValueError(f"the checksum of its chunk {kind.decode('latin-1')} is wrong")
-        if kind == b"IEND":
-            return
         count += 1
         others += kind not in PIXELS
         if others > CHUNKS or count > BLOCKS:
@@ -118,15 +116,22 @@ def _bare_jpeg(data: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Code, start and end of a JPEG's segments up to its end; what is between them is skipped."""
-    at = 2
+    """Code, start and end of a JPEG's segments; what is between them is skipped.
+
+    They go up to the picture's end, or to what isn't one behind the first pixels: the decoder knows
+    whether it needs more.
+    """
+    at, begun = 2, False
     while (found := MARKER.search(data, at)) and (code := found[1][0]) != END:
         start, at = found.span()
         if code not in NO_LENGTH:
             length = int.from_bytes(data[at : at + 2])
             at += length
             if length < 2 or at >= len(data):
+                if begun:
+                    return
                 raise ValueError("a segment ends behind the file, or before itself")
+        begun |= code == START
         yield code, start, at
 
 

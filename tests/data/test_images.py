@@ -329,6 +329,14 @@ def test_a_progressive_and_an_interlaced_picture_are_the_plain_one(photo: Image.
     assert np.asarray(found)[..., 0].tolist() == [[10, 20], [30, 40]]
 
 
+def test_a_jpegs_end_may_be_followed_or_replaced_by_anything(photo: Image.Image) -> None:
+    data = saved(photo, "JPEG")
+    for behind in (b"\xff\xd9" + b"\xff\xc3" * 9, b"\xff\xe1\xff\xff" * 9, b"\xff\xfe\0\0" * 9):
+        assert same(
+            to_rgb(open_image(data[:-2] + behind, LIMITS)), to_rgb(open_image(data, LIMITS))
+        )
+
+
 def framed(code: int, bits: int) -> bytes:
     """A JPEG whose frame is said to be of another kind."""
     data = saved(Image.new("L", (8, 8)), "JPEG")
