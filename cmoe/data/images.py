@@ -46,9 +46,11 @@ def read_image(file: Path | StoredPicture, limits: ImageLimits) -> bytes:
     Raises:
         ImageError: It isn't a regular file, can't be read, is empty or too large.
     """
-    name, most = name_of(file), limits.file_bytes + 1
+    name = name_of(file)
     try:
-        data = _read(file, most) if isinstance(file, Path) else file.open().read(most)
+        data = file.open().read() if isinstance(file, StoredPicture) else _read(file, limits, name)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{name} is missing") from error
     except Exception as error:  # the system's, a path's that is none, or a Parquet file's
@@ -67,16 +69,20 @@ def name_of(file: Path | StoredPicture) -> str:
     return f"picture {shown if shown.isprintable() else ascii(shown)}"
 
 
-def _read(file: Path, most: int) -> bytes:
-    """The first bytes of a regular file: opening a FIFO waits, and a device may do anything.
+def _read(file: Path, limits: ImageLimits, name: str) -> bytes:
+    """A regular file of the right size: opening a FIFO waits, and a device may do anything.
 
     Raises:
+        ImageTooLargeError: It is over the limit.
         OSError, ValueError: It isn't one, or can't be read.
     """
     _require_regular(os.stat(file))
     with open(file, "rb", opener=_at_once) as opened:
-        _require_regular(os.fstat(opened.fileno()))
-        return opened.read(most)
+        found = os.fstat(opened.fileno())
+        _require_regular(found)
+        if found.st_size > limits.file_bytes:
+            raise _too_large_file(name, limits)
+        return opened.read(found.st_size + 1)  # one more: it may be growing
 
 
 def _at_once(path: str, flags: int) -> int:

@@ -251,7 +251,7 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
         DataError: A picture changed after it was scanned.
     """
     shards, places = plan(found.pictures)
-    stored = list(each(partial(store, job.pictures, job.out), shards))
+    stored = list(each(partial(store, job.pictures, job.out, job.limits), shards))
     manifest = {
         "format": FORMAT,
         "tasks": {t: {s: _store_rows(job, t, s, places) for s in SPLITS} for t in job.tasks},
@@ -294,11 +294,13 @@ def plan(pictures: Mapping[str, Scan]) -> tuple[list[tuple[Group, ...]], dict[st
     return [tuple(tuple(group) for group in shard) for shard in shards], places
 
 
-def store(pictures: Path, out: str, groups: tuple[Group, ...]) -> dict[str, Any]:
+def store(
+    pictures: Path, out: str, limits: ImageLimits, groups: tuple[Group, ...]
+) -> dict[str, Any]:
     """Write a shard of pictures, a row group at a time.
 
     Raises:
-        DataError: A picture's bytes are not those that were scanned.
+        DataError: A picture's bytes are not those that were scanned, or can't be read any more.
     """
     digests = "\n".join(digest for group in groups for _, digest in group)
     name = f"{IMAGES}/{hashlib.sha256(digests.encode()).hexdigest()[:16]}.parquet"
@@ -310,15 +312,16 @@ def store(pictures: Path, out: str, groups: tuple[Group, ...]) -> dict[str, Any]
             file = Path(beside) / "shard.parquet"
             with pq.ParquetWriter(file, IMAGE_SCHEMA, compression="none") as writer:
                 for group in groups:
-                    writer.write_table(_picture_table(pictures, group), row_group_size=len(group))
+                    table = _picture_table(pictures, limits, group)
+                    writer.write_table(table, row_group_size=len(group))
             digest, size = _digest(file.open("rb"))
             publish(file, f"{out}/{name}")
     count = sum(map(len, groups))
     return {"file": name, "pictures": count, "bytes": size, "sha256": digest}
 
 
-def _picture_table(pictures: Path, group: Group) -> pa.Table:
-    data = [(pictures / name).read_bytes() for name, _ in group]
+def _picture_table(pictures: Path, limits: ImageLimits, group: Group) -> pa.Table:
+    data = [read_image(pictures / name, limits) for name, _ in group]
     for (name, digest), found in zip(group, data, strict=True):
         if hashlib.sha256(found).hexdigest() != digest:
             raise DataError(f"picture {pictures / name} changed while it was prepared; start again")

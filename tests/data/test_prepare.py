@@ -413,6 +413,9 @@ def test_a_picture_that_changes_on_the_way_is_refused(root: Path, tmp_path: Path
     Image.new("RGB", (9, 9)).save(copy / next(iter(found.pictures)))
     with pytest.raises(DataError, match="changed while it was prepared"):
         prepare(job, found, map)
+    (copy / next(iter(found.pictures))).unlink()
+    with pytest.raises(DataError, match="is missing"):
+        prepare(job, found, map)
     assert read_manifest(out) is None
     assert not list(Path(out).rglob("*.parquet"))
 
