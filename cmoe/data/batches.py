@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cmoe.data.image_limits import ImageLimits, limits_of
+from cmoe.data.images import ImageError, load_image
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.texts import TextRule, reserved_tokens
 
@@ -50,6 +52,9 @@ class Collator:
         processor: The base's.
         max_length: Tokens of prompt and answer together.
         max_new_tokens: Room that a generated answer needs.
+
+    Attributes:
+        limits: Of pictures; the processor's own cost is among them.
     """
 
     def __init__(self, processor: Any, max_length: int, max_new_tokens: int) -> None:
@@ -57,6 +62,7 @@ class Collator:
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
+        self.limits = limits_of(processor)
         prompt, whole = self._chat("?", image=False), self._chat("?", "!", image=False)
         # What the template puts before and behind an answer is the same for every sample.
         self._before, after = whole[len(prompt) :].rstrip().split("!")
@@ -129,7 +135,7 @@ class Collator:
             DataError: A picture can't be read, or a prompt is too long; names the sample.
         """
         texts = [self._chat(s.text, image=s.image is not None) for s in samples]
-        pictures = [_picture(s) for s in samples if s.image is not None]
+        pictures = [_picture(s, self.limits) for s in samples if s.image is not None]
         padding: dict[str, Any] = {"padding": True}
         if length is not None:
             padding = {"padding": "max_length", "max_length": length}
@@ -216,15 +222,12 @@ class Collator:
                 )
 
 
-def _picture(sample: Sample) -> Image.Image:
+def _picture(sample: Sample, limits: ImageLimits) -> Image.Image:
     assert sample.image is not None
     try:
-        with sample.image.open("rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"sample {sample.id!r}: picture {sample.image} can't be read: {error}"
-        ) from error
+        return load_image(sample.image, limits)
+    except ImageError as error:
+        raise DataError(f"sample {sample.id!r}: {error}") from error
 
 
 def training_order(samples: int, steps: int, batch: int, seed: str) -> NDArray[np.int64]:

@@ -45,26 +45,23 @@ class Resizing:
         def setting(name: str) -> Any:
             return getattr(image_processor, name, None)
 
-        crop = _sides(setting("crop_size")) if setting("do_center_crop") else {}
-        tiled = setting("image_grid_pinpoints")
-        made = cls(
-            squared=bool(setting("do_pad") and hasattr(image_processor, "pad_to_square"))
-            and not tiled,
-            crop=max((crop.get("height", 0), crop.get("width", 0))),
-        )
+        crop = _longest(setting("crop_size")) if setting("do_center_crop") else 0
         size = _sides(setting("size")) if setting("do_resize") else {}
+        if tiled := setting("image_grid_pinpoints"):
+            tile = crop or _longest(size) or 1
+            most = max(-(-h // tile) * -(-w // tile) for h, w in tiled)
+            return cls(fixed=(most + 1) * max(tile, _longest(size)) ** 2)
+        made = cls(
+            squared=bool(setting("do_pad") and hasattr(image_processor, "pad_to_square")), crop=crop
+        )
         short, long = size.get("shortest_edge"), size.get("longest_edge")
         patch, merge = setting("patch_size"), setting("merge_size")
-        if tiled:
-            side = short or max(size.get("height", 0), size.get("width", 0))
-            return replace(made, crop=0, fixed=max(h * w for h, w in tiled) + side**2)
         if short and long and isinstance(patch, int) and isinstance(merge, int):
             return replace(made, budget=(short, long), multiple=patch * merge)
         if short:
             return replace(made, shortest=short, longest=long)
-        if long:
-            tile = _sides(setting("max_image_size")).get("longest_edge", 0)
-            return replace(made, fixed=(long + tile) ** 2)  # rounded up to whole tiles
+        if long:  # rounded up to whole tiles
+            return replace(made, fixed=(long + _longest(setting("max_image_size"))) ** 2)
         tiles = 1 + max(setting("max_patches") or 0, setting("max_image_tiles") or 0)
         one = size.get("height", 0) * size.get("width", 0)
         most = size.get("max_height", 0) * size.get("max_width", 0)
@@ -112,6 +109,10 @@ def _sides(size: Any) -> dict[str, int]:
         return {name: int(side) for name, side in dict(size).items() if side}
     except (TypeError, ValueError):
         return {}
+
+
+def _longest(size: Any) -> int:
+    return max(_sides(size).values(), default=0)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cmoe.data.image_headers import require_sound
+from cmoe.data.image_headers import UnusableError, gif_size, usable
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.samples import DataError, StoredPicture
 
@@ -46,9 +46,11 @@ def read_image(file: Path | StoredPicture, limits: ImageLimits) -> bytes:
     Raises:
         ImageError: It isn't a regular file, can't be read, is empty or too large.
     """
-    name, most = name_of(file), limits.file_bytes + 1
+    name = name_of(file)
     try:
-        data = _read(file, most) if isinstance(file, Path) else file.open().read(most)
+        data = file.open().read() if isinstance(file, StoredPicture) else _read(file, limits, name)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{name} is missing") from error
     except Exception as error:  # the system's, a path's that is none, or a Parquet file's
@@ -67,16 +69,20 @@ def name_of(file: Path | StoredPicture) -> str:
     return f"picture {shown if shown.isprintable() else ascii(shown)}"
 
 
-def _read(file: Path, most: int) -> bytes:
-    """The first bytes of a regular file: opening a FIFO waits, and a device may do anything.
+def _read(file: Path, limits: ImageLimits, name: str) -> bytes:
+    """A regular file of the right size: opening a FIFO waits, and a device may do anything.
 
     Raises:
+        ImageTooLargeError: It is over the limit.
         OSError, ValueError: It isn't one, or can't be read.
     """
     _require_regular(os.stat(file))
     with open(file, "rb", opener=_at_once) as opened:
-        _require_regular(os.fstat(opened.fileno()))
-        return opened.read(most)
+        found = os.fstat(opened.fileno())
+        _require_regular(found)
+        if found.st_size > limits.file_bytes:
+            raise _too_large_file(name, limits)
+        return opened.read(found.st_size + 1)  # one more: it may be growing
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -107,8 +113,10 @@ def open_image(data: bytes, limits: ImageLimits, name: str = PICTURE) -> Image.I
     if len(data) > limits.file_bytes:
         raise _too_large_file(name, limits)
     with _decoding(name):
+        if size := gif_size(data):
+            _require_size(*size, limits, name)
         try:
-            image = Image.open(io.BytesIO(require_sound(data)), formats=limits.formats)
+            image = Image.open(io.BytesIO(usable(data)), formats=limits.formats)
         except Image.DecompressionBombError as error:
             raise ImageTooLargeError(
                 f"{name} has many more pixels than {limits.pixels:,}"
@@ -178,9 +186,9 @@ def to_rgb(image: Image.Image, name: str = PICTURE) -> Image.Image:
         if image.mode in _GREY_16:
             return _scaled(image, transparent)
         if image.mode not in (*_OPAQUE, *_ALPHA):
-            raise _UnusableError(f"pictures of mode {image.mode} can't be used")
+            raise UnusableError(f"pictures of mode {image.mode} can't be used")
         if image.mode == "P" and not (image.palette and image.palette.palette):
-            raise _UnusableError("its colours have no palette")
+            raise UnusableError("its colours have no palette")
         if transparent is not None:
             image.info["transparency"] = transparent
         elif image.mode not in _ALPHA and not _has_alpha_palette(image):
@@ -197,10 +205,6 @@ _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _OPAQUE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _DEPTH = {"L;2": 2, "L;4": 4}  # of PNGs whose greys Pillow scales to 8 bits
-
-
-class _UnusableError(ValueError):
-    """A sound picture that can't be made three channels of 8 bits."""
 
 
 def _has_alpha_palette(image: Image.Image) -> bool:
@@ -221,7 +225,7 @@ def _transparent(image: Image.Image) -> Any:
     raw = arguments if isinstance(arguments, str) else ""
     if image.mode == "RGB":
         if raw == "RGB;16B":
-            raise _UnusableError("it is of 16 bits with a transparent colour, of which 8 are read")
+            raise UnusableError("it is of 16 bits with a transparent colour, of which 8 are read")
         return tuple(part & 255 for part in found)
     if image.mode == "L":
         top = 2 ** _DEPTH.get(raw, 8) - 1
@@ -233,7 +237,7 @@ def _scaled(image: Image.Image, transparent: int | None) -> Image.Image:
     """A grey of 16 bits in three channels of 8."""
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65_535):
-        raise _UnusableError(
+        raise UnusableError(
             f"its greys go from {values.min()} to {values.max()}, not from 0 to 65535"
         )
     table = ((np.arange(65_536) * 255 + 32_767) // 65_535).astype(np.uint8)
@@ -254,7 +258,7 @@ def _decoding(name: str) -> Iterator[None]:
             yield
     except ImageError:
         raise
-    except _UnusableError as error:
+    except UnusableError as error:
         raise ImageError(f"{name} can't be used: {error}") from error
     except Exception as error:  # decoders raise what they like
         reason = str(error) or type(error).__name__

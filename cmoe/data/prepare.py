@@ -2,8 +2,9 @@
 
 Pictures are scanned (read, hashed, decoded) and stored in parallel by whoever `each` is; rows are
 few bytes and go through one process, a split at a time. What was finished before an interruption is
-found again by its name: a scan's is a digest of the paths it covers, a shard's one of the pictures
-it holds. The manifest comes last, and the same input gives the same files, byte for byte.
+found again by its name: a scan's is a digest of the files it covers, as the file system knows them,
+a shard's one of the pictures it holds. The manifest comes last, and the same input gives the same
+files, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
-from PIL import Image, UnidentifiedImageError
 
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED
 from cmoe.data.coin import read_json, split_file
+from cmoe.data.image_limits import ImageLimits
+from cmoe.data.images import ImageError, name_of, open_image, read_image, to_rgb
 from cmoe.data.rows import read_row
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
@@ -53,7 +55,7 @@ class Each(Protocol):
 
 
 class Scan(NamedTuple):
-    """A picture as it was found: digest, bytes, width and height; or what is wrong with it."""
+    """A picture as it was found: digest, bytes, width and height; or what is wrong, by its name."""
 
     sha256: str = ""
     bytes: int = 0
@@ -84,6 +86,7 @@ class Preparation:
         tasks: Which to prepare, in the order of the stream.
         out: Where the shards go: a folder or a URL that fsspec knows.
         tokens: Of the base (`reserved_tokens`), which no text may hold.
+        limits: Of pictures.
     """
 
     root: Path
@@ -91,6 +94,7 @@ class Preparation:
     tasks: tuple[str, ...]
     out: str
     tokens: tuple[str, ...] = ()
+    limits: ImageLimits = field(default_factory=ImageLimits)
 
     @property
     def pictures(self) -> Path:
@@ -124,24 +128,26 @@ def survey(job: Preparation, each: Each, *, keep: bool) -> Survey:
         keep: Keep finished scans for the next start.
     """
     found = Survey()
-    users: dict[str, str] = {}
+    users: dict[str, tuple[str, str]] = {}
     boxed: list[tuple[str, str, Sample]] = []
     for task in job.tasks:
         for split in SPLITS:
             for where, sample, name in _rows(job, task, split, found.problems):
                 found.rows += 1
                 if name:
-                    users.setdefault(name, where)
+                    users.setdefault(name, (where, sample.id))
                 if task == BOXED:
                     boxed.append((where, name, sample))
     names = list(users)
     chunks = [tuple(names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
-    scanning = partial(scan, job.pictures, f"{job.out}/{PARTIAL}" if keep else None)
+    kept = f"{job.out}/{PARTIAL}" if keep else None
+    scanning = partial(scan, job.pictures, kept, job.limits)
     for chunk, scans in zip(chunks, each(scanning, chunks), strict=True):
         found.pictures |= zip(chunk, scans, strict=True)
     for name, one in found.pictures.items():
         if one.wrong:
-            found.problems.append(f"{users[name]}: picture {job.pictures / name} {one.wrong}")
+            where, known = users[name]
+            found.problems.append(f"{where}: {named(DataError(one.wrong), known)}")
     for where, name, sample in boxed:
         picture = found.pictures.get(name)
         if picture is not None and picture.wrong:
@@ -189,37 +195,45 @@ def _rows(
         yield where, sample, row["image"] if sample.image is not None else ""
 
 
-def scan(pictures: Path, kept: str | None, names: tuple[str, ...]) -> list[Scan]:
+def scan(
+    pictures: Path, kept: str | None, limits: ImageLimits, names: tuple[str, ...]
+) -> list[Scan]:
     """Read, hash and decode some pictures; those kept from an earlier start are read from there.
 
-    Scans are kept where nothing is wrong, so that what is mended is scanned again.
+    Scans are kept where nothing is wrong, so that what is mended is scanned again; and under the
+    size and times of the files, so that what is replaced is.
     """
-    known = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    file = f"{kept}/{known}.json"
+    files = [pictures / name for name in names]
+    known = "\n".join([repr(limits), *(f"{_state(file)} {file}" for file in files)])
+    digest = hashlib.sha256(known.encode(errors="surrogatepass")).hexdigest()
     if kept is not None:
-        fs, path = filesystem(file)
+        fs, path = filesystem(f"{kept}/{digest}.json")
         if fs.isfile(path):
             return [Scan(*row) for row in parse_json(fs.cat_file(path))]
-    scans = [_scan(pictures / name) for name in names]
+    scans = [_scan(file, limits) for file in files]
     if kept is not None and not any(one.wrong for one in scans):
-        publish(json.dumps(scans).encode(), file)
+        publish(json.dumps(scans).encode(), f"{kept}/{digest}.json")
     return scans
 
 
-def _scan(file: Path) -> Scan:
+def _state(file: Path) -> str:
+    """What changes with a file. Its change time does so where its modification time is kept."""
     try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        return Scan(wrong="is missing")
-    except OSError as error:
-        return Scan(wrong=f"can't be read: {error}")
+        found = file.stat()
+    except (OSError, ValueError):
+        return "none"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _scan(file: Path, limits: ImageLimits) -> Scan:
     try:
-        with Image.open(file) as image:
-            width, height = image.size
-            image.draft(None, (64, 64))  # a JPEG is read to its end, and decoded smaller
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return Scan(wrong=f"can't be decoded: {error}")
+        data = read_image(file, limits)
+        image = open_image(data, limits, name_of(file))
+        width, height = image.size
+        image.draft(None, (64, 64))  # a JPEG is read to its end, and decoded smaller
+        to_rgb(image, name_of(file))
+    except ImageError as error:
+        return Scan(wrong=str(error))
     return Scan(hashlib.sha256(data).hexdigest(), len(data), width, height)
 
 
@@ -241,7 +255,7 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
         DataError: A picture changed after it was scanned.
     """
     shards, places = plan(found.pictures)
-    stored = list(each(partial(store, job.pictures, job.out), shards))
+    stored = list(each(partial(store, job.pictures, job.out, job.limits), shards))
     manifest = {
         "format": FORMAT,
         "tasks": {t: {s: _store_rows(job, t, s, places, found) for s in SPLITS} for t in job.tasks},
@@ -286,11 +300,13 @@ def plan(pictures: Mapping[str, Scan]) -> tuple[list[tuple[Group, ...]], dict[st
     return [tuple(tuple(group) for group in shard) for shard in shards], places
 
 
-def store(pictures: Path, out: str, groups: tuple[Group, ...]) -> dict[str, Any]:
+def store(
+    pictures: Path, out: str, limits: ImageLimits, groups: tuple[Group, ...]
+) -> dict[str, Any]:
     """Write a shard of pictures, a row group at a time.
 
     Raises:
-        DataError: A picture's bytes are not those that were scanned.
+        DataError: A picture's bytes are not those that were scanned, or can't be read any more.
     """
     digests = "\n".join(digest for group in groups for _, digest in group)
     name = f"{IMAGES}/{hashlib.sha256(digests.encode()).hexdigest()[:16]}.parquet"
@@ -302,15 +318,16 @@ def store(pictures: Path, out: str, groups: tuple[Group, ...]) -> dict[str, Any]
             file = Path(beside) / "shard.parquet"
             with pq.ParquetWriter(file, IMAGE_SCHEMA, compression="none") as writer:
                 for group in groups:
-                    writer.write_table(_picture_table(pictures, group), row_group_size=len(group))
+                    table = _picture_table(pictures, limits, group)
+                    writer.write_table(table, row_group_size=len(group))
             digest, size = _digest(file.open("rb"))
             publish(file, f"{out}/{name}")
     count = sum(map(len, groups))
     return {"file": name, "pictures": count, "bytes": size, "sha256": digest}
 
 
-def _picture_table(pictures: Path, group: Group) -> pa.Table:
-    data = [(pictures / name).read_bytes() for name, _ in group]
+def _picture_table(pictures: Path, limits: ImageLimits, group: Group) -> pa.Table:
+    data = [read_image(pictures / name, limits) for name, _ in group]
     for (name, digest), found in zip(group, data, strict=True):
         if hashlib.sha256(found).hexdigest() != digest:
             raise DataError(f"picture {pictures / name} changed while it was prepared; start again")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED, Size
+from cmoe.data.images import name_of
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.texts import TextRule, is_blank
 
@@ -210,12 +211,13 @@ def require_picture(file: Path) -> None:
     Raises:
         DataError: Names the path.
     """
+    name = name_of(file)
     try:
         regular = stat.S_ISREG(os.stat(file).st_mode)
     except FileNotFoundError:
-        raise DataError(f"picture {file} is missing; see data.images") from None
+        raise DataError(f"{name} is missing; see data.images") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise DataError(f"picture {file} can't be read: {why}; see data.images") from None
+        raise DataError(f"{name} can't be read: {why}; see data.images") from None
     if not regular:
-        raise DataError(f"picture {file} is missing: this is no regular file; see data.images")
+        raise DataError(f"{name} is missing: this is no regular file; see data.images")

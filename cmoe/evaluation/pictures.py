@@ -295,10 +295,12 @@ def _thumbnail(file: Path | StoredPicture, boxes: Mapping[str, Box]) -> str:
         file: The picture.
         boxes: In parts of the picture, by colour; those without a shape are left out.
     """
-    from PIL import Image, ImageDraw, ImageOps
+    from PIL import ImageDraw, ImageOps
 
-    with file.open("rb") as raw, Image.open(raw) as opened:
-        image = ImageOps.contain(opened.convert("RGB"), (THUMBNAIL, THUMBNAIL))
+    from cmoe.data.image_limits import ImageLimits
+    from cmoe.data.images import load_image
+
+    image = ImageOps.contain(load_image(file, ImageLimits()), (THUMBNAIL, THUMBNAIL))
     draw = ImageDraw.Draw(image)
     for colour, (left, top, right, bottom) in boxes.items():
         corners = left * image.width, top * image.height, right * image.width, bottom * image.height

@@ -83,8 +83,7 @@ def offline(
     config: ServeConfig, samples: Sequence[Sample]
 ) -> tuple[float, list[tuple[str, str | None]]]:
     """Seconds, and texts and tasks, of all samples in one process: prepared, located, answered."""
-    from PIL import Image
-
+    from cmoe.data.images import load_image
     from cmoe.serving.engine import Engine, Event, Job
     from cmoe.serving.following import follow
 
@@ -96,10 +95,7 @@ def offline(
     start = time.monotonic()
     jobs = []
     for sample in samples:
-        picture = None
-        if sample.image is not None:
-            with sample.image.open("rb") as file:
-                picture = Image.open(file).convert("RGB")
+        picture = None if sample.image is None else load_image(sample.image, collator.limits)
         prompt = collator.conversation([("user", sample.text)], picture)
         jobs.append(Job(prompt, None, TOKENS))
     for job, queue in zip(jobs, came, strict=True):

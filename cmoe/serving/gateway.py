@@ -17,6 +17,7 @@ from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 
 from cmoe.data.batches import Collator, ReservedTokenError
+from cmoe.data.image_limits import limits_of
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving import protocol
@@ -79,6 +80,7 @@ class Gateway:
         self._context: int = base.get_text_config().max_position_embeddings
         processor = load_processor(named.path, revision=named.revision, pad=named.pad)
         self._collator = Collator(processor, self._context, 1)
+        self._image_limits = limits_of(processor, self.limits.image)
         # What arrives while the locators are busy goes there together: a call costs more than a
         # further prompt in it, and a pass of many little more than one of one.
         self._batched: Any = serve.batch(
@@ -162,8 +164,8 @@ class Gateway:
         """The prompt of a conversation, as the base reads it."""
         picture, pixels = None, 0
         for url in talk.pictures:
-            header = opened(await picture_bytes(url, self.limits), self.limits)
-            pixels = max(header.size) ** 2
+            header = opened(await picture_bytes(url, self.limits), self._image_limits)
+            pixels = self._image_limits.resizing.pixels(*header.size)
             picture = await self._run(pixels, decoded, header)
         try:
             make = self._collator.conversation

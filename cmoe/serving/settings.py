@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from cmoe.config import ModelConfig
+from cmoe.data.image_limits import FORMATS, ImageLimits
 from cmoe.ranges import require
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ class LimitsConfig:
         answer_tokens: That a request may ask for.
         answer_default: Where it doesn't ask.
         picture_bytes: Of a picture's file.
-        picture_pixels: Of a picture, padded to a square as processors do; a pixel takes three
-            bytes when it is decoded, and some more while it is prepared.
+        picture_pixels: Of a picture, and of the largest one that the base's processor makes of it:
+            padded to a square, or its shorter side scaled up. A pixel takes three bytes when it is
+            decoded, and some more while it is prepared.
         picture_side: Pixels that each side needs at least.
-        formats: Of pictures, as Pillow names them.
+        formats: Of pictures, as Pillow names them; all or some of JPEG, PNG, WEBP, GIF and BMP.
         hosts: From which pictures are fetched by URL; none are by default. A host is reached only
             where its name stands for public addresses, without redirects.
         fetch_s: Seconds that fetching a picture may take.
@@ -45,7 +47,7 @@ class LimitsConfig:
     picture_bytes: int = 8 * 2**20
     picture_pixels: int = 16_000_000
     picture_side: int = 2
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+    formats: tuple[str, ...] = FORMATS
     hosts: tuple[str, ...] = ()
     fetch_s: float = 5.0
     in_flight: int = 64
@@ -59,6 +61,22 @@ class LimitsConfig:
                 f"limits.answer_default is {self.answer_default}; at most limits.answer_tokens, "
                 f"{self.answer_tokens}"
             )
+        if not self.formats or (other := sorted({*self.formats} - {*FORMATS})):
+            raise ValueError(
+                f"limits.formats has {', '.join(other) if self.formats else 'none'}; pictures may "
+                f"be of {', '.join(FORMATS)}"
+            )
+
+    @property
+    def image(self) -> ImageLimits:
+        """Those of a picture."""
+        return ImageLimits(
+            file_bytes=self.picture_bytes,
+            pixels=self.picture_pixels,
+            side=self.picture_side,
+            processed=self.picture_pixels,
+            formats=self.formats,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pngs import chunk, png
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFast
@@ -121,6 +122,61 @@ def conversation(processor: Any, sample: Sample) -> dict[str, Tensor]:
 def row(inputs: dict[str, Tensor], index: int) -> list[int]:
     kept = inputs["attention_mask"][index].bool()
     return inputs["input_ids"][index][kept].tolist()
+
+
+# Pictures
+
+
+def pictured(file: Path) -> Sample:
+    return Sample("s1", "What is it?", "a cup", file)
+
+
+def seen(processor: Any, folder: Path, picture: Image.Image) -> Tensor:
+    """What a base sees of a picture."""
+    picture.save(folder / "seen.png")
+    return collator(processor).prompts([pictured(folder / "seen.png")])["pixel_values"]
+
+
+def test_16_bits_and_8_bits_of_grey_are_the_same_picture(processor: Any, tmp_path: Path) -> None:
+    greys = np.arange(48 * 48).reshape(48, 48) % 256
+    coarse = seen(processor, tmp_path, Image.fromarray(greys.astype(np.uint8)))
+    fine = seen(processor, tmp_path, Image.fromarray((greys * 257).astype(np.uint16)))
+    assert torch.equal(fine, coarse)
+
+
+def test_what_is_transparent_is_white(processor: Any, tmp_path: Path) -> None:
+    white = seen(processor, tmp_path, Image.new("RGB", (48, 48), "white"))
+    clear = Image.new("RGBA", (48, 48), (0, 0, 0, 0))
+    assert torch.equal(seen(processor, tmp_path, clear), white)
+    assert torch.equal(seen(processor, tmp_path, clear.convert("LA")), white)
+
+
+def test_a_picture_that_cannot_be_used_names_its_sample_and_its_file(
+    processor: Any, tmp_path: Path
+) -> None:
+    """Also where the decoder says so by a plain ValueError, and where the base would make much."""
+    files: dict[str, tuple[bytes, str]] = {
+        "short.png": (png([bytes(6)], 2, chunk(b"gAMA", b"\1")), "can't be decoded: it is damaged"),
+        "thin.png": (png([bytes(42_000)], 14_000), "has 14000 x 1 pixels, of which the base's"),
+        "text.png": (b"text", "can't be decoded: not a picture"),
+    }
+    for name, (data, cause) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=f"sample 's1': picture {tmp_path / name} {cause}"):
+            collator(processor).training([pictured(tmp_path / name)])
+    with pytest.raises(DataError, match=r"sample 's1': picture '.*x00.*' can't be read"):
+        collator(processor).prompts([pictured(tmp_path / "a\0b")])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (3, 3), (1, 50), (50, 3), (4, 1)])
+def test_the_smallest_pictures_are_read(
+    processor: Any, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """Sides of 1 and 3 pixels look like channels."""
+    red = seen(processor, tmp_path, Image.new("RGB", size, "red"))
+    assert red.shape == (1, 3, 48, 48)
+    assert (red[0, 0] - red[0, 1]).max() > 0.5
+    assert torch.equal(red[0, 1], red[0, 2])
 
 
 # What a batch holds

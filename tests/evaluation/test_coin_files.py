@@ -105,7 +105,11 @@ DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no questions": ("GQA", {"t": {}}, "t: has no answers; at least one"),
     "a number": ("GQA", {"t": 3}, "list of rows with .*, or GQA's testdev_balanced_questions.json"),
     "another's file": ("VizWiz", {"t": {"a": ROW}}, "no answers to VizWiz; .* a list of rows with"),
-    "a row that is none": ("OCRVQA", {"t": [ROW, 3]}, "t, row 1: an object is needed, this is int: 3"),
+    "a row that is none": (
+        "OCRVQA",
+        {"t": [ROW, 3]},
+        "t, row 1: an object is needed, this is int: 3",
+    ),
     "no id": ("OCRVQA", {"t": [{"id": 1, "answer": "a"}]}, "row 0: question_id .*; has id, answer"),
     "a broken id": (
         "OCRVQA",
@@ -195,7 +199,11 @@ DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"t": {"q1": {"question": "?"}}},
         "id 'q1': answer must",
     ),
-    "a bare answer": ("GQA", {"t": {"q1": "yes"}}, "id 'q1': an object is needed, this is str: 'yes'"),
+    "a bare answer": (
+        "GQA",
+        {"t": {"q1": "yes"}},
+        "id 'q1': an object is needed, this is str: 'yes'",
+    ),
     "a question's key twice": (
         "GQA",
         {"t": '{"q1": {"answer": "yes"}, "q1": {"answer": "no"}}'},
