@@ -306,7 +306,7 @@ def test_training_rows_may_share_an_id_and_test_rows_may_not(tmp_path: Path) -> 
     with pytest.raises(DataError, match="stands twice"):
         read(tmp_path)
     assert problems(tmp_path) == [twice]
-    with pytest.raises(DataError, match="'7' .* twice"):
+    with pytest.raises(DataError, match=r"'7' .* twice"):
         read_targets("GQA", file)
 
 

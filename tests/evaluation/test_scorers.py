@@ -1,11 +1,12 @@
 """CoIN's scorers: each published rule, each of its defects, and `strict` without them."""
 
 import string
+from collections.abc import Sequence
 from itertools import product
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmoe.data.mini import make_sample
@@ -429,3 +430,88 @@ def test_any_text_is_scored(prediction: str, answer: str) -> None:
     for task, mode in product(TASKS, MODES):
         target = SQUARE if task == "Grounding" else answer
         assert 0 <= one(task, mode, prediction, target) <= 1
+
+
+# CoIN's own arithmetic
+
+
+def coins_grounding(prediction: str, answer: str, size: list[int]) -> bool:
+    """What `eval_grounding.py` of CoIN does, step by step, in its order of operations."""
+    side = max(size)
+    truth = [float(part) * side for part in answer.replace("[", "").replace("]", "").split(",")]
+    said_text = prediction[1:] if prediction.startswith(" ") else prediction
+    said_text = said_text.replace("[", "").replace("]", "")
+    try:
+        said = [float(part) for part in said_text[1:-1].split(",")]
+    except ValueError:
+        return False
+    if len(said) != 4:
+        return False
+    x1, y1, x2, y2 = (part * side for part in said)
+    x3, y3, x4, y4 = truth
+    common = max(0, min(x2, x4) - max(x1, x3)) * max(0, min(y2, y4) - max(y1, y3))
+    union = (x2 - x1) * (y2 - y1) + (x4 - x3) * (y4 - y3) - common
+    return (common / union if union > 0 else 0) > 0.5
+
+
+def pair(box: Sequence[float], other: Sequence[float]) -> tuple[str, str]:
+    """A prediction that CoIN's cut reads as the first box, and an answer that is the second."""
+    said, answer = (", ".join(f"{part:.2f}" for part in each) for each in (box, other))
+    return f"[{said}0]", f"[{answer}]"
+
+
+def test_grounding_officially_is_coins_arithmetic_at_just_a_half() -> None:
+    said, answer = "[0.08, 0.81, 0.25, 0.91]", "[0.12, 0.81, 0.34, 0.90]"
+    assert coins_grounding(said, answer, [305, 476])
+    assert one("Grounding", "official", said, Target(answer, size=(305, 476))) == 1
+    rng = Random(0)
+    factors = set()
+    for _ in range(3000):
+        # The same height, and a common part of half the union: 3 c = a + b.
+        left, top, bottom = rng.randint(0, 40), rng.randint(0, 40), rng.randint(60, 99)
+        common = rng.randint(2, 14)
+        first = rng.randint(common, 2 * common)
+        second = 3 * common - first
+        start = left + first - common
+        box = (left / 100, top / 100, (left + first) / 100, bottom / 100)
+        other = (start / 100, top / 100, (start + second) / 100, bottom / 100)
+        size = [rng.randint(50, 1000), rng.randint(50, 1000)]
+        said, answer = pair(box, other)
+        expected = coins_grounding(said, answer, size)
+        target = Target(answer, size=(size[0], size[1]))
+        assert one("Grounding", "official", said, target) == expected, (said, answer, size)
+        factors.add((expected, one("Grounding", "official", said, answer)))
+    assert len(factors) == 4, "the factor decides both ways, so that leaving it out is seen"
+
+
+official_text = st.one_of(
+    st.sampled_from(
+        [" [0.10, 0.20, 0.500, 0.700]", "  [0.10, 0.20, 0.500, 0.700]", "[", " ", "[,]"]
+    ),
+    st.lists(
+        st.one_of(st.floats(width=32).map(str), st.integers(-9, 9).map(str), st.text("0.1e-_ n")),
+        min_size=3,
+        max_size=5,
+    ).map(lambda parts: "[" + ", ".join(parts) + "]"),
+    st.text("[]0123456789., -eainf", max_size=40),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(official_text, well_formed, st.tuples(st.integers(1, 2000), st.integers(1, 2000)))
+def test_grounding_officially_reads_any_text_as_coin_does(
+    prediction: str, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> None:
+    answer = "[" + ", ".join(f"{part / 100:.2f}" for part in box) + "]"
+    expected = coins_grounding(prediction, answer, list(size))
+    assert one("Grounding", "official", prediction, Target(answer, size=size)) == expected
+
+
+def test_grounding_officially_drops_the_first_space() -> None:
+    """As CoIN's script does before it cuts: without, the first bracket's place would be cut."""
+    assert one("Grounding", "official", " [0.00, 0.00, 0.500, 0.500]", SQUARE) == 1
+    said = " [0.50, 0.50, 1.00, 1.000]"
+    target = Target("[0.50, 0.50, 1.00, 1.00]", size=(100, 50))
+    assert one("Grounding", "official", said, target) == coins_grounding(
+        said, target.answer, [100, 50]
+    )
