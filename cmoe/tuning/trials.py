@@ -218,6 +218,9 @@ class TuneLink(Checkpoints):
     def emit(self, event: Mapping[str, Any]) -> None:
         """Progress within a trial isn't shown."""
 
+    def reached(self, place: Mapping[str, Any]) -> None:
+        """Nor where it is."""
+
     def measured(self, loss: float) -> None:
         """The loss that goes with the next checkpoint."""
         self._metrics = {LOSS: loss}

@@ -14,7 +14,7 @@ from workers import TASKS, run_group, small_config
 from cmoe.config import RunConfig
 from cmoe.group import Group
 from cmoe.store import Store
-from cmoe.training.worker import is_own
+from cmoe.training.failures import is_own
 
 
 @pytest.fixture(scope="module")
