@@ -77,11 +77,16 @@ def is_own(error: BaseException) -> bool:
     return found is not Verdict.LOST
 
 
-def verdict(error: BaseException) -> Verdict:
-    """What a failure says, together with those that it came of."""
+def verdict(error: BaseException, *, alone: bool = False) -> Verdict:
+    """What a failure says, together with those that it came of.
+
+    Args:
+        error: The failure.
+        alone: Whether the process has no group that others could take down.
+    """
     import torch.distributed as dist
 
-    if not dist.is_initialized():
+    if not alone and not dist.is_initialized():
         return Verdict.LOST
     chain = [*_chain(error)]
     if any(is_out_of_memory(one) for one in chain):
@@ -101,14 +106,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_lost(error: BaseException) -> bool:
+    from torch.distributed import DistError
+
     if isinstance(error, LOST_PEER) or any(
         c.__module__.startswith("ray.") for c in type(error).__mro__
     ):
         return True
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError) or MISUSED.search(str(error)):
         return False
     text = str(error)
-    return not MISUSED.search(text) and bool(LOST.search(text) or LOST_DEVICE.search(text))
+    return isinstance(error, DistError) or bool(LOST.search(text) or LOST_DEVICE.search(text))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
