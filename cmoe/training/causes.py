@@ -6,6 +6,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import (
     CollectiveTimeoutError,
@@ -116,6 +117,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= LENGTH else f"{text[:LENGTH]} ..."
 
 
+class OwnFailureError(Exception):
+    """A worker failed by itself; the board has the cause."""
+
+
 class Reporter(ControllerCallback):
     """Posts to the board what Ray Train's controller does with the worker group.
 
@@ -145,15 +150,23 @@ class Reporter(ControllerCallback):
         ):
             self._failed(state.training_failed_error)
 
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """End the run where a worker's failure is its own: a group started again would fail again.
+
+        Raises:
+            OwnFailureError: It is; Ray Train doesn't go on from a callback's error.
+        """
+        cause = ray.get(self._board.cause.remote())
+        if cause is not None:
+            raise OwnFailureError(cause)
+
     def _group(self, phase: str, decision: ScalingDecision) -> None:
         if isinstance(decision, ResizeDecision):
             self._post(phase, workers=decision.num_workers)
 
     def _failed(self, error: TrainingFailedError) -> None:
-        waits = isinstance(error, ControllerError) and isinstance(
-            error.controller_failure, WorkerGroupStartupTimeoutError
-        )
-        if not waits:  # for a place: the driver tells of that itself
+        told = (OwnFailureError, WorkerGroupStartupTimeoutError)  # by the driver itself
+        if not (isinstance(error, ControllerError) and isinstance(error.controller_failure, told)):
             self._post("failed", causes=causes(error))
 
     def _post(self, phase: str, **more: Any) -> None:

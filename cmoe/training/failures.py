@@ -93,7 +93,8 @@ def verdict(error: BaseException, *, alone: bool = False) -> Verdict:
         return Verdict.OWN
     if any(_is_lost(one) for one in chain):
         return Verdict.LOST
-    return Verdict.OWN if isinstance(error, OWN_FAILURES) else Verdict.UNCLEAR
+    known = isinstance(error, OWN_FAILURES) or hasattr(error, "transient")
+    return Verdict.OWN if known else Verdict.UNCLEAR
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,6 +109,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _is_lost(error: BaseException) -> bool:
     from torch.distributed import DistError
 
+    if hasattr(error, "transient"):  # it says so itself, as errors of a storage may
+        return bool(error.transient)
     if isinstance(error, LOST_PEER) or any(
         c.__module__.startswith("ray.") for c in type(error).__mro__
     ):

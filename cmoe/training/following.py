@@ -94,7 +94,7 @@ class Follower:
             return waiting(lasted, self._workers, self._each, nodes, free)
         if lasted < QUIET_S:
             return None
-        return f"{needed(self._workers, self._each)}: their processes start for {lasted:.0f} s"
+        return f"{needed(self._workers, self._each)} have been starting for {lasted:.0f} s"
 
 
 @contextmanager

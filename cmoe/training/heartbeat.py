@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cmoe.training.watch import named
+
 BEAT_S = 5.0
 PLACE = ("index", "phase", "of", "step", "steps")  # of an event
 PACKAGE = str(Path(__file__).parents[1])
@@ -31,12 +33,16 @@ class Heartbeat:
     Args:
         board: The board's actor.
         rank: This worker's.
+
+    Attributes:
+        worker: How the worker is named.
     """
 
     def __init__(self, board: Any, rank: int) -> None:
         self._board, self._rank = board, rank
         self._thread = threading.get_ident()
         self._about = {"host": socket.gethostname(), "pid": os.getpid()}
+        self.worker = named(rank, {rank: self._about})
         self._place: Mapping[str, Any] = {}
         self._count = 0
         self._over = threading.Event()

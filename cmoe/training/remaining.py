@@ -113,12 +113,12 @@ class Remaining:
                 self._measured.setdefault(phase, {})[index] = passed
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Take in progress, the end of a stage or a restart; nothing else matters."""
+        """Take in progress, the end of a stage or a restart; a machine's notice is none of them."""
         if event["phase"] == "stage":
             self._end_stage(event["index"], event["time"])
         elif event["phase"] == "restart":
             self._section, self._pace, self._before = None, _Pace(), None
-        elif "index" in event:
+        elif event["phase"] != "notice":
             self._progress(event)
 
     # What is left

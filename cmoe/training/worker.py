@@ -55,6 +55,7 @@ def work(settings: Mapping[str, Any]) -> None:
         run_stream(config, Group(rank, workers, device), link)
     except Exception as error:
         if is_own(error):
+            error.add_note(f"on {heartbeat.worker}")
             ray.get(board.fail.remote(described(error, config)))
         raise
     finally:

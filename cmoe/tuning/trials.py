@@ -194,7 +194,7 @@ def probing(_: Mapping[str, Any], work: Work) -> None:
     """What the probe run's process does, unless it was done before."""
     if (work.folder / "probe" / RESULT).is_file():
         return
-    with _told(work.folder / "probe", work.run):
+    with keeping_cause(work.folder / "probe", work.run):
         bench = Bench(work.run, work.store, work.index, work.task, _device())
         probe(bench, work.folder / "probe", TuneLink())
 
@@ -206,13 +206,13 @@ def training(settings: Mapping[str, Any], work: Work) -> None:
         return
     run = Point(**trial["point"]).applied(work.run)
     rung = link.measured if work.search.scheduler == "asha" else None
-    with _told(work.folder / trial["name"], run):
+    with keeping_cause(work.folder / trial["name"], run):
         bench = Bench(run, work.store, work.index, work.task, _device())
         train(bench, work.folder / "probe", work.folder / trial["name"], link, rung)
 
 
 @contextmanager
-def _told(folder: Path, run: RunConfig) -> Iterator[None]:
+def keeping_cause(folder: Path, run: RunConfig) -> Iterator[None]:
     """Keep why the body failed, where trying again would end the same.
 
     Ray Tune tries again, whatever it was; what was told before fails at once.

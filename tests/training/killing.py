@@ -20,7 +20,7 @@ from cmoe.training import following, heartbeat, launch, watch
 
 Moment = tuple[str, str]
 STOPPED_S = 8
-SILENT_S, QUIET_S, BEAT_S = 2.0, 3.0, 0.5  # instead of a minute's
+SILENT_S, QUIET_S, WAITING_S, BEAT_S = 2.0, 3.0, 1.0, 0.5  # instead of a minute's
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         work(settings)
 
     launch.work = work_and_die
-    following.QUIET_S, watch.SILENT_S = QUIET_S, SILENT_S
+    following.QUIET_S, following.WAITING_S, watch.SILENT_S = QUIET_S, WAITING_S, SILENT_S
     launch.run(config)
 
 

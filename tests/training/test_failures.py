@@ -101,7 +101,9 @@ def test_what_comes_of_lost_processes_machines_and_devices_is_tried_again(group:
 
     timed_out = BroadcastCollectiveTimeoutError(60.0, [1], 60.0)
     task = RayTaskError("broadcast", "trace", timed_out).as_instanceof_cause()
-    for error in [*LOST, ActorDiedError(), timed_out, task]:
+    away = StorageError("s3://bucket doesn't answer")
+    away.transient = True
+    for error in [*LOST, ActorDiedError(), timed_out, task, away]:
         assert not is_own(error), error
 
 

@@ -166,6 +166,16 @@ def test_steps_done_before_a_restart_are_not_taken_for_fast_ones() -> None:
     assert run == pytest.approx(rest[-1]["time"] - last["time"], rel=0.3)
 
 
+def test_a_notice_is_no_phase() -> None:
+    world, remaining = World(), Remaining(SIZES, {})
+    follow(iter([*world.evaluate(BASE), *world.learn(0), *world.evaluate(0)]), remaining)
+    event = next(world.learn(1, phases=("train",)))
+    remaining.event(event)
+    before = remaining.run()
+    remaining.event({**event, "phase": "notice"})
+    assert remaining.run() == before
+
+
 def test_one_step_gives_no_pace() -> None:
     """The first one compiles and warms up: a thousand times as slow."""
     remaining = Remaining(SIZES, {})
