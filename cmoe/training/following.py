@@ -28,7 +28,8 @@ class Follower:
         self, board: Any, display: Display, workers: int, each: Mapping[str, float]
     ) -> None:
         self._board, self._display = board, display
-        self._workers, self._each = workers, each
+        self._least, self._each = workers, each
+        self._workers = workers  # that are asked for at the moment
         self._running = False
         self._since = time.monotonic()  # when it came to be so
         self._stall, self._wait = Spaced(QUIET_S), Spaced(WAITING_S)
@@ -76,7 +77,7 @@ class Follower:
         self._display.line("; ".join(said))
         if self._stalled:
             self._display.line(f"before that: {self._stalled}")
-        self._stalled = ""
+        self._stalled, self._workers = "", self._least
         self._state(running=False)
 
     def _waiting(self, lasted: float) -> str | None:

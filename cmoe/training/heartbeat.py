@@ -24,6 +24,7 @@ COLLECTIVES = (
     "torch/distributed/distributed_c10d.py",
     "deepspeed/comm/",
     "ray/train/v2/_internal/execution/collective_impl.py",
+    "ray/train/v2/_internal/execution/context.py",
 )
 
 

@@ -17,7 +17,7 @@ from cmoe.config import RunConfig
 from cmoe.group import Group
 from cmoe.store import Store
 from cmoe.training import launch
-from cmoe.training.failures import is_own
+from cmoe.training.worker import is_own
 
 
 @pytest.fixture(scope="module")
