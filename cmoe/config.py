@@ -84,6 +84,8 @@ class ClusterConfig:
         gpu: Whether they have GPUs; null takes them where the cluster has any.
         cpus_per_worker: CPU cores reserved for each, and its threads.
         max_failures: Lost worker groups that a run survives.
+        timeout_s: Seconds that a worker waits for the others, in any collective; then those that
+            didn't come count as lost. Rank 0 alone fits locators and commits: leave it time.
         address: Of a running Ray cluster; null takes `RAY_ADDRESS`, or starts Ray here.
     """
 
@@ -93,11 +95,13 @@ class ClusterConfig:
     gpu: bool | None = None
     cpus_per_worker: int = 1
     max_failures: int = 3
+    timeout_s: int = 1800
     address: str | None = None
 
     def __post_init__(self) -> None:
         require(self, "cluster", "workers", "cpus_per_worker", least=1)
         require(self, "cluster", "max_failures", least=0)
+        require(self, "cluster", "timeout_s", least=60)
         require(self, "cluster", "resize_s", above=0)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(

@@ -179,6 +179,7 @@ def test_a_wrong_type_is_named_with_the_right_one(
         ("cluster.workers", 0, "at least 1"),
         ("cluster.cpus_per_worker", 0, "at least 1"),
         ("cluster.max_failures", -1, "at least 0"),
+        ("cluster.timeout_s", 59, "at least 60"),
         ("cluster.min_workers", 0, "1 to cluster.workers, 2"),
         ("cluster.min_workers", 3, "1 to cluster.workers, 2"),
         ("cluster.resize_s", 0.0, "more than 0"),

@@ -76,6 +76,9 @@ class FolderLink:
     def emit(self, event: Mapping[str, Any]) -> None:
         self.events.append(event)
 
+    def reached(self, place: Mapping[str, Any]) -> None:
+        pass
+
     def leaving(self) -> bool:
         return False
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cmoe.config import RunConfig
+from cmoe.training.remaining import Remaining
+from cmoe.training.watch import stage
 
 LOG = "run.log"
 SECONDS_BETWEEN_LINES = 10.0
@@ -23,22 +25,33 @@ class Display:
     Args:
         config: The run.
         folder: Where it is kept.
+        remaining: Estimates what is left.
         out: Where to show.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, out: TextIO = sys.stdout) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, remaining: Remaining, out: TextIO = sys.stdout
+    ) -> None:
         self.tasks = config.data.tasks
         self.out = out
         self.live = out.isatty()
         self._log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
         self._wandb = _wandb_run(config, folder)
         self._phase: tuple[Any, ...] = ()
-        self._phase_start = self._first_step = 0.0
-        self._from_step = 0
+        self._remaining = remaining
         self._last_line = 0.0
-        self._task_times: list[float] = []
-        self._task_start = time.time()
+        self._start = time.monotonic()
         self._open_line = False
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Say how the run has ended, and let go of the log and of W&B."""
+        self.line(ending(error, time.monotonic() - self._start))
+        self._log.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -47,17 +60,18 @@ class Display:
             self._open_line = False
         self.out.write(f"{text}\n")
         self.out.flush()
-        self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+        self._log.write(stamped(text))
         self._log.flush()
 
     def event(self, event: Mapping[str, Any]) -> None:
         """One event of the worker program."""
+        self._remaining.event(event)
         if event["phase"] == "stage":
-            self._stage(event["index"], event["results"], event["time"])
+            self._stage(event["index"], event["results"])
             return
         if event["phase"] == "restart":
             self.line(f"start {event['count'] + 1} of the workers: {event['workers']} go on")
-            self._phase = ()  # its pace begins anew
+            self._phase = ()  # it is shown anew
             return
         if event["phase"] == "notice":
             self.line(f"a machine leaves; step {event['step']} of {event['steps']} is saved")
@@ -65,12 +79,10 @@ class Display:
         now = event["time"]
         phase = event["index"], event["phase"], event.get("of")
         began = phase != self._phase
-        if began:
-            self._phase, self._phase_start = phase, now
-            self._from_step = event["step"]
+        self._phase = phase
         if self._wandb is not None and "loss" in event:
             self._wandb.log({f"{event['phase']}/{event['task']}/loss": event["loss"]})
-        text = self._progress(event, now)
+        text = self._progress(event)
         if self.live:
             self.out.write(f"\r\033[K{text}")
             self.out.flush()
@@ -82,30 +94,20 @@ class Display:
                 return
             self.line(text)
 
-    def close(self) -> None:
-        """Let go of the log and of W&B."""
-        self._log.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-    def _progress(self, event: Mapping[str, Any], now: float) -> str:
-        index, step, steps = event["index"], event["step"], event["steps"]
-        where = "base" if index < 0 else f"task {index + 1}/{len(self.tasks)} {event['task']}"
-        text = f"{where}  {event['phase']} {step}/{steps}"
+    def _progress(self, event: Mapping[str, Any]) -> str:
+        step, steps = event["step"], event["steps"]
+        text = f"{stage(event['index'], self.tasks)}  {event['phase']} {step}/{steps}"
         if "loss" in event:
             text += f"  loss {event['loss']:.3f}"
-        if done := step - self._from_step:
-            pace = (now - self._phase_start) / done
-            text += f"  {pace:.2f} s a step  {_duration(pace * (steps - step))} left"
-        if self._task_times:
-            mean = sum(self._task_times) / len(self._task_times)
-            left = mean * (len(self.tasks) - index) - (now - self._task_start)
-            text += f"  (run: about {_duration(max(left, 0))} left)"
+        if (pace := self._remaining.pace) is not None:
+            text += f"  {pace:.2f} s a step"
+        if step < steps and (left := self._remaining.phase()) is not None:
+            text += f"  {duration(left)} left"
+        if left := self._remaining.run():
+            text += f"  (run: about {duration(left)} left)"
         return text
 
-    def _stage(self, index: int, results: Mapping[str, Any], now: float) -> None:
-        self._task_times.append(now - self._task_start)
-        self._task_start = now
+    def _stage(self, index: int, results: Mapping[str, Any]) -> None:
         row = results["located"][index]
         mean = sum(row[: index + 1]) / (index + 1)
         own = row[index]
@@ -118,9 +120,32 @@ class Display:
             self._wandb.log({"tasks": index + 1, "accuracy/mean": mean, **accuracy})
 
 
-def _duration(seconds: float) -> str:
+def ending(error: BaseException | None, passed: float) -> str:
+    """How a run has ended, for its log."""
+    if error is None:
+        return f"finished after {duration(passed)}"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return f"interrupted{f' ({error})' if str(error) else ''}; the same command goes on"
+    return f"failed: {error if isinstance(error, Exception) else repr(error)}"
+
+
+def refused(folder: Path, error: Exception) -> None:
+    """Note in a run's log that the run was not gone on with; where there is none, nothing."""
+    file = folder / LOG
+    if file.is_file():
+        with open(file, "a", encoding="utf-8") as log:
+            log.write(stamped(f"refused: {error}"))
+
+
+def stamped(text: str) -> str:
+    """A line of the log."""
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
+
+
+def duration(seconds: float) -> str:
+    """A time that is still to come, as it is read; never none at all."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cmoe.cluster import connect
+from cmoe.cluster import connect, named_cluster
 from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
-from cmoe.data.samples import Task
+from cmoe.data.samples import DataError, Task
 from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN
+from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, TRAIN
 from cmoe.evaluation.targets import stream_targets
 from cmoe.files import whole
 from cmoe.mirror import Mirror, StorageError, mirrored
@@ -29,10 +30,13 @@ from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
 from cmoe.storage import filesystem, is_remote
 from cmoe.training.board import Board
-from cmoe.training.display import LOG, Display
+from cmoe.training.display import LOG, Display, refused
+from cmoe.training.following import Follower, following
+from cmoe.training.remaining import remaining_of
+from cmoe.training.watch import fitting, has, lacking, needed
 from cmoe.training.worker import work
 
-POLL_SECONDS = 0.5
+HEALTH_S = 600  # Ray Train's own limit for a worker's process that doesn't answer
 WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
 
 
@@ -53,36 +57,64 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
     Raises:
         RunError: Another configuration has this name, or the run failed for good.
         DataError: The data is missing or wrong.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     require_lasting(config.runs)
     try:
-        with mirrored(config.url, apart=APART) as mirror:
+        with _ending_on_sigterm(), mirrored(config.url, apart=APART) as mirror:
             return _run(config, mirror, show)
     except StorageError as error:
         raise RunError(str(error)) from error
+    except SystemExit as end:
+        raise KeyboardInterrupt(*end.args) from end
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the body as Ctrl-C does, so that its log says so.
+
+    In a process of Ray's, Ray has seen to that.
+    """
+    mine = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if mine:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM"))
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
     folder = mirror.folder
-    mirror.fetch(CONFIG, MATRIX, HTML, LOG)
-    if (found := finished(config, folder)) is not None:
-        show(f"{config.url}: this run is finished; another name starts another run")
-        return found
-    check_model(config)
-    show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
-    ensure_data(config.data)
-    tasks = read_stream(config)
-    targets = stream_targets(tasks, config.data, config.evaluation)
-    claim_folder(config, folder)
-    display = Display(config, folder)
+    mirror.fetch(CONFIG, MATRIX, HTML, LOG, STAGES)
     try:
-        display.line("starting Ray")
-        with session(config):
-            _train(config, display)
-    finally:
-        display.close()
-    mirror.fetch()
-    write_report(folder, tasks, targets, f"{config.url}/{STORE}")
+        if (found := finished(config, folder)) is not None:
+            show(f"{config.url}: this run is finished; another name starts another run")
+            return found
+        check_model(config)
+        show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
+        ensure_data(config.data)
+        tasks = read_stream(config)
+        targets = stream_targets(tasks, config.data, config.evaluation)
+    except (RunError, DataError) as error:
+        refused(folder, error)
+        raise
+    claim_folder(config, folder)
+    try:
+        with Display(config, folder, remaining_of(config, tasks, folder)) as display:
+            display.line("starting Ray")
+            with session(config):
+                _train(config, display)
+            mirror.fetch()
+            write_report(folder, tasks, targets, f"{config.url}/{STORE}")
+    except (KeyboardInterrupt, SystemExit):
+        with suppress(StorageError):
+            mirror.flush()  # what the log says of it
+        raise
     matrix: dict[str, Any] = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
     return matrix
 
@@ -169,7 +201,11 @@ def read_stream(config: RunConfig) -> tuple[Task, ...]:
 
 
 def _train(config: RunConfig, display: Display) -> None:
-    """Let Ray Train carry the worker program, also over lost workers."""
+    """Let Ray Train carry the worker program, also over lost workers.
+
+    Raises:
+        RunError: The run failed for good, or this machine is too small for its workers.
+    """
     import ray
     from ray.train import CheckpointConfig, FailureConfig
     from ray.train import RunConfig as TrainRunConfig
@@ -178,9 +214,15 @@ def _train(config: RunConfig, display: Display) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from cmoe.training.causes import Reporter, causes
+
     cluster = config.cluster
     gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
+    least = cluster.min_workers or cluster.workers
+    if named_cluster(cluster.address) is None:
+        _require_room(least, resources)
+    _limit_waiting(cluster.timeout_s)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     storage, path = _ray_storage(config.url)
@@ -202,25 +244,51 @@ def _train(config: RunConfig, display: Display) -> None:
             storage_filesystem=storage,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[Reporter(board)],  # type: ignore[list-item]
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=cluster.timeout_s),
     )
     try:
-        with _following(board, display):
+        with following(Follower(board, display, least, resources)):
             trainer.fit()
     except TrainingFailedError as error:
         lost = error
     except SystemExit as end:  # how Ray Train ends on Ctrl-C
-        raise KeyboardInterrupt from end
+        raise KeyboardInterrupt(*(text for text in end.args if text)) from end
     finally:
         cause = ray.get(board.cause.remote())
     if cause is not None:
         raise RunError(cause)
     if lost is not None:
+        last = "; ".join(
+            text if rank is None else f"worker {rank} {text}" for rank, text in causes(lost)
+        )
         raise RunError(
             f"the workers failed more than {cluster.max_failures} times (cluster.max_failures); "
-            f"the same command goes on from the last checkpoint. The last time: {lost}"
+            f"the same command goes on from the last checkpoint. The last time: {last}"
         )
+
+
+def _require_room(workers: int, each: Mapping[str, float]) -> None:
+    """Refuse workers that the Ray which was started here will never have room for.
+
+    Raises:
+        RunError: Says what they need and what there is.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if (room := fitting(each, nodes)) < workers:
+        raise RunError(
+            f"{needed(workers, each)} are asked for; this machine has {has(each, nodes)}. "
+            f"{lacking(room)} or name a cluster (cluster.address)"
+        )
+
+
+def _limit_waiting(seconds: int) -> None:
+    """Give Ray Train's own collectives and looks at workers the same limit; workers inherit it."""
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(seconds)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(seconds, HEALTH_S))
 
 
 def _ray_storage(url: str) -> tuple[Any, str]:
@@ -286,28 +354,3 @@ def _connect(config: RunConfig, dashboard: bool) -> None:
         num_cpus=max(needed, os.cpu_count() or 1),
         include_dashboard=dashboard,
     )
-
-
-@contextmanager
-def _following(board: Any, display: Display) -> Iterator[None]:
-    """Show the board's events while the body runs, and those that are left when it ends."""
-    import ray
-
-    over = threading.Event()
-
-    def show() -> None:
-        for event in ray.get(board.take.remote()):
-            display.event(event)
-
-    def follow() -> None:
-        while not over.wait(POLL_SECONDS):
-            show()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        show()

@@ -32,7 +32,11 @@ class Link(Protocol):
     """What the launcher is to the worker program."""
 
     def emit(self, event: Mapping[str, Any]) -> None:
-        """Show progress."""
+        """Show progress: the first rank's is shown, every rank tells its own."""
+        ...
+
+    def reached(self, place: Mapping[str, Any]) -> None:
+        """Tell where this rank is, as an event does, and show nothing; it costs next to nothing."""
         ...
 
     def save(self, folder: Path, *, wait: bool) -> None:
@@ -120,6 +124,7 @@ class Phases:
         self.progress = Progress(index, task, group.workers)
         self._resumable: str | None = None
         self._regrouped = False
+        self._from: dict[str, int] = {}  # the step that a training goes on from
         if (text := link.read_saved(PROGRESS)) is not None:
             self._recover(Progress(**json.loads(text)))
 
@@ -142,7 +147,9 @@ class Phases:
             len(samples), steps, cfg.global_batch, f"{self.seed}/{self.progress.task}/{phase}"
         )
         counts = np.array([sum(tail.answers) for tail in self.collator.tails(samples)])
-        engine, start = self._engine(phase, steps)
+        with self._named(phase):
+            engine, start = self._engine(phase, steps)
+        self._from[phase] = start
         mine, weights = _micro_batches(order[start:], cfg.micro_batch, group)
         batches = loader(samples, mine, self.collator.training, self.loader_workers)
         # A micro-batch's share of the answer tokens of its whole global batch.
@@ -154,6 +161,7 @@ class Phases:
             nonlocal passed
             for weight in weights:
                 inputs = self.group.moved(next(batches))
+                self._reach(phase, step, steps)
                 passed += inputs["input_ids"].numel()
                 yield weight * loss(engine.engine, inputs, float(tokens[step]))
 
@@ -237,7 +245,10 @@ class Phases:
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         with self._timed("locator"):
-            return self.group.from_first(make)
+            self._emit("locator", 0, 1)
+            made = self.group.from_first(make)
+            self._emit("locator", 1, 1)
+            return made
 
     def recall(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self.progress.notes:
@@ -306,20 +317,32 @@ class Phases:
         self.link.save(folder, wait=wait)
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.monotonic()
+    def _named(self, phase: str) -> Iterator[None]:
+        """Say in an error, and while nothing else is told, what was under way."""
+        self.link.reached(self._place(phase))
         try:
             yield
         except Exception as error:
             error.add_note(f"in task {self.progress.task!r}, phase {phase!r}")
             raise
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        with self._named(phase):
+            yield
         passed = time.monotonic() - start
         self.progress.seconds[phase] = self.progress.seconds.get(phase, 0.0) + passed
 
     def _emit(self, phase: str, step: int, steps: int, **more: float) -> None:
-        if self.group.first:
-            of = {"index": self.progress.index, "task": self.progress.task, "phase": phase}
-            self.link.emit(of | {"step": step, "steps": steps} | more)
+        start = {"from": self._from.get(phase, 0)}
+        self.link.emit(self._place(phase) | {"step": step, "steps": steps} | start | more)
+
+    def _reach(self, phase: str, step: int, steps: int) -> None:
+        self.link.reached(self._place(phase) | {"step": step, "steps": steps})
+
+    def _place(self, phase: str) -> dict[str, Any]:
+        return {"index": self.progress.index, "task": self.progress.task, "phase": phase}
 
 
 def _micro_batches(

@@ -76,10 +76,14 @@ class Stream:
 
     def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
         self.config, self.group, self.link, self.mirror = config, group, link, mirror
+        link.reached({"phase": "reading the tasks"})
         self.tasks = read_tasks(config.data, config.seed)
         self.targets = stream_targets(self.tasks, config.data, config.evaluation)
-        base, self.collator = load(config, group.device)
-        self.method = make_method(config, base)
+        link.reached({"phase": "loading the base"})
+        with _named("while loading the base"):
+            base, self.collator = load(config, group.device)
+            self.method = make_method(config, base)
+        link.reached({"phase": "opening the store"})
         self.folder = mirror.folder
         log = f"{config.url}/{STORE}"
         group.from_first(lambda: self._prepare(log))
@@ -130,6 +134,7 @@ class Stream:
             loader_workers=self.config.data.loader_workers,
         )
         primitive = self.method.learn(task.name, samples, phases)
+        self.link.reached({"index": index, "task": task.name, "phase": "committing"})
         memory = max(self.group.gather(peak_memory(self.group.device)))
         with _named(f"while committing task {task.name!r} to {self.store.url}"):
             if self.group.first:
@@ -241,10 +246,9 @@ class Stream:
         write_json(notes_file(self.folder, index), {**self._noted(index), **values})
 
     def _emit_prediction(self, phase: str, step: int, steps: int, **more: Any) -> None:
-        if self.group.first:
-            task = "" if self._index == BASE else self.tasks[self._index].name
-            at = {"index": self._index, "task": task, "phase": phase}
-            self.link.emit(at | {"step": step, "steps": steps} | more)
+        task = "" if self._index == BASE else self.tasks[self._index].name
+        at = {"index": self._index, "task": task, "phase": phase}
+        self.link.emit(at | {"step": step, "steps": steps} | more)
 
 
 def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Collator]:

@@ -11,26 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cmoe.group import LOST_PEER, Group
+from cmoe.group import Group
 from cmoe.methods.method import seed_of
-from cmoe.store import StoreError
+from cmoe.training.failures import described, is_own, limit_collectives
+from cmoe.training.heartbeat import Heartbeat
 
 POLL_SECONDS = 0.5
-# Failures of a worker's own: trying again would end the same. All others, a dead process or a
-# collective that lost its peer, are worth another try.
-OWN_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    StoreError,
-    TypeError,
-    ValueError,
-)
 
 
 def work(settings: Mapping[str, Any]) -> None:
@@ -42,21 +28,25 @@ def work(settings: Mapping[str, Any]) -> None:
     import ray
     import ray.train
     import ray.train.torch
-    import torch
-
-    from cmoe.training.stream import run_stream
 
     config, board = settings["config"], settings["board"]
     if ray.get(board.cause.remote()) is not None:
         return
-    torch.set_num_threads(config.cluster.cpus_per_worker)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    heartbeat = Heartbeat(board, rank)
+    heartbeat.start()
+    import torch
+
+    from cmoe.training.stream import run_stream
+
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    limit_collectives(config.cluster.timeout_s)
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _own_temporary_folder(config.url, rank)
-    link = RayLink(board)
+    link = RayLink(board, heartbeat, first=rank == 0)
     if rank == 0:
         _remove_cut_off()
         if count := ray.get(board.start.remote()):
@@ -65,9 +55,11 @@ def work(settings: Mapping[str, Any]) -> None:
         run_stream(config, Group(rank, workers, device), link)
     except Exception as error:
         if is_own(error):
-            notes = getattr(error, "__notes__", [])
-            ray.get(board.fail.remote("\n  ".join([f"{type(error).__name__}: {error}", *notes])))
+            error.add_note(f"on {heartbeat.worker}")
+            ray.get(board.fail.remote(described(error, config)))
         raise
+    finally:
+        heartbeat.stop()
 
 
 def _own_temporary_folder(url: str, rank: int) -> None:
@@ -98,18 +90,6 @@ def _remove_cut_off() -> None:
             and not known
         ):
             fs.delete_dir(info.path)
-
-
-def is_own(error: Exception) -> bool:
-    """Whether a worker's failure is its own, so that trying again would end the same.
-
-    Where the process group has gone, Ray has taken it down because of another worker, and whatever
-    came of that here, an `AssertionError` of DeepSpeed's for example, says nothing.
-    """
-    import torch.distributed as dist
-
-    lost = isinstance(error, LOST_PEER) or not dist.is_initialized()
-    return isinstance(error, OWN_FAILURES) and not lost
 
 
 class Checkpoints:
@@ -146,15 +126,26 @@ class Checkpoints:
 
 
 class RayLink(Checkpoints):
-    """The worker program's link to Ray Train and to the driver's display."""
+    """The worker program's link to Ray Train and to the driver's display.
 
-    def __init__(self, board: Any) -> None:
-        self.board = board
+    Args:
+        board: The board's actor.
+        heartbeat: Tells where this worker is.
+        first: Whether this worker's events are shown.
+    """
+
+    def __init__(self, board: Any, heartbeat: Heartbeat, *, first: bool) -> None:
+        self.board, self._heartbeat, self._first = board, heartbeat, first
         self._told: Any = None
         self._under_way: Path | None = None
 
     def emit(self, event: Mapping[str, Any]) -> None:
-        self.board.post.remote({"time": time.time(), **event})
+        self._heartbeat.reached(event)
+        if self._first:
+            self.board.post.remote({"time": time.time(), **event})
+
+    def reached(self, place: Mapping[str, Any]) -> None:
+        self._heartbeat.reached(place)
 
     def save(self, folder: Path, *, wait: bool) -> None:
         from ray.train import Checkpoint, CheckpointUploadMode, report

@@ -205,7 +205,7 @@ class _Rungs:
     """A link that measures at every checkpoint, before it is kept."""
 
     def __init__(self, link: Link, measure: Callable[[], None]) -> None:
-        self.emit, self.leaving = link.emit, link.leaving
+        self.emit, self.reached, self.leaving = link.emit, link.reached, link.leaving
         self.saved, self.read_saved = link.saved, link.read_saved
         self._link, self._measure = link, measure
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cmoe.config import RunConfig, differences
 from cmoe.methods.method import seed_of
 from cmoe.store import HEADER, Store, StoreError
+from cmoe.training.failures import Verdict, described, verdict
 from cmoe.training.launch import RunError, session
 from cmoe.training.stream import load, make_method, start_store
 from cmoe.training.worker import Checkpoints
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ray.tune import ResultGrid
 
 LOSS = "selection_loss"
+FAILED = "failed.txt"  # in the folder of a probe run or a trial: why, until it is tried anew
 
 
 @contextmanager
@@ -107,9 +109,11 @@ def run_probe(work: Work) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / RESULT).is_file():
         return
+    (folder / FAILED).unlink(missing_ok=True)
     failed = _tune(work, work.folder / "tune-probe", probing, [{}])
     if failed:
-        raise RunError(f"{folder}: the probe run failed; the same command tries again:\n  {failed}")
+        cause = _cause(folder) or failed
+        raise RunError(f"{folder}: the probe run failed; the same command tries again:\n  {cause}")
 
 
 def run_trials(
@@ -121,13 +125,16 @@ def run_trials(
     folder = work.folder
     for one in candidates:
         (folder / one.name).mkdir(exist_ok=True)
+        (folder / one.name / FAILED).unlink(missing_ok=True)
     if any(not (folder / one.name / RESULT).is_file() for one in candidates):
         space = [{"name": c.name, "point": asdict(c.point)} for c in candidates]
         batch = "+".join(sorted(c.name for c in candidates))
         failed = _tune(work, folder / f"tune-{seed_of(batch):x}", training, space)
         if failed:
+            causes = {one.name: _cause(folder / one.name) for one in candidates}
+            told = "\n  ".join(f"{name}: {cause}" for name, cause in causes.items() if cause)
             raise RunError(
-                f"{folder}: trials failed for good; the same command goes on:\n  {failed}"
+                f"{folder}: trials failed for good; the same command goes on:\n  {told or failed}"
             )
     results = [_result(folder / one.name, one) for one in candidates]
     for result in results:
@@ -187,8 +194,9 @@ def probing(_: Mapping[str, Any], work: Work) -> None:
     """What the probe run's process does, unless it was done before."""
     if (work.folder / "probe" / RESULT).is_file():
         return
-    bench = Bench(work.run, work.store, work.index, work.task, _device())
-    probe(bench, work.folder / "probe", TuneLink())
+    with keeping_cause(work.folder / "probe", work.run):
+        bench = Bench(work.run, work.store, work.index, work.task, _device())
+        probe(bench, work.folder / "probe", TuneLink())
 
 
 def training(settings: Mapping[str, Any], work: Work) -> None:
@@ -197,9 +205,35 @@ def training(settings: Mapping[str, Any], work: Work) -> None:
     if (work.folder / trial["name"] / RESULT).is_file():
         return
     run = Point(**trial["point"]).applied(work.run)
-    bench = Bench(run, work.store, work.index, work.task, _device())
     rung = link.measured if work.search.scheduler == "asha" else None
-    train(bench, work.folder / "probe", work.folder / trial["name"], link, rung)
+    with keeping_cause(work.folder / trial["name"], run):
+        bench = Bench(run, work.store, work.index, work.task, _device())
+        train(bench, work.folder / "probe", work.folder / trial["name"], link, rung)
+
+
+@contextmanager
+def keeping_cause(folder: Path, run: RunConfig) -> Iterator[None]:
+    """Keep why the body failed, where trying again would end the same.
+
+    Ray Tune tries again, whatever it was; what was told before fails at once.
+
+    Raises:
+        RunError: It was told.
+    """
+    if cause := _cause(folder):
+        raise RunError(cause)
+    try:
+        yield
+    except Exception as error:
+        if verdict(error, alone=True) is not Verdict.LOST:
+            (folder / FAILED).write_text(described(error, run), encoding="utf-8")
+        raise
+
+
+def _cause(folder: Path) -> str:
+    """Why what a folder is for failed for good, if it did."""
+    file = folder / FAILED
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _device() -> str:
@@ -217,6 +251,9 @@ class TuneLink(Checkpoints):
 
     def emit(self, event: Mapping[str, Any]) -> None:
         """Progress within a trial isn't shown."""
+
+    def reached(self, place: Mapping[str, Any]) -> None:
+        """Nor where it is."""
 
     def measured(self, loss: float) -> None:
         """The loss that goes with the next checkpoint."""

@@ -1,22 +1,26 @@
-"""Run a stream as the job does, and kill its processes: `killing.py MOMENT,MOMENT.. FLAGS`.
+"""Run a stream as the job does, and do harm to its processes: `killing.py MOMENT,MOMENT.. FLAGS`.
 
 The kill is a real SIGKILL, sent by the worker that has come to the moment, to itself or to the
-driver. A moment happens once: a file beside the run marks it, and the run that goes on passes it.
+driver; `worker-stopped` is a SIGSTOP for some seconds, `worker-memory` an error of torch's. A
+moment happens once: a file beside the run marks it, and the run that goes on passes it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cmoe.config import RunConfig, parse
-from cmoe.training import launch
+from cmoe.training import following, heartbeat, launch, watch
 
 Moment = tuple[str, str]
+STOPPED_S = 8
+SILENT_S, QUIET_S, WAITING_S, BEAT_S = 2.0, 3.0, 1.0, 0.5  # instead of a minute's
 
 
 def main() -> None:
@@ -33,25 +37,37 @@ def main() -> None:
         work(settings)
 
     launch.work = work_and_die
+    following.QUIET_S, following.WAITING_S, watch.SILENT_S = QUIET_S, WAITING_S, SILENT_S
     launch.run(config)
 
 
 def plant(config: RunConfig, moments: list[str], driver: int) -> None:
     """Make the product's own functions kill a process when they come to a moment."""
     import ray.train
+    import torch
 
     from cmoe.evaluation.predict import Predictor
     from cmoe.store import _Folder
     from cmoe.training.engine import Engine
 
     rank = ray.train.get_context().get_world_rank()
+    heartbeat.BEAT_S = BEAT_S
+
+    def now(moment: str, of: int) -> bool:
+        marker = config.folder / f"killed-{moment}"
+        if moment not in moments or rank != of or marker.exists():
+            return False
+        marker.touch()
+        return True
 
     def kill(moment: str, of: int) -> None:
-        if moment in moments and rank == of:
-            marker = config.folder / f"killed-{moment}"
-            if not marker.exists():
-                marker.touch()
-                os.kill(driver if "driver" in moment else os.getpid(), signal.SIGKILL)
+        if now(moment, of):
+            os.kill(driver if "driver" in moment else os.getpid(), signal.SIGKILL)
+
+    def stop() -> None:
+        """Stop this process, and let another one wake it."""
+        subprocess.Popen(["sh", "-c", f"sleep {STOPPED_S}; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def before(owner: Any, name: str, happens: Callable[..., None]) -> None:
         original = getattr(owner, name)
@@ -66,6 +82,10 @@ def plant(config: RunConfig, moments: list[str], driver: int) -> None:
 
     def stepping(engine: Any, *_: Any) -> None:
         steps[0] += 1
+        if steps[0] == 3 and now("worker-memory", 1):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if steps[0] == 4 and now("worker-stopped", 1):
+            stop()
         if steps[0] == 8:  # behind a checkpoint, and before the next
             kill("worker-training", 1)
         if steps[0] == 12:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from jobs import JOB, finish, same_run, start, undisturbed, until
+from jobs import JOB, KILLING, finish, same_run, start, undisturbed, until
 from ray.cluster_utils import Cluster
 from workers import TASKS, small_config
 
@@ -56,12 +56,16 @@ def cluster() -> Iterator[Cluster]:
         nodes.shutdown()
 
 
-def job_on(nodes: Cluster, root: Path, config: RunConfig) -> tuple[subprocess.Popen[str], Path]:
+def job_on(
+    nodes: Cluster, root: Path, config: RunConfig, *program: object
+) -> tuple[subprocess.Popen[str], Path]:
     """A job on a cluster, and where it logs."""
     config = replace(config, cluster=replace(config.cluster, address=nodes.address))
     file = root / f"{config.name}.yaml"
     file.write_text(yaml.safe_dump(config.as_dict()))
-    return start(JOB, "--config", file, environment=QUICK), config.folder / "run.log"
+    return start(
+        *(program or [JOB]), "--config", file, environment=QUICK
+    ), config.folder / "run.log"
 
 
 def said(log: Path, pattern: str) -> bool:
@@ -71,14 +75,21 @@ def said(log: Path, pattern: str) -> bool:
 def test_a_node_is_killed_while_it_trains(root: Path, reference: Path) -> None:
     with cluster() as nodes:
         node = nodes.add_node(num_cpus=1)
-        job, log = job_on(nodes, root, long_config(root, "killed"))
+        job, log = job_on(nodes, root, long_config(root, "killed"), KILLING, "none")
         until(lambda: said(log, r"task 2/2 VizWiz +train +1/60") or job.poll() is not None)
         time.sleep(2)  # behind a checkpoint, or not: it is to come to the same
         nodes.remove_node(node, allow_graceful=False)
+        until(lambda: said(log, "never starts") or job.poll() is not None)
         nodes.add_node(num_cpus=1)
         out = finish(job)
     assert job.returncode == 0, out
     assert "start 2 of the workers: 2 go on" in out
+    text = log.read_text()
+    assert re.search(r"worker \d \(\S+, pid \d+\) (was lost with its machine|died)", text), text
+    waits = (
+        r"waiting \d+ s for 2 workers with 1 CPU each: the cluster has 1 CPU in all on 1 machine"
+    )
+    assert re.search(waits, text), text
     same_run(root / "runs" / "killed", reference)
 
 

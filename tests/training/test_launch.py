@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from jobs import JOB, KILLING, finish, matrix_of, same_run, start, until, write_config
 from workers import TASKS, run_group, small_config
@@ -14,6 +16,7 @@ from workers import TASKS, run_group, small_config
 from cmoe.config import RunConfig
 from cmoe.group import Group
 from cmoe.store import Store
+from cmoe.training import launch
 from cmoe.training.worker import is_own
 
 
@@ -50,6 +53,9 @@ def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path,
     for text in (out, (folder / "run.log").read_text()):
         assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f]", text)
         assert re.search(r"task 2/3 VizWiz +train +\d+/12 +loss \d", text)
+        assert re.search(r"finished after \d+ s\n", text)
+        assert "no progress" not in text
+        assert "waiting" not in text
 
 
 def test_a_finished_run_says_so_and_does_nothing(whole: tuple[Path, str], root: Path) -> None:
@@ -68,17 +74,26 @@ def test_another_configuration_of_a_name_is_refused(whole: tuple[Path, str], roo
     assert job.returncode == 1
     assert "probe.alpha: 0.5 -> 0.25" in out
     assert "seed: 0 -> 7" in out
+    lines = (whole[0] / "run.log").read_text().splitlines()
+    assert any("refused:" in line and "configured otherwise" in line for line in lines[-4:])
 
 
 def test_killed_workers_end_in_the_same_matrix(whole: tuple[Path, str], root: Path) -> None:
     config = write_config(root, "workers")
-    moments = "worker-training,worker-predicting,worker-committing"
+    moments = "worker-stopped,worker-training,worker-predicting,worker-committing"
     job = start(KILLING, moments, "--config", config)
     out = finish(job)
     assert job.returncode == 0, out
     for moment in moments.split(","):
         assert (root / "runs" / "workers" / f"killed-{moment}").exists(), out
     assert re.findall(r"start (\d) of the workers: 2 go on", out) == ["2", "3", "4"]
+    log = (root / "runs" / "workers" / "run.log").read_text()
+    stopped = r"no progress for \d+ s: task 1/3 ScienceQA, train, step \d+ of 12; worker 1 "
+    assert re.search(
+        stopped + r"\(\S+, pid \d+\) has not answered for \d+ s.*; worker 0 waits", log
+    )
+    died = re.findall(r"worker (\d) \(\S+, pid \d+\) died: its process was killed", log)
+    assert died == ["1", "0", "0"]
     same_run(root / "runs" / "workers", whole[0])
 
 
@@ -106,6 +121,33 @@ def test_ctrl_c_ends_the_job_and_says_how_it_goes_on(root: Path) -> None:
     out = finish(job, minutes=2)
     assert job.returncode == 130, out
     assert "interrupted; the same command goes on" in out
+    assert log.read_text().endswith("interrupted; the same command goes on\n")
+    job = start(KILLING, "worker-memory", "--config", root / "interrupted.yaml")
+    out = finish(job)
+    assert job.returncode == 1
+    assert "of the workers" not in out, "memory that doesn't suffice isn't tried again"
+    end = log.read_text()
+    end = end[end.rindex("failed: ") :]
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB." in end
+    assert re.search(r"in task 'ScienceQA', phase 'train'\n  on worker 1 \(\S+, pid \d+\)", end)
+    assert "lower training.micro_batch (now 4)" in end
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(launch, "_run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        launch.run(small_config(root, "terminated"))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_that_is_too_small_is_refused_at_once(root: Path) -> None:
+    job = start(JOB, "--config", write_config(root, "gpus"), "--cluster.gpu", "true")
+    out = finish(job)
+    assert job.returncode == 1
+    assert "2 workers with 1 CPU, 1 GPU each are asked for; this machine has" in out
+    assert "0 GPUs in all on 1 machine" in out
 
 
 def test_a_broken_picture_ends_the_run_by_name(root: Path) -> None:
@@ -128,6 +170,7 @@ def test_a_broken_picture_ends_the_run_by_name(root: Path) -> None:
     assert job.returncode == 1
     assert "VizWiz-train-00007" in out
     assert str(picture) in out
+    assert "failed: DataError" in (root / "runs" / "broken" / "run.log").read_text()
     assert "of the workers" not in out, "what is wrong with the data isn't tried again"
 
 

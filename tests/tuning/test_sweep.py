@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from workers import small_config
 
 from cmoe.config import RunConfig
@@ -24,7 +25,7 @@ from cmoe.training.launch import RunError
 from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.tuning.space import Probed, candidate, points
 from cmoe.tuning.sweep import SweepConfig, require_affordable, sweep, task_work
-from cmoe.tuning.trials import open_store
+from cmoe.tuning.trials import keeping_cause, open_store
 
 TASKS = ("ScienceQA", "VizWiz")
 SEARCH = SearchConfig(alpha=(-1.0, 0.0, 3.0), score=("frequency", "loss_gain"), trials=6)
@@ -263,6 +264,18 @@ def test_nothing_of_a_sweep_that_ends_early_stays_on_the_cluster(
         (folder / "store" / "stream.json").write_text("{}")
     output = ended(process, well=False)
     assert ("KeyboardInterrupt" if end == "interrupted" else "StoreError") in output
+
+
+def test_a_trial_that_failed_by_itself_is_not_tried_again(tmp_path: Path) -> None:
+    run = small_sweep(tmp_path, "tried").run
+    with pytest.raises(ConnectionError), keeping_cause(tmp_path, run):
+        raise ConnectionError("the machine is gone")
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError), keeping_cause(tmp_path, run):
+        raise error
+    cause = r"CUDA out of memory.\n  lower training.micro_batch"
+    with pytest.raises(RunError, match=cause), keeping_cause(tmp_path, run):
+        pytest.fail("it is tried again")
 
 
 def test_a_budget_below_the_smallest_candidate_is_refused() -> None:
