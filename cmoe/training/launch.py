@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -17,11 +16,12 @@ import yaml
 from cmoe.cluster import connect
 from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
+from cmoe.evaluation.identity import DATA, claim_data, fingerprints
 from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN
+from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN, read_config, read_matrix
 from cmoe.evaluation.targets import stream_targets
-from cmoe.files import whole
+from cmoe.files import WORKING_COPIES, whole
 from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, require_base
@@ -31,7 +31,6 @@ from cmoe.training.display import LOG, Display
 from cmoe.training.worker import work
 
 POLL_SECONDS = 0.5
-WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
 
 
 class RunError(Exception):
@@ -50,7 +49,8 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
 
     Raises:
         RunError: Another configuration has this name, or the run failed for good.
-        DataError: The data is missing or wrong.
+        DataError: The data is missing, wrong, or not what the run began with; or a file of the
+            run's folder is damaged.
     """
     require_lasting(config.runs)
     try:
@@ -62,7 +62,7 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
 
 def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
     folder = mirror.folder
-    mirror.fetch(CONFIG, MATRIX, HTML, LOG)
+    mirror.fetch(CONFIG, DATA, MATRIX, HTML, LOG)
     if (found := finished(config, folder)) is not None:
         show(f"{config.url}: this run is finished; another name starts another run")
         return found
@@ -71,7 +71,11 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
     ensure_data(config.data)
     tasks = read_tasks(config.data, config.seed)
     targets = stream_targets(tasks, config.data, config.evaluation)
+    if (folder / CONFIG).is_file() and not (folder / DATA).is_file():
+        show(f"{config.url}: has no {DATA}; the run goes on with the data as it is now")
     claim_folder(config, folder)
+    claim_data(folder, fingerprints(tasks, targets, config.data, config.evaluation))
+    mirror.flush()  # what the run is, before any of its work
     display = Display(config, folder)
     try:
         display.line("starting Ray")
@@ -81,8 +85,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
         display.close()
     mirror.fetch()
     write_report(folder, tasks, targets, f"{config.url}/{STORE}")
-    matrix: dict[str, Any] = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
-    return matrix
+    return read_matrix(folder)
 
 
 def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
@@ -90,12 +93,12 @@ def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
     Raises:
         RunError: Another configuration has this name.
+        RunFileError: A file of the folder is damaged.
     """
     require_same(config, folder)
-    file = folder / MATRIX
-    if not file.is_file():
+    if not (folder / MATRIX).is_file():
         return None
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    found = read_matrix(folder)
     complete = len(found["located"]) == len(config.data.tasks) and (folder / HTML).is_file()
     return found if complete else None
 
@@ -118,8 +121,7 @@ def require_same(config: RunConfig, folder: Path) -> None:
     file = folder / CONFIG
     if not file.is_file():
         return
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if changed := differences(before, config.as_dict()):
+    if changed := differences(read_config(folder), config.as_dict()):
         listed = "\n  ".join(changed)
         raise RunError(
             f"{file}: the run {config.name!r} was configured otherwise; set these back, or give "
