@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmoe.data.batches import slices
 from cmoe.data.samples import DataError, Sample, StoredPicture
 from cmoe.data.shards import StoredSamples
 from cmoe.files import WORKING_COPIES
@@ -33,12 +32,10 @@ class ImageFile(NamedTuple):
     """What is known of an image file that isn't read.
 
     Attributes:
-        name: Its path, relative to the data's root.
         size: In bytes.
         time: Of its last modification, in nanoseconds; 0 where that says nothing.
     """
 
-    name: str
     size: int
     time: int
 
@@ -65,28 +62,47 @@ class Fingerprint:
 
     def as_dict(self) -> dict[str, Any]:
         """What is kept of it, in JSON's types."""
-        plain = asdict(self)
-        del plain["ids"]
-        return plain
+        return {name: value for name, value in vars(self).items() if name != "ids"}
 
 
-def fingerprint(samples: Sequence[Sample], files: Mapping[Path, ImageFile]) -> Fingerprint:
+def fingerprint(
+    samples: Sequence[Sample], root: str, files: Mapping[Path, ImageFile]
+) -> Fingerprint:
     """Of a split.
 
     Args:
         samples: Of the split.
-        files: Its image files, as `image_files` gives them.
+        root: Of the data.
+        files: What is known of its image files (`image_files`); nothing, where rows alone matter.
     """
     if isinstance(samples, StoredSamples):
         return Fingerprint(len(samples), samples.digest)
+    name = _namer(root)
     rows: list[bytes] = []
-    images: list[ImageFile] = []
+    sizes: list[bytes] = []
+    times: list[bytes] = []
     for s in samples:
-        file = files[s.image] if isinstance(s.image, Path) else ImageFile("", 0, 0)
-        rows.append(_bytes([s.id, s.text, s.answer, s.further, s.size, file.name]))
-        images.append(file)
-    sizes, times = ([_bytes(getattr(file, n)) for file in images] for n in ("size", "time"))
+        file = _file(s, files)
+        rows.append(_bytes([s.id, s.text, s.answer, s.further, s.size, name(s.image)]))
+        sizes.append(_bytes(file and file.size))
+        times.append(_bytes(file and file.time))
     return _of_parts([s.id for s in samples], rows, sizes, times)
+
+
+def _namer(root: str) -> Callable[[Path | StoredPicture | None], Any]:
+    """What gives an image's name: its path relative to the root, or its place in a shard."""
+    prefix = f"{Path(root)}{os.sep}"
+
+    def name(image: Path | StoredPicture | None) -> Any:
+        if isinstance(image, StoredPicture):  # a shard's own name holds its digest
+            return [Path(image.shard).name, image.group, image.row]
+        return image and str(image).removeprefix(prefix)
+
+    return name
+
+
+def _file(sample: Sample, files: Mapping[Path, ImageFile]) -> ImageFile | None:
+    return files.get(sample.image) if isinstance(sample.image, Path) else None
 
 
 def fingerprint_of_values(values: Mapping[str, Any]) -> Fingerprint:
@@ -124,7 +140,6 @@ def image_files(splits: Iterable[Sequence[Sample]], root: str) -> dict[Path, Ima
     Raises:
         DataError: One is missing or can't be reached.
     """
-    prefix = f"{Path(root)}{os.sep}"
     timed = WORKING_COPIES not in Path(root).absolute().parts  # there times are those of the copy
 
     def look(files: Sequence[Path]) -> list[ImageFile]:
@@ -134,13 +149,12 @@ def image_files(splits: Iterable[Sequence[Sample]], root: str) -> dict[Path, Ima
                 state = os.stat(file)
             except (OSError, ValueError) as error:
                 raise DataError(f"image {file}: {error}; see data.images") from error
-            time = state.st_mtime_ns if timed else 0
-            found.append(ImageFile(str(file).removeprefix(prefix), state.st_size, time))
+            found.append(ImageFile(state.st_size, state.st_mtime_ns if timed else 0))
         return found
 
     own = (sample for split in splits if not isinstance(split, StoredSamples) for sample in split)
     every = [*{s.image: None for s in own if isinstance(s.image, Path)}]
-    parts = [every[part.start : part.stop] for part in slices(len(every), ASKED_AT_ONCE)]
+    parts = [every[at : at + ASKED_AT_ONCE] for at in range(0, len(every), ASKED_AT_ONCE)]
     with ThreadPoolExecutor(THREADS) as threads:
         found = [one for part in threads.map(look, parts) for one in part]
     return dict(zip(every, found, strict=True))
@@ -156,14 +170,9 @@ def questions(samples: Sequence[Sample], root: str) -> list[str]:
     Raises:
         DataError: An image is missing.
     """
-    files = image_files([samples], root)
-
-    def image(image: Path | StoredPicture | None) -> Any:
-        if isinstance(image, StoredPicture):  # a shard's name holds its digest
-            return [Path(image.shard).name, image.group, image.row]
-        return None if image is None else files[image]
-
-    return [sha256(_bytes([s.text, image(s.image)])).hexdigest()[:32] for s in samples]
+    files, name = image_files([samples], root), _namer(root)
+    asked = ([s.text, name(s.image), _file(s, files)] for s in samples)
+    return [sha256(_bytes(values)).hexdigest()[:32] for values in asked]
 
 
 # What changed

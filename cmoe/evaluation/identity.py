@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cmoe.data.fingerprint import (
     Fingerprint,
+    ImageFile,
     change,
     fingerprint,
     fingerprint_of_values,
@@ -47,10 +48,20 @@ def fingerprints(
         DataError: An image is missing.
     """
     files = image_files([split for task in tasks for split in (task.train, task.test)], data.root)
+    return _fingerprints(tasks, targets, data, evaluation, files)
+
+
+def _fingerprints(
+    tasks: Sequence[Task],
+    targets: Targets,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    files: Mapping[Path, ImageFile],
+) -> Fingerprints:
     found = {
         task.name: {
-            TRAIN: fingerprint(task.train, files),
-            data.evaluate_on: fingerprint(task.test, files),
+            TRAIN: fingerprint(task.train, data.root, files),
+            data.evaluate_on: fingerprint(task.test, data.root, files),
         }
         for task in tasks
     }
@@ -58,6 +69,35 @@ def fingerprints(
         answers = {k: [t.answer, t.answers, t.size, t.choices] for k, t in targets[name].items()}
         found[name][ANSWERS] = fingerprint_of_values(answers)
     return found
+
+
+def require_same_rows(
+    folder: Path,
+    tasks: Sequence[Task],
+    targets: Targets,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+) -> None:
+    """Refuse rows that aren't those that a run was started with.
+
+    For workers, which read them anew whenever they start again; they don't look at images.
+
+    Raises:
+        DataError: Names tasks and splits.
+        RunFileError: `data.json` is damaged.
+    """
+    before = kept_data(folder)
+    changed = [
+        f"{task}, {part}"
+        for task, parts in _fingerprints(tasks, targets, data, evaluation, {}).items()
+        for part, now in parts.items()
+        if (was := before.get(task, {}).get(part)) and was.rows != now.rows
+    ]
+    if changed:
+        raise DataError(
+            f"{data.root}: rows changed since the run was started, or are others on this machine: "
+            f"{'; '.join(changed)}. Put them back, and the same command goes on"
+        )
 
 
 def claim_data(folder: Path, found: Fingerprints) -> None:

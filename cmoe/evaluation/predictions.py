@@ -230,9 +230,10 @@ def read_predictions(
             f"{stage_file(folder, lost)}: lost, though a later stage is there; the same command "
             "writes it again"
         )
+    ids = {task.name: [sample.id for sample in task.test] for task in tasks}
     asked: dict[str, dict[str, str]] = {}  # by task and id: questions' digests
     for number, evaluated in read.items():
-        _require_own(stage_file(folder, number), number, evaluated, tasks, digests)
+        _require_own(stage_file(folder, number), number, evaluated, ids, digests)
         for task, stage in evaluated.tasks.items():
             mine = dict(zip(stage.ids, stage.questions, strict=True))
             if asked.setdefault(task, mine) != mine:
@@ -255,18 +256,17 @@ def _require_own(
     file: Path,
     number: int,
     evaluated: Evaluated,
-    tasks: Sequence[Task],
+    ids: Mapping[str, list[str]],
     digests: Mapping[int, str],
 ) -> None:
     """Refuse a stage of other primitives or of other test samples than these."""
     if evaluated.primitives != primitives_of(number, digests):
         raise RunFileError(f"{file}: of other primitives than the store's; remove it {_AGAIN}")
-    needed = {task.name for task in (tasks if number == BASE else tasks[: number + 1])}
-    for task in tasks:
-        stage = evaluated.tasks.get(task.name, Stage())
-        if stage.ids != [s.id for s in task.test] and task.name in needed | evaluated.tasks.keys():
+    answered = [*ids][: len(ids) if number == BASE else number + 1]
+    for task in ids.keys() & {*answered, *evaluated.tasks}:
+        if evaluated.tasks.get(task, Stage()).ids != ids[task]:
             raise RunFileError(
-                f"{file}: of other test samples than {task.name} has now; remove it {_AGAIN}"
+                f"{file}: of other test samples than {task} has now; remove it {_AGAIN}"
             )
 
 

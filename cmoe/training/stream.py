@@ -20,6 +20,7 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample, Task
 from cmoe.evaluation.coin_answers import write_coin
+from cmoe.evaluation.identity import require_same_rows
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
 from cmoe.evaluation.run import (
@@ -110,10 +111,12 @@ class Stream:
 
     def _prepare(self, log: str) -> None:
         self.mirror.fetch()
+        config = self.config
+        require_same_rows(self.folder, self.tasks, self.targets, config.data, config.evaluation)
         for name in (PREDICTIONS, STAGES):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         if not exists(f"{log}/{HEADER}"):
-            start_store(log, self.method, self.config)
+            start_store(log, self.method, config)
 
     def recall(self, index: int) -> None:
         """Take a task that was learned before from the store.

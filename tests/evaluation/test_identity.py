@@ -17,7 +17,13 @@ from cmoe.data.fingerprint import image_files
 from cmoe.data.prepare import Preparation, prepare, survey
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.identity import DATA, claim_data, fingerprints, trained_on
+from cmoe.evaluation.identity import (
+    DATA,
+    claim_data,
+    fingerprints,
+    require_same_rows,
+    trained_on,
+)
 from cmoe.evaluation.reading import RunFileError
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets
@@ -315,3 +321,22 @@ def test_a_damaged_file_is_named(data: DataConfig, tmp_path: Path, text: str) ->
     (run / DATA).write_text(text)
     with pytest.raises(RunFileError, match=r"data\.json: .*remove it to go on"):
         claim(run, data)
+
+
+def test_workers_that_start_again_refuse_rows_that_changed_meanwhile(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    run, evaluation = tmp_path / "run", EvaluationConfig()
+
+    def start() -> None:
+        tasks = read_tasks(data, 0)
+        targets = stream_targets(tasks, data, evaluation)
+        require_same_rows(run, tasks, targets, data, evaluation)
+
+    start()  # without the file there is nothing to hold them against
+    claim(run, data)
+    os.utime(image_of(data))  # another machine's copy
+    start()
+    edit(data, lambda rows: rows[0]["conversations"][1].update(value="teal"), "train")
+    with pytest.raises(DataError, match=r"on this machine: GQA, train\. Put them back"):
+        start()
