@@ -148,7 +148,8 @@ def image_files(splits: Iterable[Sequence[Sample]], root: str) -> dict[Path, Ima
             try:
                 state = os.stat(file)
             except (OSError, ValueError) as error:
-                raise DataError(f"image {file}: {error}; see data.images") from error
+                cause = getattr(error, "strerror", None) or error
+                raise DataError(f"image {str(file)!r}: {cause}; see data.images") from error
             found.append(ImageFile(state.st_size, state.st_mtime_ns if timed else 0))
         return found
 
@@ -200,7 +201,7 @@ def change(before: Fingerprint, now: Fingerprint) -> str | None:
             "have an image that was written again since (its time differs, its size doesn't; "
             "`cp -p` and `rsync -t` keep times)"
         )
-    return f"{count} of {now.samples} samples {what}; {_first(old, new, now.ids)}"
+    return f"{count or 'some'} of {now.samples} samples {what}; {_first(old, new, now.ids)}"
 
 
 def _codes(each: str) -> list[bytes]:
@@ -209,8 +210,8 @@ def _codes(each: str) -> list[bytes]:
 
 
 def _first(old: Sequence[bytes], new: Sequence[bytes], ids: Sequence[str]) -> str:
-    pairs = zip_longest(old, new)
-    at = next((n for n, (one, other) in enumerate(pairs) if one != other), 0)
-    if at < len(ids):
-        return f"the first that differs is {ids[at]!r}"
-    return f"the last {len(old) - len(new)} are gone"
+    pairs = enumerate(zip_longest(old, new))
+    at = next((number for number, (one, other) in pairs if one != other), None)
+    if at is None:  # two of the short codes are the same
+        return "which one isn't known"
+    return f"the first that differs is {ids[at]!r}" if at < len(ids) else "the last are gone"

@@ -20,7 +20,7 @@ from cmoe.data.fingerprint import (
 )
 from cmoe.data.samples import DataError, Task
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.reading import RunFileError, read_object
+from cmoe.evaluation.reading import RunFileError, digest_of, read_object
 from cmoe.evaluation.results import write_json
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import Targets, answer_files
@@ -128,7 +128,8 @@ def claim_data(folder: Path, found: Fingerprints) -> None:
     both = {task: {**before.get(task, {}), **found.get(task, {})} for task in {**before, **found}}
     if both != before:
         plain = {t: {part: one.as_dict() for part, one in of.items()} for t, of in both.items()}
-        write_json(folder / DATA, {"format": FORMAT, "tasks": plain})
+        said = {"format": FORMAT, "tasks": plain, "digest": digest_of(plain)}
+        write_json(folder / DATA, said)
 
 
 def kept_data(folder: Path) -> Fingerprints:
@@ -141,16 +142,15 @@ def kept_data(folder: Path) -> Fingerprints:
     if not file.is_file():
         return {}
     remedy = "restore it from a copy, or remove it to go on with the data as it is"
-    found = read_object(file, remedy, "format", "tasks")
+    found = read_object(file, remedy, "format", "tasks", "digest")
     if found["format"] != FORMAT:
         raise RunFileError(f"{file}: format {found['format']!r}, not {FORMAT}; {remedy}")
-    try:
-        return {
-            task: {part: Fingerprint(**values) for part, values in parts.items()}
-            for task, parts in found["tasks"].items()
-        }
-    except (AttributeError, TypeError) as error:
-        raise RunFileError(f"{file}: damaged: {error}; {remedy}") from error
+    if found["digest"] != digest_of(found["tasks"]):
+        raise RunFileError(f"{file}: damaged: its digest is another; {remedy}")
+    return {
+        task: {part: Fingerprint(**values) for part, values in parts.items()}
+        for task, parts in found["tasks"].items()
+    }
 
 
 def trained_on(folder: Path) -> Fingerprints:

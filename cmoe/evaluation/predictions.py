@@ -110,16 +110,16 @@ def kept_answers(folder: Path) -> dict[Key, str]:
     """
     kept: dict[Key, str] = {}
     for file in sorted(folder.glob(f"{ANSWERS}-*.parquet")):
-        for key, _, _ in _read_answers(file, f"remove it {_AGAIN}"):
+        for key, _, _ in _read_answers(file):
             kept.setdefault(key, file.name)
     return kept
 
 
-def _read_answers(file: Path, remedy: str) -> Iterator[tuple[Key, str, int]]:
+def _read_answers(file: Path) -> Iterator[tuple[Key, str, int]]:
     """Answers and their stages."""
-    columns, _ = read_table(file, (*Key._fields, "text", "stage"), remedy)
+    columns, _ = read_table(file, (*Key._fields, "text", "stage"), lambda: _way_out(file))
     if digest_of(columns)[:16] != file.stem.rpartition("-")[2]:
-        raise RunFileError(f"{file}: isn't what its name says (a digest); {remedy}")
+        raise RunFileError(f"{file}: isn't what its name says (a digest); {_way_out(file)}")
     keys = map(Key, *(columns[name] for name in Key._fields))
     return zip(keys, columns["text"], columns["stage"], strict=True)
 
@@ -155,7 +155,7 @@ def read_stage(file: Path) -> Evaluated:
     """
     names = (*Stage.__dataclass_fields__,)
     remedy = f"restore it from a copy, or remove it {_AGAIN}"
-    columns, said = read_table(file, ("task", *names), remedy)
+    columns, said = read_table(file, ("task", *names), lambda: remedy)
     tasks: dict[str, Stage] = {}
     for task, *row in zip(columns["task"], *(columns[name] for name in names), strict=True):
         stage = tasks.setdefault(task, Stage())
@@ -244,7 +244,7 @@ def read_predictions(
     texts: dict[tuple[str, str, str], str] = {}
     generated: Counter[int] = Counter()
     for name in dict.fromkeys(name for evaluated in read.values() for name in evaluated.answers):
-        for key, text, stage_number in _read_answers(folder / name, _way_out(name, read)):
+        for key, text, stage_number in _read_answers(folder / name):
             generated[stage_number] += 1
             if asked.get(key.task, {}).get(key.question_id) == key.question:
                 texts.setdefault((key.task, key.question_id, key.primitive), text)
@@ -270,10 +270,12 @@ def _require_own(
             )
 
 
-def _way_out(name: str, stages: Mapping[int, Evaluated]) -> str:
-    """What helps where a file of answers is lost or damaged."""
-    needing = [f"{STAGE}-{_label(n)}.parquet" for n, one in stages.items() if name in one.answers]
-    return f"restore it from a copy, or remove what is left of it and {', '.join(needing)} {_AGAIN}"
+def _way_out(file: Path) -> str:
+    """What helps where a file of answers is lost or damaged: no stage may need it any more."""
+    every = sorted(file.parent.glob(f"{STAGE}-*.parquet"))
+    needing = [stage.name for stage in every if file.name in read_stage(stage).answers]
+    gone = f"{', '.join(needing)} and what is left of it" if needing else "it"
+    return f"restore it from a copy, or remove {gone} {_AGAIN}"
 
 
 # Surveys

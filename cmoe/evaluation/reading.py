@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,15 @@ def read_settings(file: Path, remedy: str) -> dict[str, Any]:
     return _mapping(file, lambda data: parse_yaml(data.decode()), remedy, ())
 
 
-def _mapping(file: Path, parse: Any, remedy: str, keys: Sequence[str]) -> dict[str, Any]:
+def _mapping(
+    file: Path, parse: Callable[[bytes], Any], remedy: str, keys: Sequence[str]
+) -> dict[str, Any]:
     try:
         found = parse(file.read_bytes())
     except FileNotFoundError as error:
         raise RunFileError(f"{file}: lost; {remedy}") from error
     except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())  # YAML's is of several lines
+        cause = " ".join(str(error).split()).rstrip(".")  # YAML's is of several lines
         raise RunFileError(f"{file}: damaged: {cause}; {remedy}") from error
     if not isinstance(found, dict):
         raise RunFileError(f"{file}: damaged: a {type(found).__name__}, no mapping; {remedy}")
@@ -74,11 +76,18 @@ def write_table(
         pq.write_table(table.replace_schema_metadata({_SEAL: json.dumps(seal)}), beside)
 
 
-def read_table(file: Path, names: Sequence[str], remedy: str) -> tuple[dict[str, list[Any]], Any]:
+def read_table(
+    file: Path, names: Sequence[str], remedy: Callable[[], str]
+) -> tuple[dict[str, list[Any]], Any]:
     """The columns of a Parquet file, and what else was kept in it, as `write_table` wrote them.
 
+    Args:
+        file: Where it is.
+        names: Of the columns.
+        remedy: Says what helps if it can't be used.
+
     Raises:
-        RunFileError: It is damaged, or has other columns.
+        RunFileError: It is lost or damaged, or has other columns.
     """
     try:
         table = pq.read_table(file)
@@ -86,21 +95,21 @@ def read_table(file: Path, names: Sequence[str], remedy: str) -> tuple[dict[str,
         seal = parse_json(kept) if kept else None
         columns: dict[str, list[Any]] = table.to_pydict()
     except FileNotFoundError as error:
-        raise RunFileError(f"{file}: lost; {remedy}") from error
+        raise RunFileError(f"{file}: lost; {remedy()}") from error
     except (OSError, ValueError, pa.ArrowException) as error:
-        cause = " ".join(str(error).split())
-        raise RunFileError(f"{file}: damaged: {cause}; {remedy}") from error
+        cause = " ".join(str(error).split()).rstrip(".")
+        raise RunFileError(f"{file}: damaged: {cause}; {remedy()}") from error
     if not isinstance(seal, dict) or set(columns) != set(names):
         raise RunFileError(
             f"{file}: has columns {', '.join(columns)}, not {', '.join(names)} and their digest; "
-            f"where an earlier version began this run, remove all of {file.parent}, else {remedy}"
+            f"where an earlier version began this run, remove all of {file.parent}, else {remedy()}"
         )
     said = seal.get("said")
     if seal.get("digest") != digest_of(columns, said):
-        raise RunFileError(f"{file}: damaged: its digest is another; {remedy}")
+        raise RunFileError(f"{file}: damaged: its digest is another; {remedy()}")
     return columns, said
 
 
-def digest_of(columns: Mapping[str, list[Any]], said: Any = None) -> str:
-    """Of a table's values, in whatever order its columns stand."""
-    return sha256(json.dumps([columns, said], sort_keys=True).encode()).hexdigest()
+def digest_of(*values: Any) -> str:
+    """Of values in JSON's types, in whatever order their keys stand."""
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 
 from cmoe.data.samples import Task
 from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
-from cmoe.evaluation.reading import read_object, read_settings
+from cmoe.evaluation.reading import RunFileError, read_object, read_settings
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.targets import Targets
 from cmoe.modeling.routers import BASE
@@ -87,7 +87,10 @@ def read_matrix(folder: Path) -> dict[str, Any]:
         RunFileError: `matrix.json` is damaged.
     """
     remedy = "remove it, and the same command writes it again"
-    return read_object(folder / MATRIX, remedy, "located")
+    found = read_object(folder / MATRIX, remedy, "located")
+    if not isinstance(found["located"], list):
+        raise RunFileError(f"{folder / MATRIX}: damaged: located is no list; {remedy}")
+    return found
 
 
 def read_notes(folder: Path, index: int) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_a_changed_row_is_named(data: DataConfig, tmp_path: Path, name: str) -> 
     [
         (lambda rows: rows.pop(0), "8 samples, 9 before; the first that differs is 'GQA-{}-00001'"),
         (lambda rows: rows.pop(3), "8 samples, 9 before; the first that differs is 'GQA-{}-00004'"),
-        (lambda rows: rows.pop(), "8 samples, 9 before; the last 1 are gone"),
+        (lambda rows: rows.pop(), "8 samples, 9 before; the last are gone"),
         (
             lambda rows: rows.append({**rows[0], "id": "new", "question_id": "new"}),
             "10 samples, 9 before; the first that differs is 'new'",
@@ -234,7 +234,7 @@ def test_a_working_directorys_copy_has_new_times_with_every_job(
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     for name in ("gone.png", "a\0b.png"):
         sample = Sample("1", "?", "x", tmp_path / name)
-        with pytest.raises(DataError, match=r"(?s)image .*(gone|a.b)\.png"):
+        with pytest.raises(DataError, match=r"image .*(gone|b)\.png"):
             image_files([[sample]], str(tmp_path))
 
 
@@ -313,13 +313,31 @@ def test_prepared_data_is_known_by_its_shards(data: DataConfig, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"format": 9, "tasks": {}}', '{"format": 1, "tasks": {"GQA": 3}}'],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": 1, "tasks": {"GQA": 3}}',
+        '{"format": 1, "tasks": {"GQA": 3}, "digest": "0"}',
+        '{"format": 9, "tasks": {}, "digest": "0"}',
+    ],
 )
 def test_a_damaged_file_is_named(data: DataConfig, tmp_path: Path, text: str) -> None:
     run = tmp_path / "run"
     claim(run, data)
     (run / DATA).write_text(text)
     with pytest.raises(RunFileError, match=r"data\.json: .*remove it to go on"):
+        claim(run, data)
+
+
+def test_a_changed_byte_of_the_file_is_no_changed_data(data: DataConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    claim(run, data)
+    text = (run / DATA).read_text()
+    digest = json.loads(text)["tasks"]["GQA"]["train"]["rows"]
+    (run / DATA).write_text(text.replace(digest, digest[::-1]))
+    with pytest.raises(RunFileError, match="its digest is another"):
         claim(run, data)
 
 
