@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
+
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:

@@ -49,15 +49,21 @@ def main() -> int:
 
 def compared(run: RunConfig) -> dict[str, Any]:
     """On the test split: the winners' stream, the configuration's, one that grows everywhere."""
+    from cmoe.evaluation.identity import claim_data, trained_on
+    from cmoe.training.launch import claim_folder
     from cmoe.training.launch import run as run_stream
 
-    return {
-        "winners": run_stream(run),
-        "default": run_stream(replace(run, name=f"{run.name}_default")),
-        "expand_all": run_stream(
-            replace(run, name=f"{run.name}_expand_all", probe=replace(run.probe, enabled=False))
+    runs = {
+        "winners": run,
+        "default": replace(run, name=f"{run.name}_default"),
+        "expand_all": replace(
+            run, name=f"{run.name}_expand_all", probe=replace(run.probe, enabled=False)
         ),
     }
+    for one in runs.values():  # all learn from the data that was swept
+        claim_folder(one, one.folder)
+        claim_data(one.folder, trained_on(run.folder))
+    return {name: run_stream(one) for name, one in runs.items()}
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ the same, bit for bit; the run takes them, and goes on behind them.
 
 from __future__ import annotations
 
-import shutil
-
 from cmoe.config import RunConfig
+from cmoe.evaluation.identity import DATA, claim_data, trained_on
 from cmoe.evaluation.report import HTML
-from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file
-from cmoe.files import whole
+from cmoe.evaluation.results import MATRIX, write_json
+from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file, read_notes
 from cmoe.mirror import mirrored
 from cmoe.storage import exists
 from cmoe.store import HEADER, Store
@@ -33,14 +31,16 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
 
     Raises:
         RunError: A run of this name was configured otherwise.
+        DataError: What is taken was learned from other data than the run's.
         StoreError: A store is damaged.
     """
     with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, MATRIX, HTML, STAGES)
+        mirror.fetch(CONFIG, DATA, MATRIX, HTML, STAGES)
         if finished(run, mirror.folder) is not None:
             return 0
-        source.fetch(STAGES)
+        source.fetch(DATA, STAGES)
         claim_folder(run, mirror.folder)
+        claim_data(mirror.folder, trained_on(source.folder))
         log, url = Store.open(f"{learned.url}/{STORE}"), f"{run.url}/{STORE}"
         if exists(f"{url}/{HEADER}"):
             mine = Store.open(url)
@@ -52,8 +52,7 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
         (mirror.folder / STAGES).mkdir(exist_ok=True)
         for index in missing:
             # What it took and how its losses went: before the primitive, as where it is learned.
-            with whole(notes_file(mirror.folder, index)) as beside:
-                shutil.copyfile(notes_file(source.folder, index), beside)
+            write_json(notes_file(mirror.folder, index), read_notes(source.folder, index))
             mirror.flush()
             mine.append(log.read(index))
     return len(missing)

@@ -15,7 +15,10 @@ from cmoe.training.launch import finished, run, session
 
 
 def carry(
-    runs: Sequence[RunConfig], at_once: int, show: Callable[[str], None]
+    runs: Sequence[RunConfig],
+    at_once: int,
+    show: Callable[[str], None],
+    begin: Callable[[], None],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Carry runs to their end; those that are there already are read.
 
@@ -23,6 +26,7 @@ def carry(
         runs: On the same cluster.
         at_once: So many have their workers at a time.
         show: Told what begins and what has ended.
+        begin: Called before any run that isn't at its end.
 
     Yields:
         A run's number, and the contents of its `matrix.json`, as it ends.
@@ -36,20 +40,21 @@ def carry(
     waiting = [number for number, found in enumerate(known) if found is None]
     if not waiting:
         return
+    begin()
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with session(runs[0]):
         # As if they were started by hand: here, where their folders are.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        begin: Any = ray.remote(num_cpus=0, max_retries=0)(_run)
-        begin = begin.options(scheduling_strategy=here)
+        start: Any = ray.remote(num_cpus=0, max_retries=0)(_run)
+        start = start.options(scheduling_strategy=here)
         under_way: dict[Any, int] = {}
         while waiting or under_way:
             while waiting and len(under_way) < at_once:
                 number = waiting.pop(0)
                 show(f"{runs[number].name}: begun, see {runs[number].url}/run.log")
-                under_way[begin.remote(runs[number], os.getcwd())] = number
+                under_way[start.remote(runs[number], os.getcwd())] = number
             (ended,), _ = ray.wait([*under_way])
             number = under_way.pop(ended)
             try:

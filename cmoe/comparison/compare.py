@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -23,15 +24,19 @@ from cmoe.comparison.report import write_comparison
 from cmoe.comparison.settings import STUDIED, CompareConfig
 from cmoe.comparison.study import diversity, location, unknown
 from cmoe.config import RunConfig, by_key, changed
-from cmoe.data.coin import ensure_data
+from cmoe.data.coin import ensure_data, read_tasks
+from cmoe.evaluation.identity import DATA, claim_data, fingerprints
 from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
+from cmoe.evaluation.targets import stream_targets
 from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.primitive import LOCATOR
 from cmoe.store import Store, StoreError
 from cmoe.training.launch import RunError, require_lasting
 
 COMPARISON = "comparison.json"
+Carried = Callable[[Sequence[RunConfig]], Iterable[tuple[int, dict[str, Any]]]]
+"""`carry`, for the runs of one comparison."""
 OWN = ("method", "name", "seed")
 """What every run has for itself."""
 
@@ -82,7 +87,7 @@ def compare(
     Raises:
         RunError: A method's setting is impossible, and nothing was started; a run failed, or one of
             its name was configured otherwise.
-        DataError: The data is missing or wrong.
+        DataError: The data is missing, wrong, or not what the comparison began with.
     """
     require_possible(config, how)
     require_lasting(config.runs)
@@ -99,11 +104,14 @@ def _carried(
 ) -> dict[str, Any]:
     said = _nothing_yet(config, how)
     mirror.folder.mkdir(parents=True, exist_ok=True)
+    carried = partial(
+        carry, at_once=how.at_once, show=show, begin=cache(partial(_claim, config, mirror))
+    )
     try:
-        _tune(config, how, said["methods"], show)
-        _learn(config, how, said, show)
+        _tune(config, how, said["methods"], carried)
+        _learn(config, how, said, show, carried)
         if how.study:
-            said["study"] = _studied(config, how, said["methods"][STUDIED], show)
+            said["study"] = _studied(config, how, said["methods"][STUDIED], carried)
     finally:  # also of what is known when it is interrupted
         if said["base"]:
             write_json(mirror.folder / COMPARISON, said)
@@ -112,8 +120,24 @@ def _carried(
     return said
 
 
+def _claim(config: RunConfig, mirror: Mirror) -> None:
+    """Refuse other data than the comparison began with: figures of two sets don't compare."""
+    mirror.fetch(DATA)
+    data = config.data
+    if data.evaluate_on == "test":  # all training rows, whoever parts them how
+        data = replace(data, selection=0.0)
+    tasks = read_tasks(data, config.seed)
+    targets = stream_targets(tasks, data, config.evaluation)
+    claim_data(mirror.folder, fingerprints(tasks, targets, data, config.evaluation))
+    mirror.flush()
+
+
 def _learn(
-    config: RunConfig, how: CompareConfig, said: dict[str, Any], show: Callable[[str], None]
+    config: RunConfig,
+    how: CompareConfig,
+    said: dict[str, Any],
+    show: Callable[[str], None],
+    carried: Carried,
 ) -> None:
     """Every method with every seed."""
     asked = [(method, seed) for seed in how.seeds for method in how.names]
@@ -129,7 +153,7 @@ def _learn(
                 continue  # what all tasks at once teach doesn't begin with some of them
             if adopt(run, chosen):
                 show(f"{run.name}: begins with what {chosen.name} has learned")
-    for number, found in carry(runs, how.at_once, show):
+    for number, found in carried(runs):
         method, _ = asked[number]
         mine = said["methods"][method]
         said["base"] = _base(config, found)
@@ -244,7 +268,7 @@ def table(said: Mapping[str, Any]) -> str:
 
 
 def _studied(
-    config: RunConfig, how: CompareConfig, mine: Mapping[str, Any], show: Callable[[str], None]
+    config: RunConfig, how: CompareConfig, mine: Mapping[str, Any], carried: Carried
 ) -> dict[str, Any]:
     """The study's own streams, and what the method's stream with the first seed shows."""
     asked = [
@@ -263,7 +287,7 @@ def _studied(
         )
         for group, label, seed in asked
     ]
-    found = dict(carry(configs, how.at_once, show))
+    found = dict(carried(configs))
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for number, (group, label, _) in enumerate(asked):
         runs.setdefault((group, label), []).append(row(configs[number], found[number]))
@@ -349,7 +373,7 @@ def _tune(
     config: RunConfig,
     how: CompareConfig,
     methods: Mapping[str, dict[str, Any]],
-    show: Callable[[str], None],
+    carried: Carried,
 ) -> None:
     """Give every method its settings, the best of its candidates on the selection split."""
     asked = [
@@ -358,7 +382,7 @@ def _tune(
         for number in range(len(how.candidates.get(method, [])))
     ]
     runs = [candidate(config, how, method, number) for method, number in asked]
-    found = dict(carry(runs, how.at_once, show))
+    found = dict(carried(runs))
     for method, mine in methods.items():
         mine |= {"settings": how.settings.get(method, {}), "tuned": None}
         tried = [

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 
-from cmoe.evaluation.predict import read_survey, stage_file, survey_file
-from cmoe.evaluation.run import PREDICTIONS, Stage, read_stage
+from cmoe.evaluation.predictions import Stage, read_stage, read_survey, stage_file, survey_file
+from cmoe.evaluation.reading import RunFileError
+from cmoe.evaluation.results import MATRIX
+from cmoe.evaluation.run import PREDICTIONS
 from cmoe.modeling.locator import make_bank
+from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import LocatorConfig
 from cmoe.store import Store
 
@@ -40,9 +43,13 @@ def location(folder: Path, store: Store, tasks: Sequence[str]) -> list[dict[str,
         `score_us`, microseconds a sample to score the bank, in batches of `BATCH`, on this machine.
     """
     bank = make_bank(LocatorConfig(**store.header.settings["locator"]))
-    survey = read_survey(survey_file(folder / PREDICTIONS, 0))
-    assert survey is not None, "the first stage left it"
-    assert survey.features is not None, "the method locates"
+    file = survey_file(folder / PREDICTIONS, 0)
+    survey = read_survey(file)
+    if survey is None or survey.features is None:
+        raise RunFileError(
+            f"{file}: lost; restore it from a copy, or remove {stage_file(file.parent, BASE)} and "
+            f"the run's {MATRIX}, and the same command writes it again"
+        )
     features = survey.features[:BATCH]
     rows = []
     for count in range(1, len(tasks) + 1):
@@ -142,5 +149,5 @@ def _best(stage: Stage) -> list[tuple[float, bool]]:
     return [(min(scores), flag) for scores, flag in zip(stage.scores, stage.unknown, strict=True)]
 
 
-def _stage(folder: Path, number: int) -> dict[str, Stage]:
-    return read_stage(stage_file(folder / PREDICTIONS, number))
+def _stage(folder: Path, number: int) -> Mapping[str, Stage]:
+    return read_stage(stage_file(folder / PREDICTIONS, number)).tasks

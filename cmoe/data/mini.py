@@ -7,6 +7,7 @@ index): files are byte-identical for a seed, and a shorter split is the beginnin
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from cmoe.data.drawing import (
     photograph,
 )
 from cmoe.data.settings import TASKS
+
+WRITTEN = 946684800  # every image's modification time: the year 2000
 
 VALIDATED = frozenset({"TextVQA", "VizWiz", "VQAv2"})
 """Tasks whose test split is `val.json`; the others have `test.json`."""
@@ -302,7 +305,8 @@ def make_sample(task: str, split: str, index: int, seed: int = 0) -> Sample:
 def write_mini_coin(root: Path, seed: int = 0, train: int = 1600, test: int = 200) -> None:
     """Write `train` and `test` samples of each task below `root`, in CoIN's layout.
 
-    Images are PNG; their paths in the files are relative to `root`.
+    Images are PNG; their paths in the files are relative to `root`. They get a fixed modification
+    time: a run knows its images by it, and data that is generated again is the same.
     """
     for task in TASKS:
         folder = root / "Instructions_Original" / task
@@ -321,9 +325,9 @@ def _write_sample(root: Path, task: str, split: str, index: int, seed: int) -> d
     row: dict[str, object] = {"id" if split == "train" else "question_id": key}
     if sample.image is not None:
         row["image"] = f"images/{task}/{split}/{index:05d}.png"
-        Image.fromarray(sample.image).save(
-            root / f"images/{task}/{split}/{index:05d}.png", compress_level=1
-        )
+        file = root / f"images/{task}/{split}/{index:05d}.png"
+        Image.fromarray(sample.image).save(file, compress_level=1)
+        os.utime(file, (WRITTEN, WRITTEN))
     if split == "train":
         question = sample.text if sample.image is None else f"<image>\n{sample.text}"
         row["conversations"] = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, overload
 
@@ -119,6 +119,7 @@ def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> 
     try:
         images = tuple(f"{root}/{shard['file']}" for shard in manifest["images"]["shards"])
         files = [_on_disk(root, shard) for shard in splits[split]["shards"]]
+        digests = tuple(shard["sha256"] for shard in splits[split]["shards"])
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{root}/{MANIFEST}: says not which files hold {task}/{split}; prepare the data again"
@@ -126,7 +127,7 @@ def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> 
     except (OSError, ValueError) as error:
         raise DataError(f"{root}: the rows of {task}/{split} can't be read: {error}") from error
     if not files:
-        return StoredSamples(Dataset.from_list([]), images)
+        return StoredSamples(Dataset.from_list([]), images, digests)
     try:
         # What it is given it takes for patterns.
         rows = Dataset.from_parquet([glob.escape(file) for file in files])
@@ -136,7 +137,7 @@ def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> 
         raise DataError(
             f"{root}: the rows of {task}/{split} have no {missing[0]}; prepare the data again"
         )
-    return StoredSamples(rows, images)
+    return StoredSamples(rows, images, digests)
 
 
 def require_usable_rows(
@@ -204,10 +205,26 @@ class StoredSamples(Sequence[Sample]):
     Args:
         rows: A `datasets.Dataset` of `ROW_SCHEMA`.
         images: URLs of the image shards that rows point into.
+        shards: sha256 of the files that the rows are of.
+        numbers: Of those files' rows, where these aren't all.
     """
 
-    def __init__(self, rows: Any, images: tuple[str, ...]) -> None:
-        self._rows, self._images = rows, images
+    def __init__(
+        self,
+        rows: Any,
+        images: tuple[str, ...],
+        shards: tuple[str, ...],
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self._rows, self._images, self._shards = rows, images, shards
+        self._numbers = range(len(rows)) if numbers is None else numbers
+
+    @property
+    def digest(self) -> str:
+        """Of which rows these are, of which files: an image shard's name holds its own digest."""
+        images = [Path(url).name for url in self._images]
+        said = json.dumps([self._shards, images, [*self._numbers]])
+        return sha256(said.encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -233,7 +250,8 @@ class StoredSamples(Sequence[Sample]):
 
     def select(self, numbers: Sequence[int]) -> StoredSamples:
         """Some of the samples, in the order given."""
-        return StoredSamples(self._rows.select(numbers), self._images)
+        own = [self._numbers[n] for n in numbers]
+        return StoredSamples(self._rows.select(numbers), self._images, self._shards, own)
 
     def _sample(self, row: Mapping[str, Any]) -> Sample:
         at, size = row["image"], row["size"]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from cmoe.data.samples import Task
 from cmoe.evaluation.coin_files import Prediction, write_predictions
-from cmoe.evaluation.predict import read_answers
-from cmoe.evaluation.results import answerers, evaluated
+from cmoe.evaluation.predictions import read_predictions
 from cmoe.evaluation.run import ALONE, COIN, PREDICTIONS
 from cmoe.modeling.routers import BASE
 
@@ -26,22 +25,23 @@ def write_coin(
         tasks: The stream.
         digests: Of every primitive so far, and of the base at -1.
         method: Its name.
+
+    Raises:
+        RunFileError: A file is lost or damaged: no answer is left out.
     """
-    stages = evaluated(folder / PREDICTIONS, digests)
-    if not stages:
+    found = read_predictions(folder / PREDICTIONS, tasks, digests)
+    if not found.learned:
         return
-    stage = stages[-1]
-    by, answers = answerers(folder / PREDICTIONS, stage), read_answers(folder / PREDICTIONS)
+    stage = found.learned[-1]
     names = {BASE: ALONE} | {i: task.name for i, task in enumerate(tasks)}
 
     def said(task: Task) -> Iterator[Prediction]:
-        for sample, answerer in zip(task.test, by[task.name], strict=True):
-            text = answers.get((task.name, sample.id, digests[answerer]))
-            if text is not None:
-                metadata = {"answered_by": names[answerer]}
-                yield Prediction(sample.id, sample.text, text, metadata)
+        for sample, answerer in zip(task.test, found.stages[stage][task.name].by, strict=True):
+            text = found.text(task.name, sample.id, digests[answerer])
+            yield Prediction(sample.id, sample.text, text, {"answered_by": names[answerer]})
 
+    every = {task.name: [*said(task)] for task in tasks[: stage + 1]}  # before any is written
     (folder / COIN).mkdir(exist_ok=True)
-    for task in tasks[: stage + 1]:
-        file = folder / COIN / f"{task.name}.jsonl"
-        write_predictions(file, task.name, f"{folder.name}/{method}/{stage}", said(task))
+    for name, rows in every.items():
+        file = folder / COIN / f"{name}.jsonl"
+        write_predictions(file, name, f"{folder.name}/{method}/{stage}", rows)

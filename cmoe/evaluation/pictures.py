@@ -237,8 +237,8 @@ def _samples(run: Run, task: Task) -> list[dict[str, Any]]:
     """A few test samples, chosen by a hash: half of them answered wrong, where there are."""
     stage, digests = run.last[task.name], [record.digest for record in run.records]
     targets = list(run.targets[task.name].values())
-    texts = [
-        run.answers.get((task.name, s.id, run.base.digest if by == BASE else digests[by]))
+    texts: list[str | None] = [
+        run.predictions.text(task.name, s.id, run.base.digest if by == BASE else digests[by])
         for s, by in zip(task.test, stage.by, strict=True)
     ]
     scores = score(task.name, run.found["scoring"], texts, targets)

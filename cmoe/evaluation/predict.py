@@ -15,23 +15,34 @@ from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cmoe.data.batches import LENGTH_STEP, Collator, slices
+from cmoe.data.fingerprint import questions
 from cmoe.data.samples import Sample, Task
+from cmoe.evaluation.predictions import (
+    Evaluated,
+    Key,
+    Stage,
+    Survey,
+    kept_answers,
+    primitives_of,
+    read_stage,
+    read_survey,
+    stage_file,
+    survey_file,
+    write_answers,
+    write_stage,
+    write_survey,
+)
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.files import whole
 from cmoe.group import Group
 from cmoe.methods.method import Method
 from cmoe.modeling.routers import BASE
 from cmoe.passes import over_batches
 
 T = TypeVar("T")
-
-ANSWERS, STAGE, SURVEY = "answers", "stage", "survey"
 
 
 @dataclass(frozen=True, order=True)
@@ -47,19 +58,6 @@ class Wanted:
     sample: int
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What is known of a task's test samples before any answer.
-
-    Attributes:
-        lengths: Tokens of each prompt.
-        features: What the locator sees of each, [n, d]; None where the method doesn't locate.
-    """
-
-    lengths: tuple[int, ...]
-    features: Tensor | None
-
-
 class Predictor:
     """Answers and locates the stream's test samples; keeps what it finds in a folder.
 
@@ -67,6 +65,7 @@ class Predictor:
         method: What answers.
         group: The workers.
         tasks: The stream.
+        root: Of its data.
         folder: Rank 0 writes `answers-*.parquet`, `stage-*.parquet` and `survey-*.safetensors`.
         config: How.
         collator: Of the base.
@@ -82,6 +81,7 @@ class Predictor:
         method: Method,
         group: Group,
         tasks: Sequence[Task],
+        root: str,
         folder: Path,
         config: EvaluationConfig,
         collator: Collator,
@@ -92,16 +92,47 @@ class Predictor:
         loader_workers: int,
         emit: Callable[..., None],
     ) -> None:
-        self.method, self.group, self.tasks = method, group, tasks
+        self.method, self.group, self.tasks, self.root = method, group, tasks, root
         self.folder, self.config, self.collator = folder, config, collator
         self.running, self.kept = running, kept
         self.synced, self.loader_workers = synced, loader_workers
         self.emit = emit
         self._surveys: dict[int, Survey] = {}
+        self._digests: dict[int, list[str]] = {}  # of a task's questions; rank 0 alone needs them
 
-    def done(self, stage: int) -> bool:
-        """Whether a stage has been evaluated; -1 is the base before the first task."""
-        return self.group.from_first(lambda: stage_file(self.folder, stage).is_file())
+    def done(self, stage: int, digests: Mapping[int, str]) -> bool:
+        """Whether a stage has been evaluated, by these primitives and on these test samples.
+
+        Args:
+            stage: -1 is the base before the first task.
+            digests: As in `evaluate`.
+
+        Raises:
+            RunFileError: Its file is damaged.
+        """
+        return self.group.from_first(lambda: self._done(stage, digests))
+
+    def _done(self, stage: int, digests: Mapping[int, str]) -> bool:
+        file = stage_file(self.folder, stage)
+        if not file.is_file():
+            return False
+        found = read_stage(file)
+        asked = {name: (one.ids, one.questions) for name, one in found.tasks.items()}
+        mine = {
+            self.tasks[task].name: ([s.id for s in self.tasks[task].test], self._questions(task))
+            for task in self._tests(stage)
+        }
+        return (found.primitives, asked) == (primitives_of(stage, digests), mine)
+
+    def _tests(self, stage: int) -> range:
+        """The tasks whose tests are answered after a stage."""
+        return range(len(self.tasks) if stage == BASE else min(stage + 2, len(self.tasks)))
+
+    def _questions(self, task: int) -> list[str]:
+        """Digests of what a task's test samples ask."""
+        if task not in self._digests:
+            self._digests[task] = questions(self.tasks[task].test, self.root)
+        return self._digests[task]
 
     def evaluate(self, stage: int, digests: Mapping[int, str]) -> None:
         """Answer the tests of all tasks up to `stage` and of the next, of all tasks for -1.
@@ -112,14 +143,15 @@ class Predictor:
             stage: Index of the task learned last.
             digests: Digest of every primitive up to `stage`, and of the base at -1.
         """
-        tests = range(len(self.tasks) if stage == BASE else min(stage + 2, len(self.tasks)))
+        tests = self._tests(stage)
         for task in tests:
             self._survey(task)
-        located, wanted = self.group.from_first(lambda: self._plan(stage, tests, digests))
-        self._generate(stage, wanted, digests)
+        located, kept, wanted = self.group.from_first(lambda: self._plan(stage, tests, digests))
+        written = self._generate(stage, wanted, digests)
         if self.group.first:
             self.kept()  # the answers, before the stage says that they are there
-            self._write_stage(stage, located)
+            evaluated = Evaluated(located, primitives_of(stage, digests), sorted({*kept, *written}))
+            write_stage(self.folder, stage, evaluated)
         self.group.wait()  # no rank goes on before the stage is on the disk
 
     # What each sample needs
@@ -129,11 +161,11 @@ class Predictor:
         if task in self._surveys:
             return
         file = survey_file(self.folder, task)
-        survey = self.group.from_first(lambda: read_survey(file))
+        survey = self.group.from_first(lambda: read_survey(file, self._questions(task)))
         if survey is None:
             survey = self._asked(self.tasks[task])
             if self.group.first:
-                _write_survey(file, survey)
+                write_survey(file, survey, self._questions(task))
         self._surveys[task] = survey
 
     def _asked(self, task: Task) -> Survey:
@@ -163,39 +195,41 @@ class Predictor:
 
     def _plan(
         self, stage: int, tests: Sequence[int], digests: Mapping[int, str]
-    ) -> tuple[dict[int, dict[str, list[Any]]], list[Wanted]]:
-        """Who answers each test sample after a stage, and which answers aren't known yet."""
-        located = self._located(stage, tests)
-        known = read_answers(self.folder) if self.config.cache else {}
-        wanted = self._wanted(stage, located)
-        return located, [w for w in wanted if self._key(w, digests) not in known]
+    ) -> tuple[dict[str, Stage], set[str], list[Wanted]]:
+        """Who answers each test sample after a stage, and which answers aren't known yet.
 
-    def _located(self, stage: int, tests: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
-        """Which primitive answers each test sample after a stage, and why."""
-        found: dict[int, dict[str, list[Any]]] = {}
-        for task in tests:
-            count = len(self.tasks[task].test)
-            if stage == BASE or not self.method.locates:
-                one = BASE if stage == BASE else self.method.answerer(stage, task)
-                by, unknown = [one] * count, [False] * count
-                found[task] = {"by": by, "unknown": unknown, "scores": [[]] * count}
-                continue
-            features = self._surveys[task].features
-            assert features is not None
-            location = self.method.locate(features.to(self.group.device))
-            found[task] = {
-                "by": location.tasks.tolist(),
-                "unknown": location.unknown.tolist(),
-                "scores": location.scores.tolist(),
-            }
-        return found
+        Between them the files that hold those that are.
+        """
+        located = {self.tasks[task].name: self._located(stage, task) for task in tests}
+        known = kept_answers(self.folder) if self.config.cache else {}
+        keys = {wanted: self._key(wanted, digests) for wanted in self._wanted(stage, located)}
+        kept = {known[key] for key in keys.values() if key in known}
+        return located, kept, [wanted for wanted, key in keys.items() if key not in known]
 
-    def _wanted(self, stage: int, located: Mapping[int, Mapping[str, list[Any]]]) -> list[Wanted]:
+    def _located(self, stage: int, task: int) -> Stage:
+        """Which primitive answers each test sample of a task after a stage, and why."""
+        ids, count = [s.id for s in self.tasks[task].test], len(self.tasks[task].test)
+        if stage == BASE or not self.method.locates:
+            one = BASE if stage == BASE else self.method.answerer(stage, task)
+            by, unknown = [one] * count, [False] * count
+            return Stage(ids, self._questions(task), by, unknown, [[]] * count)
+        features = self._surveys[task].features
+        assert features is not None
+        location = self.method.locate(features.to(self.group.device))
+        return Stage(
+            ids,
+            self._questions(task),
+            location.tasks.tolist(),
+            location.unknown.tolist(),
+            location.scores.tolist(),
+        )
+
+    def _wanted(self, stage: int, located: Mapping[str, Stage]) -> list[Wanted]:
         """Answers by the located primitive and, where a method locates, by the task's own."""
         wanted = set()
-        for task, columns in located.items():
+        for task, one in enumerate(located.values()):
             for sample, (by, length) in enumerate(
-                zip(columns["by"], self._surveys[task].lengths, strict=True)
+                zip(one.by, self._surveys[task].lengths, strict=True)
             ):
                 length = padded(length)
                 wanted.add(Wanted(by, length, task, sample))
@@ -205,7 +239,11 @@ class Predictor:
 
     # Answers
 
-    def _generate(self, stage: int, wanted: Sequence[Wanted], digests: Mapping[int, str]) -> None:
+    def _generate(
+        self, stage: int, wanted: Sequence[Wanted], digests: Mapping[int, str]
+    ) -> list[str]:
+        """Generate answers; the names of the files that hold them, on rank 0."""
+        written: list[str] = []
         batches = alike(wanted, lambda w: (w.by, w.length), self.config.batch_size)
         mine = self.group.share(batches, equal=self.synced)
         rounds = -(-len(batches) // self.group.workers)
@@ -220,7 +258,8 @@ class Predictor:
                 merged = dict(pair for part in self.group.gather(rows) for pair in part.items())
                 if self.group.first and merged:
                     answered = [(batches[n], merged[n]) for n in sorted(merged)]
-                    self._write_answers(stage, answered, digests)
+                    written.append(self._write_answers(stage, answered, digests))
+        return written
 
     def _answers(self, mine: Sequence[tuple[int, list[Wanted]]]) -> Iterator[list[str]]:
         """The texts of each of this rank's batches."""
@@ -240,38 +279,23 @@ class Predictor:
 
     # The folder
 
-    def _key(self, wanted: Wanted, digests: Mapping[int, str]) -> tuple[str, str, str]:
-        task = self.tasks[wanted.task]
-        return task.name, task.test[wanted.sample].id, digests[wanted.by]
+    def _key(self, wanted: Wanted, digests: Mapping[int, str]) -> Key:
+        task, sample = self.tasks[wanted.task], wanted.sample
+        question = self._questions(wanted.task)[sample]
+        return Key(task.name, task.test[sample].id, question, digests[wanted.by])
 
     def _write_answers(
         self,
         stage: int,
         answered: Sequence[tuple[Sequence[Wanted], Sequence[str]]],
         digests: Mapping[int, str],
-    ) -> None:
-        rows = [
-            (*self._key(w, digests), text)
+    ) -> str:
+        answers = {
+            self._key(wanted, digests): text
             for batch, texts in answered
-            for w, text in zip(batch, texts, strict=True)
-        ]
-        names = ("task", "question_id", "primitive", "text")
-        table = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        number = len(list(self.folder.glob(f"{ANSWERS}-*.parquet")))
-        table["stage"] = [stage] * len(rows)
-        _write(self.folder / f"{ANSWERS}-{number:05d}.parquet", table)
-
-    def _write_stage(self, stage: int, located: Mapping[int, Mapping[str, list[Any]]]) -> None:
-        table: dict[str, list[Any]] = {
-            n: [] for n in ("task", "question_id", "by", "unknown", "scores")
+            for wanted, text in zip(batch, texts, strict=True)
         }
-        for task, columns in located.items():
-            test = self.tasks[task].test
-            table["task"] += [self.tasks[task].name] * len(test)
-            table["question_id"] += [s.id for s in test]
-            for name, values in columns.items():
-                table[name] += values
-        _write(stage_file(self.folder, stage), table)
+        return write_answers(self.folder, stage, answers)
 
 
 def texts(
@@ -316,56 +340,3 @@ def alike(items: Sequence[T], key: Callable[[T], Any], size: int) -> list[list[T
 def padded(length: int) -> int:
     """The length to which a prompt of `length` tokens is padded, whatever its batch."""
     return -(-length // LENGTH_STEP) * LENGTH_STEP
-
-
-def stage_file(folder: Path, stage: int) -> Path:
-    """Which primitive answers which sample after a stage; there once the stage is evaluated."""
-    return folder / (f"{STAGE}-{stage:03d}.parquet" if stage != BASE else f"{STAGE}-base.parquet")
-
-
-def read_answers(folder: Path) -> dict[tuple[str, str, str], str]:
-    """All answers: (task, question id, primitive) -> text."""
-    answers: dict[tuple[str, str, str], str] = {}
-    for file in sorted(folder.glob(f"{ANSWERS}-*.parquet")):
-        table = pq.read_table(file).to_pydict()
-        keys = zip(table["task"], table["question_id"], table["primitive"], strict=True)
-        for key, text in zip(keys, table["text"], strict=True):
-            answers.setdefault(key, text)
-    return answers
-
-
-def _write(file: Path, table: Mapping[str, list[Any]]) -> None:
-    types = {
-        "by": pa.int32(),
-        "stage": pa.int32(),
-        "unknown": pa.bool_(),
-        "scores": pa.list_(pa.float32()),
-    }
-    arrays = {n: pa.array(v, types.get(n, pa.string())) for n, v in table.items()}
-    with whole(file) as beside:
-        pq.write_table(pa.table(arrays), beside)
-
-
-def survey_file(folder: Path, task: int) -> Path:
-    """What is known of a task's test samples before any answer; there once it was looked for."""
-    return folder / f"{SURVEY}-{task:03d}.safetensors"
-
-
-def read_survey(file: Path) -> Survey | None:
-    """A survey from the disk, if it is there."""
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        return None
-    tensors = load_file(file)
-    return Survey(tuple(tensors["lengths"].tolist()), tensors.get("features"))
-
-
-def _write_survey(file: Path, survey: Survey) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {"lengths": torch.tensor(survey.lengths)}
-    if survey.features is not None:
-        tensors["features"] = survey.features.contiguous()
-    with whole(file) as beside:
-        save_file(tensors, beside)

@@ -143,7 +143,7 @@ def _phases(seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
 def _asked(run: Run) -> int:
     """Answers that the matrices are made of, had each stage been answered afresh."""
     count = 0
-    for number, stage in run.stages.items():
+    for number, stage in run.predictions.stages.items():
         for i, samples in enumerate(stage.values()):
             own = {i} if run.locates and i <= number else set()
             count += sum(len({by} | own) for by in samples.by)

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import fwt, summary
-from cmoe.evaluation.predict import ANSWERS, read_answers, stage_file
+from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
 from cmoe.evaluation.scorers import Mode, score
 from cmoe.evaluation.targets import Targets
 from cmoe.files import whole
@@ -74,21 +72,21 @@ def results(
         targets: Of its test samples.
         facts: The rest.
         scoring: The scorers of the main tables; the other mode's stand beside them.
+
+    Raises:
+        RunFileError: A file is lost or damaged: an answer that is missing is no wrong one.
     """
-    answers = read_answers(folder)
-    stages = evaluated(folder, facts.digests)
-    by = {s: answerers(folder, s) for s in (BASE, *stages) if stage_file(folder, s).is_file()}
+    found = read_predictions(folder, tasks, facts.digests)
+    stages = found.learned
     other: Mode = "strict" if scoring == "official" else "official"
-    tables = {
-        mode: _tables(tasks, targets, stages, by, answers, facts, mode) for mode in (scoring, other)
-    }
+    tables = {mode: _tables(tasks, targets, found, facts, mode) for mode in (scoring, other)}
     return {
         "tasks": [t.name for t in tasks],
         "method": facts.method,
         "scoring": scoring,
         **tables[scoring],
         other: tables[other],
-        "location": _location(tasks[: len(stages)], by[stages[-1]])
+        "location": _location(tasks[: len(stages)], found.stages[stages[-1]])
         if facts.locates and stages
         else None,
         "parameters": {
@@ -106,7 +104,9 @@ def results(
         },
         "learning_flops": facts.learning_flops,
         "expert_similarity": facts.similarity,
-        "generated": _generated(folder, stages),
+        "generated": {
+            "base" if s == BASE else str(s): found.generated.get(s, 0) for s in (BASE, *stages)
+        },
         "seconds": {name: dict(phases) for name, phases in facts.seconds.items()},
         "peak_memory": facts.peak_memory,
         "latency": None if facts.latency is None else dict(facts.latency),
@@ -150,42 +150,23 @@ def write_json(file: Path, value: Any) -> None:
         beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def evaluated(folder: Path, digests: Mapping[int, str]) -> list[int]:
-    """The stages evaluated so far.
-
-    Args:
-        folder: With their files.
-        digests: Of every primitive so far, and of the base at -1.
-    """
-    return [s for s in range(len(digests) - 1) if stage_file(folder, s).is_file()]
-
-
-def answerers(folder: Path, stage: int) -> dict[str, list[int]]:
-    """Which primitive answers each test sample after a stage, by task."""
-    table = pq.read_table(stage_file(folder, stage), columns=["task", "by"]).to_pydict()
-    found: dict[str, list[int]] = {}
-    for task, by in zip(table["task"], table["by"], strict=True):
-        found.setdefault(task, []).append(by)
-    return found
-
-
 def _tables(
     tasks: Sequence[Task],
     targets: Targets,
-    stages: Sequence[int],
-    by: Mapping[int, Mapping[str, list[int]]],
-    answers: Mapping[tuple[str, str, str], str],
+    found: Predictions,
     facts: Facts,
     mode: Mode,
 ) -> dict[str, Any]:
+    stages = found.learned
+    by = {n: {name: one.by for name, one in of.items()} for n, of in found.stages.items()}
     cells: dict[tuple[int, tuple[int, ...]], float] = {}
 
     def cell(task: int, answering: Sequence[int]) -> float:
         key = task, tuple(answering)
         if key not in cells:
             name = tasks[task].name
-            texts = [
-                answers.get((name, question, facts.digests[a]))
+            texts: list[str | None] = [
+                found.text(name, question, facts.digests[a])
                 for question, a in zip(targets[name], answering, strict=True)
             ]
             scores = score(name, mode, texts, list(targets[name].values()))
@@ -217,17 +198,9 @@ def _tables(
     }
 
 
-def _location(tasks: Sequence[Task], by: Mapping[str, list[int]]) -> dict[str, Any]:
+def _location(tasks: Sequence[Task], stage: Mapping[str, Stage]) -> dict[str, Any]:
     """Percent of samples located right (a mean over tasks), and counts: true x located."""
-    counts = [Counter(by[t.name]) for t in tasks]
+    counts = [Counter(stage[t.name].by) for t in tasks]
     confusion = [[count[j] for j in range(len(tasks))] for count in counts]
     right = [100 * row[i] / sum(row) for i, row in enumerate(confusion)]
     return {"accuracy": round(sum(right) / len(right), 6), "confusion": confusion}
-
-
-def _generated(folder: Path, stages: Sequence[int]) -> dict[str, int]:
-    """Answers generated for each stage."""
-    counts: Counter[int] = Counter()
-    for file in folder.glob(f"{ANSWERS}-*.parquet"):
-        counts.update(pq.read_table(file, columns=["stage"]).to_pydict()["stage"])
-    return {"base" if s == BASE else str(s): counts[s] for s in (BASE, *stages)}

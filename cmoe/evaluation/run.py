@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import yaml
-
 from cmoe.data.samples import Task
-from cmoe.evaluation.predict import read_answers, stage_file
+from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
+from cmoe.evaluation.reading import RunFileError, read_object, read_settings
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.targets import Targets
 from cmoe.modeling.routers import BASE
@@ -22,15 +19,6 @@ CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "sta
 COIN, TRAIN = "coin", "train"
 APART = (STORE, TRAIN)  # of a run's folder: the log, and Ray's own part with the checkpoints
 ALONE = "base"  # stands for the frozen base where tasks are named
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where a task's test samples went after a stage; one entry per sample."""
-
-    by: list[int]
-    unknown: list[bool]
-    scores: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +34,7 @@ class Run:
         records: Of their primitives.
         base: The frozen base's name, revision and digest.
         notes: Of every task, its losses.
-        stages: By stage (-1 is the base) and task.
-        answers: (task, question, primitive) -> text.
+        predictions: Who answered, and what.
     """
 
     text: str
@@ -58,16 +45,15 @@ class Run:
     records: tuple[Record, ...]
     base: BaseId
     notes: list[dict[str, Any]]
-    stages: dict[int, dict[str, Stage]]
-    answers: dict[tuple[str, str, str], str]
+    predictions: Predictions
 
     @property
     def names(self) -> list[str]:
         return [task.name for task in self.tasks]
 
     @property
-    def last(self) -> dict[str, Stage]:
-        return self.stages[len(self.tasks) - 1]
+    def last(self) -> Mapping[str, Stage]:
+        return self.predictions.stages[len(self.tasks) - 1]
 
     @property
     def locates(self) -> bool:
@@ -84,6 +70,40 @@ def notes_file(folder: Path, index: int) -> Path:
     return folder / STAGES / (f"{index:03d}.json" if index != BASE else f"{ALONE}.json")
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """How a run was configured.
+
+    Raises:
+        RunFileError: `config.yaml` is damaged.
+    """
+    remedy = "restore it from a copy, or give the run another name"
+    return read_settings(folder / CONFIG, remedy)
+
+
+def read_matrix(folder: Path) -> dict[str, Any]:
+    """A run's figures so far.
+
+    Raises:
+        RunFileError: `matrix.json` is damaged.
+    """
+    remedy = "remove it, and the same command writes it again"
+    found = read_object(folder / MATRIX, remedy, "located")
+    if not isinstance(found["located"], list):
+        raise RunFileError(f"{folder / MATRIX}: damaged: located is no list; {remedy}")
+    return found
+
+
+def read_notes(folder: Path, index: int) -> dict[str, Any]:
+    """What was noted of a task, or of the base alone; nothing where no file is.
+
+    Raises:
+        RunFileError: The file is damaged.
+    """
+    file = notes_file(folder, index)
+    remedy = "restore it from a copy, or remove it: the task's times and losses are unknown then"
+    return read_object(file, remedy) if file.is_file() else {}
+
+
 def read_run(
     folder: Path, tasks: Sequence[Task], targets: Targets, store: str | None = None
 ) -> Run:
@@ -97,42 +117,23 @@ def read_run(
 
     Raises:
         ValueError: No task has been tested yet.
+        RunFileError: A file is lost or damaged.
     """
-    text = (folder / CONFIG).read_text(encoding="utf-8")
-    found = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
+    found = read_matrix(folder)
     count = len(found["located"])
     if not count:
         raise ValueError(f"{folder / MATRIX}: no task has been tested yet; nothing to report")
     log = Store.open(store or folder / STORE)
-    files = [notes_file(folder, i) for i in range(count)]
-    notes = [json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in files]
-    stages = {
-        number: read_stage(file)
-        for number in (BASE, *range(count))
-        if (file := stage_file(folder / PREDICTIONS, number)).is_file()
-    }
+    records, base = log.records()[:count], log.header.base
+    digests = {BASE: base.digest} | {record.index: record.digest for record in records}
     return Run(
-        text=text,
-        config=yaml.safe_load(text),
+        text=(folder / CONFIG).read_text(encoding="utf-8"),
+        config=read_config(folder),
         found=found,
         tasks=tuple(tasks[:count]),
         targets=targets,
-        records=log.records()[:count],
-        base=log.header.base,
-        notes=notes,
-        stages=stages,
-        answers=read_answers(folder / PREDICTIONS),
+        records=records,
+        base=base,
+        notes=[read_notes(folder, index) for index in range(count)],
+        predictions=read_predictions(folder / PREDICTIONS, tasks, digests),
     )
-
-
-def read_stage(file: Path) -> dict[str, Stage]:
-    """Where the test samples went after a stage, by task."""
-    table = pq.read_table(file).to_pydict()
-    stages: dict[str, Stage] = {}
-    columns = (table[name] for name in ("task", "by", "unknown", "scores"))
-    for task, by, unknown, scores in zip(*columns, strict=True):
-        stage = stages.setdefault(task, Stage([], [], []))
-        stage.by.append(by)
-        stage.unknown.append(unknown)
-        stage.scores.append(scores)
-    return stages

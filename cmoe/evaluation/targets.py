@@ -25,13 +25,18 @@ def stream_targets(
     Raises:
         DataError: An answer file can't be used, or has no answer to one of the samples.
     """
-    files = evaluation.answer_files if data.evaluate_on == "test" else {}
+    files = answer_files(data, evaluation)
     return {
         task.name: _answered(task, Path(files[task.name]))
         if task.name in files
         else {sample.id: target(sample) for sample in task.test}
         for task in tasks
     }
+
+
+def answer_files(data: DataConfig, evaluation: EvaluationConfig) -> Mapping[str, str]:
+    """By task the file that its tests are scored by, where that isn't the test file."""
+    return evaluation.answer_files if data.evaluate_on == "test" else {}
 
 
 def _answered(task: Task, file: Path) -> dict[str, Target]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -20,11 +19,12 @@ from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
 from cmoe.data.samples import DataError, Task
 from cmoe.data.texts import reserved_tokens
+from cmoe.evaluation.identity import DATA, claim_data, fingerprints
 from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, TRAIN
+from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, TRAIN, read_config, read_matrix
 from cmoe.evaluation.targets import stream_targets
-from cmoe.files import whole
+from cmoe.files import WORKING_COPIES, whole
 from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
@@ -37,7 +37,6 @@ from cmoe.training.watch import fitting, has, lacking, needed
 from cmoe.training.worker import work
 
 HEALTH_S = 600  # Ray Train's own limit for a worker's process that doesn't answer
-WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
 
 
 class RunError(Exception):
@@ -56,7 +55,8 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
 
     Raises:
         RunError: Another configuration has this name, or the run failed for good.
-        DataError: The data is missing or wrong.
+        DataError: The data is missing, wrong, or not what the run began with; or a file of the
+            run's folder is damaged.
         KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     require_lasting(config.runs)
@@ -90,7 +90,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
     folder = mirror.folder
-    mirror.fetch(CONFIG, MATRIX, HTML, LOG, STAGES)
+    mirror.fetch(CONFIG, DATA, MATRIX, HTML, LOG, STAGES)
     try:
         if (found := finished(config, folder)) is not None:
             show(f"{config.url}: this run is finished; another name starts another run")
@@ -100,10 +100,14 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
         ensure_data(config.data)
         tasks = read_stream(config)
         targets = stream_targets(tasks, config.data, config.evaluation)
+        if (folder / CONFIG).is_file() and not (folder / DATA).is_file():
+            show(f"{config.url}: has no {DATA}; the run goes on with the data as it is now")
+        claim_folder(config, folder)
+        claim_data(folder, fingerprints(tasks, targets, config.data, config.evaluation))
     except (RunError, DataError) as error:
         refused(folder, error)
         raise
-    claim_folder(config, folder)
+    mirror.flush()  # what the run is, before any of its work
     try:
         with Display(config, folder, remaining_of(config, tasks, folder)) as display:
             display.line("starting Ray")
@@ -115,8 +119,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
         with suppress(StorageError):
             mirror.flush()  # what the log says of it
         raise
-    matrix: dict[str, Any] = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
-    return matrix
+    return read_matrix(folder)
 
 
 def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
@@ -124,12 +127,12 @@ def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
     Raises:
         RunError: Another configuration has this name.
+        RunFileError: A file of the folder is damaged.
     """
     require_same(config, folder)
-    file = folder / MATRIX
-    if not file.is_file():
+    if not (folder / MATRIX).is_file():
         return None
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    found = read_matrix(folder)
     complete = len(found["located"]) == len(config.data.tasks) and (folder / HTML).is_file()
     return found if complete else None
 
@@ -152,8 +155,7 @@ def require_same(config: RunConfig, folder: Path) -> None:
     file = folder / CONFIG
     if not file.is_file():
         return
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if changed := differences(before, config.as_dict()):
+    if changed := differences(read_config(folder), config.as_dict()):
         listed = "\n  ".join(changed)
         raise RunError(
             f"{file}: the run {config.name!r} was configured otherwise; set these back, or give "

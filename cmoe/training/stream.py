@@ -6,7 +6,6 @@ means that the fourth task is next, whoever wrote them and however that process 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,18 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample, Task
 from cmoe.evaluation.coin_answers import write_coin
+from cmoe.evaluation.identity import require_same_rows
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
-from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STAGES, STORE, notes_file
+from cmoe.evaluation.run import (
+    ALONE,
+    APART,
+    PREDICTIONS,
+    STAGES,
+    STORE,
+    notes_file,
+    read_notes,
+)
 from cmoe.evaluation.targets import stream_targets
 from cmoe.group import Group
 from cmoe.loading import create_store
@@ -53,7 +61,7 @@ def run_stream(config: RunConfig, group: Group, link: Link) -> None:
     """Carry a run to its end, from wherever its folder stands. Every worker runs this.
 
     Raises:
-        DataError: A sample can't be used.
+        DataError: A sample or a file of the run's folder can't be used.
         FloatingPointError: A loss isn't finite.
         StoreError: The store is damaged or another base's.
     """
@@ -93,6 +101,7 @@ class Stream:
             self.method,
             group,
             self.tasks,
+            config.data.root,
             self.folder / PREDICTIONS,
             config.evaluation,
             self.collator,
@@ -106,10 +115,12 @@ class Stream:
 
     def _prepare(self, log: str) -> None:
         self.mirror.fetch()
+        config = self.config
+        require_same_rows(self.folder, self.tasks, self.targets, config.data, config.evaluation)
         for name in (PREDICTIONS, STAGES):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         if not exists(f"{log}/{HEADER}"):
-            start_store(log, self.method, self.config)
+            start_store(log, self.method, config)
 
     def recall(self, index: int) -> None:
         """Take a task that was learned before from the store.
@@ -161,13 +172,13 @@ class Stream:
     def evaluate(self, stage: int) -> None:
         """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
         self.mirror.check()
-        if not self.predictor.done(stage):
+        if not self.predictor.done(stage, self._digests()):
             self._index, start = stage, time.monotonic()
             name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
             with _named(f"while evaluating {name}"):
                 self.predictor.evaluate(stage, self._digests())
             if self.group.first:
-                spent = self._noted(stage).get("seconds", {})
+                spent = read_notes(self.folder, stage).get("seconds", {})
                 passed = {"predict": time.monotonic() - start}
                 self._note(stage, {"seconds": spent | passed})
         if stage == len(self.tasks) - 1:
@@ -193,7 +204,7 @@ class Stream:
         if (
             self.group.first
             and self.config.training.zero < 3
-            and not self._noted(stage).get(LATENCY)
+            and not read_notes(self.folder, stage).get(LATENCY)
         ):
             samples = [task.test[0] for task in self.tasks]
             inputs = [self.group.moved(self.collator.prompts([sample])) for sample in samples]
@@ -210,7 +221,7 @@ class Stream:
 
     def _facts(self) -> Facts:
         records, method = self._records(), self.method
-        alone, notes = self._noted(BASE), [self._noted(r.index) for r in records]
+        alone, *notes = (read_notes(self.folder, i) for i in (BASE, *range(len(records))))
         latest = len(records) - 1
         answering = {
             i if method.locates else method.answerer(latest, i) for i in range(len(records))
@@ -238,12 +249,8 @@ class Stream:
 
     # What is kept beside the store: what a stage took, and how its losses went
 
-    def _noted(self, index: int) -> dict[str, Any]:
-        file = notes_file(self.folder, index)
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
     def _note(self, index: int, values: Mapping[str, Any]) -> None:
-        write_json(notes_file(self.folder, index), {**self._noted(index), **values})
+        write_json(notes_file(self.folder, index), {**read_notes(self.folder, index), **values})
 
     def _emit_prediction(self, phase: str, step: int, steps: int, **more: Any) -> None:
         task = "" if self._index == BASE else self.tasks[self._index].name

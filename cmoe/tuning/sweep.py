@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.config import RunConfig
-from cmoe.data.coin import ensure_data
+from cmoe.data.coin import ensure_data, read_tasks
+from cmoe.evaluation.identity import claim_data, fingerprints
+from cmoe.evaluation.reading import read_object
 from cmoe.evaluation.results import write_json
 from cmoe.evaluation.run import STORE
+from cmoe.evaluation.targets import stream_targets
 from cmoe.methods.method import seed_of
 from cmoe.storage import is_remote
 from cmoe.store import Store
@@ -49,7 +52,14 @@ from cmoe.tuning.space import (
     winner,
 )
 from cmoe.tuning.trial import PRIMITIVE, RESULT, read_probed
-from cmoe.tuning.trials import Work, cluster, require_store, run_probe, run_trials
+from cmoe.tuning.trials import (
+    Work,
+    cluster,
+    read_result,
+    require_store,
+    run_probe,
+    run_trials,
+)
 
 SWEEP, FOLDER = "sweep.json", "sweep"
 AXES = tuple(Point.__dataclass_fields__)
@@ -119,13 +129,13 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
     Raises:
         RunError: Another sweep has this name, the task was learned before, the budget is below
             the smallest candidate, or a trial failed for good.
-        DataError: The data is missing or wrong.
+        DataError: The data is missing, wrong, or not what the sweep began with.
         StoreError: The store is another base's, or damaged.
     """
     run = config.run
     require_lasting(run.runs)
     require_same(run, run.folder)
-    said = _claim(run.folder / SWEEP, config)
+    said = _said_before(run.folder / SWEEP, config)
     if len(said["tasks"]) == len(config.tasks):
         show(f"{run.folder}: this sweep is finished; another name starts another sweep")
         return said
@@ -133,6 +143,7 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
     ensure_data(run.data)
     read_stream(replace(run, data=replace(run.data, tasks=config.tasks)))
     claim_folder(run, run.folder)
+    _claim_data(config)
     write_json(run.folder / SWEEP, said)
     run = rooted(run)
     with cluster(run):
@@ -146,16 +157,28 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
     return said
 
 
-def _claim(file: Path, config: SweepConfig) -> dict[str, Any]:
+def _claim_data(config: SweepConfig) -> None:
+    """Refuse other data than the sweep began with; candidates learn and are judged on these."""
+    run = config.run
+    data = replace(run.data, tasks=config.tasks, evaluate_on="selection")
+    tasks = read_tasks(data, run.seed)
+    targets = stream_targets(tasks, data, run.evaluation)
+    claim_data(run.folder, fingerprints(tasks, targets, data, run.evaluation))
+
+
+def _said_before(file: Path, config: SweepConfig) -> dict[str, Any]:
     """What a sweep of this name has found so far.
 
     Raises:
         RunError: It searched something else.
+        RunFileError: `sweep.json` is damaged.
     """
+    plain = config.as_dict()
     if not file.is_file():
-        return {**config.as_dict(), "tasks": []}
-    said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    for part, values in config.as_dict().items():
+        return {**plain, "tasks": []}
+    remedy = "restore it from a copy, or give this sweep another name"
+    said = read_object(file, remedy, *plain, "tasks")
+    for part, values in plain.items():
         for name, value in values.items():
             if said[part].get(name) != value:
                 before = said[part].get(name)
@@ -173,7 +196,7 @@ def _task(
     work = task_work(config, run, name)
     run_probe(work)
     probed, _ = read_probed(work.folder / "probe")
-    shared = json.loads((work.folder / "probe" / RESULT).read_text(encoding="utf-8"))
+    shared = read_result(work.folder / "probe", "seconds")
     store = Store.open(config.store)
     before = store.records()[: work.index]
     limit = config.budget.limit(sum(sum(r.parameters.values()) for r in before))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from cmoe.config import RunConfig, differences
+from cmoe.evaluation.reading import read_object
 from cmoe.methods.method import seed_of
 from cmoe.store import HEADER, Store, StoreError
 from cmoe.training.failures import Verdict, described, verdict
@@ -136,18 +136,28 @@ def run_trials(
             raise RunError(
                 f"{folder}: trials failed for good; the same command goes on:\n  {told or failed}"
             )
-    results = [_result(folder / one.name, one) for one in candidates]
+    ends_early = work.search.scheduler == "asha"
+    results = [_result(folder / one.name, one, ends_early) for one in candidates]
     for result in results:
         accuracy = "stopped" if result.accuracy is None else f"{result.accuracy:.1f}%"
         show(f"  {result.name}: {accuracy}, {result.parameters:,} added, {result.seconds:.0f} s")
     return results
 
 
-def _result(folder: Path, one: Candidate) -> Result:
-    file = folder / RESULT
-    if not file.is_file():  # the scheduler ended it
+def _result(folder: Path, one: Candidate, ends_early: bool) -> Result:
+    if ends_early and not (folder / RESULT).is_file():  # the scheduler ended it
         return Result(one.name, None, 0, one.parameters, 0.0, stopped=True)
-    return Result(**json.loads(file.read_text(encoding="utf-8")))
+    return Result(**read_result(folder, *Result.__dataclass_fields__))
+
+
+def read_result(folder: Path, *keys: str) -> dict[str, Any]:
+    """What a probe run or a trial came to.
+
+    Raises:
+        RunFileError: Its file is lost or damaged.
+    """
+    remedy = f"remove {folder} and {folder.parent}/tune-*, and the same command makes it again"
+    return read_object(folder / RESULT, remedy, *keys)
 
 
 def _tune(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,14 @@ from fsspec.core import url_to_fs
 
 from cmoe.comparison.adopting import adopt
 from cmoe.config import RunConfig
+from cmoe.data.samples import DataError, Sample, Task
 from cmoe.data.settings import DataConfig
+from cmoe.evaluation.identity import DATA, claim_data, fingerprints
+from cmoe.evaluation.run import APART
+from cmoe.evaluation.targets import stream_targets
+from cmoe.mirror import mirrored
 from cmoe.modeling.primitive import Primitive
+from cmoe.storage import exists
 from cmoe.store import BaseId, Store
 from cmoe.training.launch import RunError
 
@@ -109,3 +116,45 @@ def test_a_run_that_was_configured_otherwise_takes_nothing(tmp_path: Path) -> No
     adopt(run, other)
     with pytest.raises(RunError, match="seed: 0 -> 1"):
         adopt(replace(run, seed=1), other)
+
+
+def claims(config: RunConfig, task: str, question: str) -> None:
+    """What a run says that a task's training samples are."""
+    asked = replace(config, data=replace(config.data, root="nowhere"))
+    tasks = (Task(task, (Sample("1", question, "x"),), (Sample("2", "?", "x"),)),)
+    targets = stream_targets(tasks, asked.data, asked.evaluation)
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(DATA)
+        mirror.folder.mkdir(parents=True, exist_ok=True)
+        found = fingerprints(tasks, targets, asked.data, asked.evaluation)
+        claim_data(mirror.folder, found)
+
+
+def test_what_is_taken_over_brings_the_data_that_it_was_learned_from(runs: str) -> None:
+    run, other = pair(runs)
+    learned(other, TASKS[:2])
+    claims(other, "GQA", "before?")
+    assert adopt(run, other) == 2
+    parts = json.loads(read(f"{run.url}/{DATA}"))["tasks"]["GQA"]
+    assert [*parts] == ["train"], "what it was judged on stays its own"
+    with pytest.raises(DataError, match="GQA, train: 1 of 1 samples differ"):
+        claims(run, "GQA", "after?")
+
+
+def test_what_was_learned_from_other_data_is_not_taken_over(runs: str) -> None:
+    run, other = pair(runs)
+    learned(other, TASKS[:2])
+    claims(other, "GQA", "before?")
+    claims(run, "GQA", "after?")
+    with pytest.raises(DataError, match="GQA, train: 1 of 1 samples differ"):
+        adopt(run, other)
+    assert not exists(f"{run.url}/store/000.json")
+
+
+def test_damaged_notes_are_not_taken_over(tmp_path: Path) -> None:
+    run, other = pair(str(tmp_path))
+    learned(other, TASKS[:2])
+    write(f"{other.url}/stages/001.json", "{")
+    with pytest.raises(DataError, match=r"001\.json: damaged"):
+        adopt(run, other)
+    assert Store.open(f"{run.url}/store").tasks == TASKS[:1]

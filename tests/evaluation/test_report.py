@@ -32,7 +32,8 @@ from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.judge import main as score_file
-from cmoe.evaluation.predict import Predictor, read_answers
+from cmoe.evaluation.predict import Predictor
+from cmoe.evaluation.predictions import read_predictions
 from cmoe.evaluation.report import write_report
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
 from cmoe.evaluation.settings import EvaluationConfig
@@ -46,6 +47,7 @@ from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import LocatorConfig
+from cmoe.store import Store
 
 TASKS = ("VizWiz", "Grounding", "ScienceQA")
 TESTED = 4  # samples of each task: the page shows them all
@@ -75,6 +77,7 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
         method,
         Group(),
         tasks,
+        config.data.root,
         folder / "predictions",
         config.evaluation,
         collator,
@@ -116,7 +119,7 @@ def agreed(config: RunConfig, tasks: Sequence[Task], folder: Path) -> Targets:
     """What is right: an answer file has half of the first task's answers as they were said."""
     file = answer_file(folder, tasks[0].name)
     if not file.exists():
-        said = {id_: text for (_, id_, _), text in read_answers(folder / "predictions").items()}
+        said = answered(folder, tasks)
         half = TESTED // 2
         for task in tasks:
             right = half if task is tasks[0] else 0
@@ -132,6 +135,14 @@ def agreed(config: RunConfig, tasks: Sequence[Task], folder: Path) -> Targets:
             answer_file(folder, task.name).write_text(json.dumps(rows), encoding="utf-8")
     evaluation = replace(config.evaluation, answer_files={tasks[0].name: str(file)})
     return stream_targets(tasks, config.data, evaluation)
+
+
+def answered(folder: Path, tasks: Sequence[Task]) -> dict[str, str]:
+    """Some answer to each question."""
+    log = Store.open(folder / "store")
+    digests = {BASE: log.header.base.digest} | {r.index: r.digest for r in log.records()}
+    found = read_predictions(folder / "predictions", tasks, digests)
+    return {id_: text for (_, id_, _), text in found.texts.items()}
 
 
 def answer_file(folder: Path, task: str) -> Path:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
+from cmoe.evaluation import predictions
 from cmoe.evaluation.coin_answers import write_coin
 from cmoe.evaluation.coin_files import read_predictions
 from cmoe.evaluation.judge import judge
-from cmoe.evaluation.predict import _write, read_answers, stage_file
+from cmoe.evaluation.predictions import (
+    Evaluated,
+    Key,
+    Stage,
+    primitives_of,
+    read_stage,
+    stage_file,
+)
+from cmoe.evaluation.predictions import read_predictions as read_all
+from cmoe.evaluation.reading import RunFileError
 from cmoe.evaluation.results import Facts, results, table, write_json
 from cmoe.evaluation.scorers import Mode, Target
 from cmoe.evaluation.settings import EvaluationConfig
@@ -95,27 +109,30 @@ FACTS = Facts(
 )
 
 
-def write_answers(folder: Path, number: int, stage: int, rows: list[Answer]) -> None:
-    columns: dict[str, list[Any]] = {
-        "task": [row[0] for row in rows],
-        "question_id": [row[1] for row in rows],
-        "primitive": [DIGESTS[row[2]] for row in rows],
-        "text": [row[3] for row in rows],
-        "stage": [stage] * len(rows),
-    }
-    _write(folder / f"answers-{number:05d}.parquet", columns)
+def key(task: str, question: str, by: int) -> Key:
+    return Key(task, question, asked(task, question), DIGESTS[by])
 
 
-def write_stage(folder: Path, stage: int, located: Mapping[str, list[int]]) -> None:
-    columns: dict[str, list[Any]] = {
-        n: [] for n in ("task", "question_id", "by", "unknown", "scores")
-    }
+def asked(task: str, question: str) -> str:
+    """Stands for a digest of what the sample asks."""
+    return f"{task}/{question}?"
+
+
+def write_answers(folder: Path, stage: int, rows: list[Answer]) -> str:
+    return predictions.write_answers(folder, stage, {key(*row[:3]): row[3] for row in rows})
+
+
+def write_stage(
+    folder: Path, stage: int, located: Mapping[str, list[int]], answers: Sequence[str]
+) -> None:
+    tasks = {}
     for task in TASKS:
-        for sample, by in zip(task.test, located.get(task.name, ()), strict=False):
-            row = (task.name, sample.id, by, False, [] if stage == BASE else [0.5] * (stage + 1))
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    _write(stage_file(folder, stage), columns)
+        if by := located.get(task.name, [])[: len(task.test)]:
+            ids = [sample.id for sample in task.test]
+            scores = [[] if stage == BASE else [0.5] * (stage + 1) for _ in by]
+            questions = [asked(task.name, id_) for id_ in ids]
+            tasks[task.name] = Stage(ids, questions, by, [False] * len(by), scores)
+    predictions.write_stage(folder, stage, Evaluated(tasks, primitives_of(stage, DIGESTS), answers))
 
 
 @pytest.fixture
@@ -123,10 +140,17 @@ def folder(tmp_path: Path) -> Path:
     """Of the answers, in the folder of a run called `hand`."""
     answered = tmp_path / "hand" / "predictions"
     answered.mkdir(parents=True)
-    for number, (stage, rows) in enumerate(ANSWERS.items()):
-        write_answers(answered, number, stage, rows)
-        write_stage(answered, stage, LOCATED[stage])
+    names: list[str] = []
+    for stage, rows in ANSWERS.items():
+        names.append(write_answers(answered, stage, rows))
+        write_stage(answered, stage, LOCATED[stage], names)
     return answered
+
+
+def file_of(folder: Path, stage: int) -> Path:
+    """The answers of a stage."""
+    (file,) = folder.glob(f"answers-{'base' if stage == BASE else f'{stage:03d}'}-*.parquet")
+    return file
 
 
 def until(stage: int, facts: Facts = FACTS) -> Facts:
@@ -207,14 +231,15 @@ def test_a_method_that_does_not_locate_has_no_oracle(tmp_path: Path) -> None:
         "ImageNet": [[], ["tench", "shark"], ["tench", "x"]],
         "VQAv2": [[], [], ["2", "yes", "x", "x"]],
     }
+    names: list[str] = []
     for stage in range(3):
         rows = [
             (task.name, sample.id, stage, text)
             for task in TASKS[: stage + 1]
             for sample, text in zip(task.test, said[task.name][stage], strict=True)
         ]
-        write_answers(tmp_path, stage, stage, rows)
-        write_stage(tmp_path, stage, {t.name: [stage] * 4 for t in TASKS[: stage + 1]})
+        names.append(write_answers(tmp_path, stage, rows))
+        write_stage(tmp_path, stage, {t.name: [stage] * 4 for t in TASKS[: stage + 1]}, names)
     found = results(
         tmp_path,
         TASKS,
@@ -259,28 +284,159 @@ def test_a_run_on_its_way_has_the_rows_that_it_has(folder: Path) -> None:
     assert found["parameters"]["added"] == 0
 
 
-def test_an_answer_that_is_missing_is_wrong(folder: Path) -> None:
-    rows = [row for row in ANSWERS[0] if row[1] != "g2"]
-    write_answers(folder, 1, 0, rows)
-    found = results(folder, TASKS, TARGETS, FACTS, "official")
-    assert found["oracle"][0][0] == found["located"][0][0] == 50
-    assert found["strict"]["located"][0][0] == 50
-
-
 def test_the_first_answer_counts_and_all_are_counted(folder: Path) -> None:
     before = results(folder, TASKS, TARGETS, FACTS, "official")
-    write_answers(folder, 9, 2, [("GQA", "g1", 0, "no"), ("VQAv2", "1", 2, "3")])
+    names = read_stage(stage_file(folder, 2)).answers
+    again = write_answers(folder, 2, [("GQA", "g1", 0, "no"), ("VQAv2", "1", 2, "3")])
+    write_stage(folder, 2, LOCATED[2], [*names, again])
     found = results(folder, TASKS, TARGETS, FACTS, "official")
     assert found["located"] == before["located"]
     assert found["generated"]["2"] == before["generated"]["2"] + 2
-    assert read_answers(folder)["GQA", "g1", "p0"] == "yes"
+    assert read_all(folder, TASKS, DIGESTS).text("GQA", "g1", "p0") == "yes"
 
 
-def test_answers_belong_to_the_primitive_that_gave_them(folder: Path) -> None:
-    """Another primitive in a task's place has answered nothing yet."""
+# An answer that is missing is no wrong one: the file is named, and what helps
+
+
+def refused(folder: Path, facts: Facts = FACTS, tasks: Sequence[Task] = TASKS) -> str:
+    """What results are refused with; CoIN's files are, too."""
+    with pytest.raises(RunFileError) as raised:
+        results(folder, tasks, TARGETS, facts, "official")
+    with pytest.raises(RunFileError):
+        write_coin(folder.parent, tasks, facts.digests, "cmoe")
+    assert not (folder.parent / "coin").exists(), "nothing is half written"
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("stage", [BASE, 0, 1, 2])
+def test_a_lost_file_of_answers_is_named_with_all_stages_that_need_it(
+    folder: Path, stage: int
+) -> None:
+    file = file_of(folder, stage)
+    file.unlink()
+    message = refused(folder)
+    assert f"{file}: lost" in message
+    for other in ANSWERS:
+        assert (stage_file(folder, other).name in message) == (other >= stage)
+
+
+def test_a_new_file_never_takes_a_lost_ones_name(folder: Path) -> None:
+    file_of(folder, 0).unlink()
+    there = set(folder.iterdir())
+    write_answers(folder, 2, [("GQA", "g1", 2, "yes")])
+    write_answers(folder, 2, [("GQA", "g1", 2, "no")])
+    assert len(set(folder.iterdir()) - there) == 2
+
+
+def spoil(file: Path, how: str) -> None:
+    data = file.read_bytes()
+    match how:
+        case "empty":
+            file.write_bytes(b"")
+        case "truncated":
+            file.write_bytes(data[: len(data) // 2])
+        case "garbage":
+            file.write_bytes(b"\0garbage" * 99)
+        case "a folder":
+            file.unlink()
+            file.mkdir()
+        case "others' columns":
+            pq.write_table(pa.table({"task": ["GQA"], "text": ["yes"]}), file)
+        case "one answer less":
+            pq.write_table(pq.read_table(file)[1:], file)
+        case "other values":
+            table = pq.read_table(file)
+            at = table.column_names.index(
+                "question_id" if "question_id" in table.column_names else "ids"
+            )
+            column = pa.array(["x"] * len(table))
+            pq.write_table(table.set_column(at, table.column_names[at], column), file)
+
+
+SPOILED = (
+    "empty",
+    "truncated",
+    "garbage",
+    "a folder",
+    "others' columns",
+    "one answer less",
+    "other values",
+)
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_damaged_file_of_answers_or_of_a_stage_is_named(folder: Path, how: str) -> None:
+    whole = {file: file.read_bytes() for file in folder.iterdir()}
+    for file in (file_of(folder, 1), stage_file(folder, 1)):
+        spoil(file, how)
+        if file.is_dir():
+            continue  # not seen as a file, which is another message
+        message = refused(folder)
+        assert message.startswith(f"{file}: ")
+        assert "remove" in message
+        file.write_bytes(whole[file])
+    if not file.is_dir():
+        results(folder, TASKS, TARGETS, FACTS, "official")
+
+
+def test_flipped_bits_change_no_figure_in_silence(folder: Path) -> None:
+    """Of answers and stages: either nothing depends on the byte, or it is noticed."""
+    before, named = results(folder, TASKS, TARGETS, FACTS, "official"), set()
+    files = file_of(folder, 1), stage_file(folder, 2)
+    for file in files:
+        data = file.read_bytes()
+        count = int(os.environ.get("CMOE_FUZZ", "100"))
+        generator = random.Random(file.name.partition("-")[0])
+        for _ in range(count):
+            at, bit = generator.randrange(len(data)), 1 << generator.randrange(8)
+            file.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+            try:
+                found = results(folder, TASKS, TARGETS, FACTS, "official")
+            except RunFileError as error:
+                named.add(str(error).partition(":")[0])
+            else:
+                assert found == before
+        file.write_bytes(data)
+    assert named == {*map(str, files)}
+
+
+def test_a_lost_stage_before_a_later_one_is_named(folder: Path) -> None:
+    stage_file(folder, 1).unlink()
+    assert f"{stage_file(folder, 1)}: lost" in refused(folder)
+
+
+def test_an_answer_that_no_file_has_is_named(folder: Path) -> None:
+    """A stage whose files are whole, but aren't all that it needs."""
+    names = read_stage(stage_file(folder, 0)).answers[:-1]
+    for stage in range(3):
+        write_stage(folder, stage, LOCATED[stage], names)
+    message = refused(folder)
+    assert "primitive p0 said to sample 'g1' of GQA" in message
+    assert str(folder) in message
+
+
+def test_stages_of_other_samples_or_primitives_are_refused(folder: Path) -> None:
+    """Also where there are as many; rows that were removed are no traceback."""
+    fewer = (replace(TASKS[0], test=TASKS[0].test[1:]), *TASKS[1:])
+    other = (replace(TASKS[0], test=TASKS[0].test[::-1]), *TASKS[1:])
+    for tasks in (fewer, other):
+        message = refused(folder, tasks=tasks)
+        assert f"{stage_file(folder, BASE)}: of other test samples than GQA" in message
     facts = replace(FACTS, digests=DIGESTS | {1: "q1"})
-    found = results(folder, TASKS, TARGETS, facts, "official")
-    assert found["oracle"] == [[75, None, None], [75, 0, None], [75, 0, 75]]
+    assert f"{stage_file(folder, 1)}: of other primitives" in refused(folder, facts)
+
+
+def test_answers_to_another_question_of_that_id_are_no_answers(folder: Path) -> None:
+    other = {
+        key("GQA", sample.id, 0)._replace(question="other"): sample.answer
+        for sample in TASKS[0].test
+    }
+    name = predictions.write_answers(folder, 0, other)
+    base = read_stage(stage_file(folder, BASE)).answers
+    write_stage(folder, 0, LOCATED[0], [*base, name])
+    for stage in (1, 2):
+        write_stage(folder, stage, LOCATED[stage], [*base, name])
+    assert "primitive p0 said to sample 'g1' of GQA" in refused(folder)
 
 
 def test_what_is_written_is_whole_and_the_table_shows_it(folder: Path, tmp_path: Path) -> None:
@@ -321,15 +477,12 @@ def test_a_letter_outside_the_choices_is_wrong(tmp_path: Path) -> None:
     tests = (Sample("1", two, "B"), Sample("2", two, "C"), Sample("3", "Which?", "C"))
     tasks = (Task("ScienceQA", (), tests),)
     rows = [("ScienceQA", str(i), BASE, letter) for i, letter in ((1, "B"), (2, "C"), (3, "C"))]
-    write_answers(tmp_path, 0, BASE, rows)
-    columns = {
-        "task": ["ScienceQA"] * 3,
-        "question_id": ["1", "2", "3"],
-        "by": [BASE] * 3,
-        "unknown": [False] * 3,
-        "scores": [[]] * 3,
-    }
-    _write(stage_file(tmp_path, BASE), columns)
+    name = write_answers(tmp_path, BASE, rows)
+    ids = ["1", "2", "3"]
+    questions = [asked("ScienceQA", id_) for id_ in ids]
+    stage = Stage(ids, questions, [BASE] * 3, [False] * 3, [[]] * 3)
+    evaluated = Evaluated({"ScienceQA": stage}, [DIGESTS[BASE]], [name])
+    predictions.write_stage(tmp_path, BASE, evaluated)
     targets = stream_targets(tasks, DataConfig(), EvaluationConfig())
     found = results(tmp_path, tasks, targets, until(BASE), "official")
     assert found["zero_shot"] == [pytest.approx(200 / 3, abs=1e-6)]
@@ -408,10 +561,10 @@ def test_coins_files_are_of_the_tasks_learned_and_the_same_when_written_again(
 def test_an_answer_that_the_base_gave_is_marked_as_its(tmp_path: Path) -> None:
     """A sample that no task claims."""
     (tmp_path / "predictions").mkdir()
-    write_answers(tmp_path / "predictions", 0, 0, [("GQA", "g1", BASE, "yes")])
-    columns: dict[str, list[Any]] = {"task": ["GQA"], "question_id": ["g1"], "by": [BASE]}
-    columns |= {"unknown": [True], "scores": [[0.5]]}
-    _write(stage_file(tmp_path / "predictions", 0), columns)
+    name = write_answers(tmp_path / "predictions", 0, [("GQA", "g1", BASE, "yes")])
+    stage = Stage(["g1"], [asked("GQA", "g1")], [BASE], [True], [[0.5]])
+    evaluated = Evaluated({"GQA": stage}, primitives_of(0, DIGESTS), [name])
+    predictions.write_stage(tmp_path / "predictions", 0, evaluated)
     task = replace(TASKS[0], test=TASKS[0].test[:1])
     write_coin(tmp_path, (task,), until(0).digests, "cmoe")
     (row,) = coin_rows(tmp_path, "GQA")

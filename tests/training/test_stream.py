@@ -24,9 +24,10 @@ from cmoe.data.prepare import Preparation, prepare, survey
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_files import read_predictions, read_targets
 from cmoe.evaluation.judge import judge
-from cmoe.evaluation.predict import read_answers
+from cmoe.evaluation.predictions import read_predictions as read_all
 from cmoe.evaluation.results import MEASURED
 from cmoe.group import Group
+from cmoe.modeling.routers import BASE
 from cmoe.store import Store
 from cmoe.training.stream import run_stream
 
@@ -187,7 +188,10 @@ def test_the_oracle_does_not_drift(alone: dict[str, Any]) -> None:
 def answers(found: dict[str, Any], folder: Path) -> dict[tuple[str, str, str], str]:
     """Task, question and the name of the answering task -> text."""
     names = {r.digest: r.task for r in found["records"]}
-    every = read_answers(folder / "predictions").items()
+    digests = {BASE: Store.open(folder / "store").header.base.digest}
+    digests |= {r.index: r.digest for r in found["records"]}
+    tasks = read_tasks(small_config(folder.parents[1], folder.name).data, 0)
+    every = read_all(folder / "predictions", tasks, digests).texts.items()
     return {(task, q, names.get(by, "base")): text for (task, q, by), text in every}
 
 
