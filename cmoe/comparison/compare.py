@@ -26,9 +26,10 @@ from cmoe.config import RunConfig, by_key, changed
 from cmoe.data.coin import ensure_data
 from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
-from cmoe.mirror import Mirror, StorageError, mirrored
+from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.primitive import LOCATOR
-from cmoe.store import Store, StoreError
+from cmoe.storage import StorageError
+from cmoe.store import Store
 from cmoe.training.launch import RunError, require_lasting
 
 COMPARISON = "comparison.json"
@@ -90,7 +91,7 @@ def compare(
     try:
         with mirrored(config.url) as mirror:
             return _carried(config, how, mirror, show)
-    except (StorageError, StoreError) as error:
+    except StorageError as error:
         raise RunError(str(error)) from error
 
 

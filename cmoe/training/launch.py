@@ -22,10 +22,10 @@ from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN
 from cmoe.evaluation.targets import stream_targets
 from cmoe.files import whole
-from cmoe.mirror import Mirror, StorageError, mirrored
+from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, require_base
-from cmoe.storage import filesystem, is_remote
+from cmoe.storage import StorageError, filesystem, is_remote
 from cmoe.training.board import Board
 from cmoe.training.display import LOG, Display
 from cmoe.training.worker import work
