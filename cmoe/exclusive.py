@@ -43,20 +43,18 @@ def require_exclusive(fs: Any, root: str, url: str) -> None:
     Raises:
         StorageError: Says what is needed.
     """
-    name = f"probe-{uuid4().hex}.tmp"
-    path = f"{root}/{name}"
-    with explained(f"{url}/{name}", WRITTEN):
-        try:
-            create(fs, path, b"1", f"{url}/{name}")
-            if create(fs, path, b"2", f"{url}/{name}"):
-                raise StorageError(
-                    f"{url}: the server overwrites what exists though asked not to "
-                    f"(it ignores If-None-Match), so two writers would destroy each other's work; "
-                    f"needed is {_NEEDED}"
-                )
-        finally:
-            with suppress(FileNotFoundError):
-                fs.rm_file(path)
+    path = f"{root}/probe-{uuid4().hex}.tmp"
+    create(fs, path, b"1", url)
+    try:
+        if create(fs, path, b"2", url):
+            raise StorageError(
+                f"{url}: the server overwrites what exists though asked not to "
+                f"(it ignores If-None-Match), so two writers would destroy each other's work; "
+                f"needed is {_NEEDED}"
+            )
+    finally:
+        with suppress(StorageError), explained(url, WRITTEN):  # who may write may not remove
+            fs.rm_file(path)
 
 
 def _create_s3(fs: Any, path: str, data: bytes) -> bool:

@@ -24,6 +24,7 @@ S3 = "s3://"
 # a budget of retries, and give up sooner. s3fs tries again where an answer breaks off. What isn't
 # transient, a wrong key for example, is tried once.
 ATTEMPTS = 20
+FIRST_ATTEMPTS = 6  # before there is work to lose: what is away is told after about 15 seconds
 _ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/?(?!/)")
 
 READ, WRITTEN, LISTED = "read", "written", "listed"
@@ -108,6 +109,21 @@ def exists(url: str) -> bool:
             raise
 
 
+def require_reachable(url: str) -> None:
+    """Refuse a storage that doesn't answer, before work begins, sooner than in the middle of it.
+
+    Raises:
+        StorageError: It doesn't, or refuses.
+    """
+    fs, path = filesystem(url, attempts=FIRST_ATTEMPTS)
+    with explained(url, READ):
+        try:
+            fs.info(path)
+        except FileNotFoundError as error:
+            if not is_missing(error):
+                raise
+
+
 def is_missing(error: FileNotFoundError) -> bool:
     """Whether a file alone is missing, not its bucket."""
     return _said(error)[0] != "NoSuchBucket"
@@ -150,7 +166,11 @@ def storage_error(
     """
     if isinstance(error, StorageError):
         return error
-    where = os.fspath(url) if url is not None else str(getattr(error, "filename", None) or "a file")
+    if url is None:
+        if isinstance(error, ConnectionError | TimeoutError):
+            return None  # of any network
+        url = str(getattr(error, "filename", None) or "a file")
+    where = os.fspath(url)
     found = _remote(error, where) if is_remote(where) else _local(error, where, done)
     if found is None:
         return None
@@ -207,7 +227,8 @@ def _not_a_folder(path: str, done: str) -> str:
 
 def _missing(path: str, done: str) -> str:
     if done == WRITTEN:
-        return f"{_existing(path)} takes no such file or folder; use another path"
+        folder = Path(path).absolute().parent
+        return f"the folder {folder} isn't there, or can't be; make it, or use another path"
     place = Path(path).absolute()
     return f"there is none; {_existing(str(place.parent))} is there, correct the path behind it"
 

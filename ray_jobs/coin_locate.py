@@ -21,6 +21,7 @@ def main() -> int:
     from cmoe.benchmarks.locating import accuracies
     from cmoe.data.coin import ensure_data, read_tasks
     from cmoe.data.samples import DataError
+    from cmoe.storage import StorageError
     from cmoe.training.stream import load
 
     data = replace(
@@ -39,7 +40,7 @@ def main() -> int:
                 ),
                 flush=True,
             )
-    except (DataError, OSError) as error:
+    except (DataError, StorageError, OSError) as error:
         print(f"coin_locate.py: {error}", file=sys.stderr)
         return 1
     return 0

@@ -22,6 +22,8 @@ from cmoe.data.prepare import Each, Preparation, prepare, survey
 from cmoe.data.samples import DataError
 from cmoe.data.settings import TASKS
 from cmoe.data.shards import MANIFEST, read_manifest
+from cmoe.exclusive import require_exclusive
+from cmoe.storage import StorageError, explained, filesystem, require_reachable
 
 
 def main() -> int:
@@ -36,12 +38,17 @@ def main() -> int:
         parser.error("--out is needed, or --dry-run")
     job = Preparation(asked.root, asked.images, tuple(asked.tasks), asked.out or "")
     try:
-        if not asked.dry_run and read_manifest(job.out):
-            print(f"{job.out}/{MANIFEST} is there: prepared already; remove it to prepare again")
-            return 0
-        connect()
-        return run(job, dry=asked.dry_run)
-    except DataError as error:
+        with explained(None):
+            if not asked.dry_run:
+                require_reachable(job.out)
+                if read_manifest(job.out):
+                    there = f"{job.out}/{MANIFEST} is there"
+                    print(f"{there}: prepared already; remove it to prepare again")
+                    return 0
+                require_exclusive(*filesystem(job.out), job.out)  # before all pictures are read
+            connect()
+            return run(job, dry=asked.dry_run)
+    except (DataError, StorageError) as error:
         print(f"coin_prepare.py: {error}", file=sys.stderr)
         return 1
     finally:
@@ -74,14 +81,20 @@ def on_all_cores(done: str) -> Each:
         shown, count = time.monotonic(), 0
         for item in items:
             if len(running) == limit:
-                yield ray.get(running.popleft())
+                yield taken(running.popleft())
                 count += 1
                 if time.monotonic() - shown > 10:
                     shown = time.monotonic()
                     print(f"{count:,} parts {done}", flush=True)
             running.append(task.remote(item))
         while running:
-            yield ray.get(running.popleft())
+            yield taken(running.popleft())
+
+    def taken(task: Any) -> Any:
+        try:
+            return ray.get(task)
+        except (DataError, StorageError) as error:  # with Ray's own text around it
+            raise getattr(error, "cause", error) from None
 
     return each
 

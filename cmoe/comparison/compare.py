@@ -26,6 +26,7 @@ from cmoe.config import RunConfig, by_key, changed
 from cmoe.data.coin import ensure_data
 from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
+from cmoe.lease import LeaseError, held
 from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.primitive import LOCATOR
 from cmoe.storage import StorageError
@@ -81,17 +82,18 @@ def compare(
         The contents of `comparison.json`.
 
     Raises:
-        RunError: A method's setting is impossible, and nothing was started; a run failed, or one of
-            its name was configured otherwise.
+        RunError: A method's setting is impossible, and nothing was started; another job drives the
+            comparison; a run failed, or one of its name was configured otherwise.
         DataError: The data is missing or wrong.
     """
     require_possible(config, how)
     require_lasting(config.runs)
-    ensure_data(config.data)  # once: runs that begin together would all write it
     try:
-        with mirrored(config.url) as mirror:
-            return _carried(config, how, mirror, show)
-    except StorageError as error:
+        with held(config.url, show):
+            ensure_data(config.data)  # once: runs that begin together would all write it
+            with mirrored(config.url) as mirror:
+                return _carried(config, how, mirror, show)
+    except (LeaseError, StorageError) as error:
         raise RunError(str(error)) from error
 
 

@@ -28,7 +28,7 @@ from cmoe.data.coin import parse_row, read_json, split_file
 from cmoe.data.samples import DataError, Sample
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
 from cmoe.files import whole
-from cmoe.storage import filesystem
+from cmoe.storage import READ, WRITTEN, exists, explained, filesystem
 
 SPLITS = ("train", "test")
 PARTIAL = "partial"  # finished scans, until the manifest is there
@@ -193,10 +193,11 @@ def scan(pictures: Path, kept: str | None, names: tuple[str, ...]) -> list[Scan]
     """
     known = hashlib.sha256("\n".join(names).encode()).hexdigest()
     file = f"{kept}/{known}.json"
-    if kept is not None:
+    if kept is not None and exists(file):
         fs, path = filesystem(file)
-        if fs.isfile(path):
-            return [Scan(*row) for row in json.loads(fs.cat_file(path))]
+        with explained(file, READ):
+            data = fs.cat_file(path)
+        return [Scan(*row) for row in json.loads(data)]
     scans = [_scan(pictures / name) for name in names]
     if kept is not None and not any(one.wrong for one in scans):
         publish(json.dumps(scans).encode(), file)
@@ -250,8 +251,9 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
     }
     publish((json.dumps(manifest, indent=1) + "\n").encode(), f"{job.out}/{MANIFEST}")
     fs, path = filesystem(f"{job.out}/{PARTIAL}")
-    if fs.isdir(path):
-        fs.rm(path, recursive=True)
+    with explained(job.out, WRITTEN):
+        if fs.isdir(path):
+            fs.rm(path, recursive=True)
     return manifest
 
 
@@ -289,23 +291,29 @@ def store(pictures: Path, out: str, groups: tuple[Group, ...]) -> dict[str, Any]
     """
     digests = "\n".join(digest for group in groups for _, digest in group)
     name = f"{IMAGES}/{hashlib.sha256(digests.encode()).hexdigest()[:16]}.parquet"
-    fs, path = filesystem(f"{out}/{name}")
-    if fs.isfile(path):
-        digest, size = _digest(fs.open(path, "rb"))
+    if exists(f"{out}/{name}"):
+        fs, path = filesystem(f"{out}/{name}")
+        with explained(f"{out}/{name}", READ):
+            digest, size = _digest(fs.open(path, "rb"))
     else:
         with tempfile.TemporaryDirectory() as beside:
             file = Path(beside) / "shard.parquet"
-            with pq.ParquetWriter(file, IMAGE_SCHEMA, compression="none") as writer:
-                for group in groups:
-                    writer.write_table(_picture_table(pictures, group), row_group_size=len(group))
-            digest, size = _digest(file.open("rb"))
+            with explained(file, WRITTEN):
+                with pq.ParquetWriter(file, IMAGE_SCHEMA, compression="none") as writer:
+                    for group in groups:
+                        table = _picture_table(pictures, group)
+                        writer.write_table(table, row_group_size=len(group))
+                digest, size = _digest(file.open("rb"))
             publish(file, f"{out}/{name}")
     count = sum(map(len, groups))
     return {"file": name, "pictures": count, "bytes": size, "sha256": digest}
 
 
 def _picture_table(pictures: Path, group: Group) -> pa.Table:
-    data = [(pictures / name).read_bytes() for name, _ in group]
+    data = []
+    for name, _ in group:
+        with explained(pictures / name, READ):
+            data.append((pictures / name).read_bytes())
     for (name, digest), found in zip(group, data, strict=True):
         if hashlib.sha256(found).hexdigest() != digest:
             raise DataError(f"picture {pictures / name} changed while it was prepared; start again")
@@ -369,14 +377,15 @@ def _digest(file: Any) -> tuple[str, int]:
 def publish(content: bytes | Path, url: str) -> None:
     """Put a file where it belongs, whole or not at all; a folder for it is made."""
     fs, path = filesystem(url)
-    if isinstance(fs, LocalFileSystem):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(Path(path)) as beside:
-            if isinstance(content, Path):
-                fs.put_file(str(content), str(beside))
-            else:
-                beside.write_bytes(content)
-    elif isinstance(content, Path):  # an object store shows an upload once it is complete
-        fs.put_file(str(content), path)
-    else:
-        fs.pipe_file(path, content)
+    with explained(url, WRITTEN):
+        if isinstance(fs, LocalFileSystem):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with whole(Path(path)) as beside:
+                if isinstance(content, Path):
+                    fs.put_file(str(content), str(beside))
+                else:
+                    beside.write_bytes(content)
+        elif isinstance(content, Path):  # an object store shows an upload once it is complete
+            fs.put_file(str(content), path)
+        else:
+            fs.pipe_file(path, content)

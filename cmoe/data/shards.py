@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cmoe.data.samples import DataError, Sample, StoredPicture, Turn
 from cmoe.files import whole
-from cmoe.storage import exists, filesystem
+from cmoe.storage import READ, WRITTEN, exists, explained, filesystem
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "rows", "images"
 FORMAT = 1
@@ -75,7 +75,9 @@ def read_manifest(root: str) -> dict[str, Any] | None:
         return None
     fs, path = filesystem(root)
     try:
-        manifest: dict[str, Any] = json.loads(fs.cat_file(f"{path}/{MANIFEST}"))
+        with explained(f"{root}/{MANIFEST}", READ):
+            data = fs.cat_file(f"{path}/{MANIFEST}")
+        manifest: dict[str, Any] = json.loads(data)
         known = manifest["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root}/{MANIFEST}: not a manifest: {error!r}") from error
@@ -124,11 +126,13 @@ def _on_disk(root: str, shard: Mapping[str, Any]) -> str:
     if "file" in fs.protocol:
         return str(path)
     copy = Path(DOWNLOADED_DATASETS_PATH) / f"{shard['sha256']}.parquet"
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{copy}.lock"):
+    with explained(copy, WRITTEN):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+    with explained(copy, WRITTEN), FileLock(f"{copy}.lock"):
         if not copy.is_file():
             with whole(copy) as part:
-                fs.get_file(path, str(part))
+                with explained(f"{root}/{shard['file']}", READ):
+                    fs.get_file(path, str(part))
                 with part.open("rb") as file:
                     if file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                         raise ValueError(f"{shard['file']} isn't what {MANIFEST} says (sha256)")

@@ -22,10 +22,11 @@ from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.run import APART, CONFIG, STORE, TRAIN
 from cmoe.evaluation.targets import stream_targets
 from cmoe.files import whole
+from cmoe.lease import LeaseError, held
 from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, require_base
-from cmoe.storage import StorageError, filesystem, is_remote
+from cmoe.storage import StorageError, filesystem, is_remote, require_reachable
 from cmoe.training.board import Board
 from cmoe.training.display import LOG, Display
 from cmoe.training.worker import work
@@ -49,23 +50,35 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
         The contents of `matrix.json`.
 
     Raises:
-        RunError: Another configuration has this name, or the run failed for good.
+        RunError: Another configuration has this name, another job drives the run, its folder can't
+            be used, or the run failed for good.
         DataError: The data is missing or wrong.
     """
     require_lasting(config.runs)
     try:
-        with mirrored(config.url, apart=APART) as mirror:
-            return _run(config, mirror, show)
-    except StorageError as error:
+        if (found := read_finished(config)) is not None:
+            show(f"{config.url}: this run is finished; another name starts another run")
+            return found
+        with held(config.url, show):
+            return drive(config, show)
+    except (LeaseError, StorageError) as error:
         raise RunError(str(error)) from error
+
+
+def drive(config: RunConfig, show: Callable[[str], None]) -> dict[str, Any]:
+    """Carry a run to its end; for who holds its lease. Arguments, returns and errors as of `run`.
+
+    Raises:
+        StorageError: Its folder can't be used.
+    """
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, MATRIX, HTML, LOG)
+        return _run(config, mirror, show)
 
 
 def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
     folder = mirror.folder
-    mirror.fetch(CONFIG, MATRIX, HTML, LOG)
-    if (found := finished(config, folder)) is not None:
-        show(f"{config.url}: this run is finished; another name starts another run")
-        return found
+    require_same(config, folder)
     check_model(config)
     show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
     ensure_data(config.data)
@@ -85,6 +98,18 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
     return matrix
 
 
+def read_finished(config: RunConfig) -> dict[str, Any] | None:
+    """As `finished`, wherever the run is kept.
+
+    Raises:
+        RunError: Another configuration has this name.
+        StorageError: Its folder can't be read.
+    """
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, MATRIX, HTML)
+        return finished(config, mirror.folder)
+
+
 def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     """The results of a run that has come to its end.
 
@@ -101,11 +126,16 @@ def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def require_lasting(runs: str) -> None:
-    """Refuse a folder within the copy of a working directory that Ray makes for a job alone.
+    """Refuse what is no place for runs, or lies within the copy of a working directory that Ray
+    makes for a job alone.
 
     Raises:
         RunError: Says what would be right.
     """
+    try:
+        require_reachable(runs)
+    except StorageError as error:
+        raise RunError(f"runs: {error}") from error
     if not is_remote(runs) and WORKING_COPIES in Path(runs).absolute().parts:
         raise RunError(
             f"runs is {runs!r}, in the copy of the working directory that this job alone has and "

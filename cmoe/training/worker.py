@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmoe.evaluation.run import TRAIN
 from cmoe.group import LOST_PEER, Group
 from cmoe.methods.method import seed_of
-from cmoe.store import StoreError
+from cmoe.storage import WRITTEN, StorageError, explained
 
 POLL_SECONDS = 0.5
 # Failures of a worker's own: trying again would end the same. All others, a dead process or a
@@ -27,7 +28,6 @@ OWN_FAILURES = (
     MemoryError,
     NotImplementedError,
     OSError,
-    StoreError,
     TypeError,
     ValueError,
 )
@@ -56,7 +56,7 @@ def work(settings: Mapping[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _own_temporary_folder(config.url, rank)
-    link = RayLink(board)
+    link = RayLink(board, f"{config.url}/{TRAIN}")
     if rank == 0:
         _remove_cut_off()
         if count := ray.get(board.start.remote()):
@@ -66,7 +66,8 @@ def work(settings: Mapping[str, Any]) -> None:
     except Exception as error:
         if is_own(error):
             notes = getattr(error, "__notes__", [])
-            ray.get(board.fail.remote("\n  ".join([f"{type(error).__name__}: {error}", *notes])))
+            kind = "" if isinstance(error, StorageError) else f"{type(error).__name__}: "
+            ray.get(board.fail.remote("\n  ".join([f"{kind}{error}", *notes])))
         raise
 
 
@@ -108,6 +109,8 @@ def is_own(error: Exception) -> bool:
     """
     import torch.distributed as dist
 
+    if isinstance(error, StorageError):
+        return not error.transient
     lost = isinstance(error, LOST_PEER) or not dist.is_initialized()
     return isinstance(error, OWN_FAILURES) and not lost
 
@@ -146,10 +149,15 @@ class Checkpoints:
 
 
 class RayLink(Checkpoints):
-    """The worker program's link to Ray Train and to the driver's display."""
+    """The worker program's link to Ray Train and to the driver's display.
 
-    def __init__(self, board: Any) -> None:
-        self.board = board
+    Args:
+        board: Of the driver.
+        url: Where Ray keeps checkpoints.
+    """
+
+    def __init__(self, board: Any, url: str) -> None:
+        self.board, self._url = board, url
         self._told: Any = None
         self._under_way: Path | None = None
 
@@ -167,7 +175,23 @@ class RayLink(Checkpoints):
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_upload_mode=getattr(CheckpointUploadMode, "SYNC" if wait else "ASYNC"),
             delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=self._upload,
         )
+
+    def _upload(self, checkpoint: Any, name: str) -> Any:
+        """Keep a checkpoint as Ray would. It may run behind the training: what would fail again
+        ends the run from here, or Ray would start the group again.
+        """
+        import ray
+        from ray.train import get_context
+
+        try:
+            with explained(f"{self._url}/{name}", WRITTEN):
+                return get_context().get_storage().persist_current_checkpoint(checkpoint, name)
+        except StorageError as error:
+            if not error.transient:
+                ray.get(self.board.fail.remote(str(error)))
+            raise
 
     def leaving(self) -> bool:
         from ray.train import get_preemption_info
