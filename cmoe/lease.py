@@ -52,7 +52,7 @@ AWAY_S = 180.0
 meanwhile isn't harmed: commits are exclusive, and the holder looks before it goes on.
 """
 
-_LOOK_S = 1.0
+LOOK_S = 1.0
 _FILE = re.compile(r"\d{4,}\.json")
 
 
@@ -198,7 +198,7 @@ class _Lease:
         show(f"{self.url}: waiting up to {EXPIRY_S:.0f} s for a sign of life of {holder}")
         end = time.monotonic() + EXPIRY_S
         while time.monotonic() < end:
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
             found = self._read(number)
             if found is None or found.released:
                 return True  # the next look finds what came of it

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from getpass import getuser
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -263,6 +262,16 @@ _LOCAL_AWAY = {
 }
 
 
+_THIS_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+
+
 def _user() -> str:
     try:
         return getuser()
@@ -286,12 +295,10 @@ def _remote(error: BaseException, url: str) -> Found | None:
     mine = {kind.__name__ for kind in type(error).__mro__}
     if not mine & _OURS and not str(error).startswith("Invalid endpoint"):
         return None
-    if not code and isinstance(error, OSError) and error.errno in _LOCAL:
-        # Of this machine's copy.
-        where = str(error.filename or gettempdir())
-        return StorageError, f"{where}: {_LOCAL[error.errno](where, WRITTEN)}"
+    if not code and isinstance(error, OSError) and error.errno in _THIS_MACHINE:
+        return None  # of a copy here; who makes it knows its path
     said = f" ({': '.join(filter(None, (code, message)))})" if code else ""
-    if not code and type(error).__module__ == "builtins" and str(error):
+    if not code and isinstance(error, OSError | ValueError) and str(error):
         said = f" ({error})"
     known = next((_REMOTE[key] for key in (code, *kinds, str(status)) if key in _REMOTE), None)
     if known is not None:
