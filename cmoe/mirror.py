@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.files import whole
-from cmoe.storage import filesystem, is_remote
+from cmoe.storage import (
+    READ,
+    WRITTEN,
+    StorageError,
+    explained,
+    filesystem,
+    is_remote,
+    storage_error,
+)
 
 PERIOD_S = 2.0  # between two looks for what was written
 AGAIN_S = 30.0  # until it is tried again, where it failed
-
-
-class StorageError(Exception):
-    """What was written can't be kept; says where, why, and what is there."""
 
 
 @contextmanager
@@ -88,7 +92,7 @@ class _Remote(Mirror):
         self._thread = threading.Thread(target=self._carry, name="mirror", daemon=True)
 
     def fetch(self, *names: str) -> None:
-        try:
+        with explained(self.url, READ):
             for path, info in self._fs.find(self._root, detail=True).items():
                 if info["type"] != "file":
                     continue  # the folder itself, where it came to be between two of its calls
@@ -98,8 +102,6 @@ class _Remote(Mirror):
                     continue
                 with self._lock:
                     self._fetch(name, path, (info.get("ETag"), info.get("LastModified")))
-        except Exception as error:  # botocore's own are of many kinds
-            raise StorageError(f"{self.url}: can't be read: {error!r}") from error
 
     def _fetch(self, name: str, path: str, tag: Any) -> None:
         file = self.folder / name
@@ -108,7 +110,7 @@ class _Remote(Mirror):
         if file.exists() and _state(file) != self._known.get(name):
             return  # written here since
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as beside:
+        with whole(file) as beside, explained(f"{self.url}/{name}", READ):
             self._fs.get_file(path, str(beside))
         self._fetched[name], self._known[name] = tag, _state(file)
 
@@ -131,7 +133,8 @@ class _Remote(Mirror):
 
     def _carry(self) -> None:
         while not self._ended.wait(PERIOD_S if self._failure is None else AGAIN_S):
-            self._put()
+            if self._failure is None or self._failure.transient:
+                self._put()
 
     def _put(self) -> None:
         """Carry what was written since, or remember why that can't be."""
@@ -141,10 +144,11 @@ class _Remote(Mirror):
                 for _, name in sorted((state, name) for name, state in self._changed().items()):
                     self._put_file(name)
                 self._failure = None
-            except Exception as error:  # botocore's own are of many kinds
-                self._failure = StorageError(
-                    f"{self.url}/{name}: can't be written: {error!r}. What was saved before is "
-                    "there; the same command goes on from it"
+            except Exception as error:
+                found = storage_error(error, f"{self.url}/{name}", WRITTEN)
+                kind, why = (StorageError, repr(error)) if found is None else (type(found), found)
+                self._failure = kind(
+                    f"{why}. What was saved before is there; the same command goes on from it"
                 )
 
     def _put_file(self, name: str) -> None:

@@ -12,28 +12,27 @@ Every file is created whole and only once; a folder without a record, or a tempo
 crash left, and no reader looks at it.
 
 Exclusive creation needs hard links on a local disk, and on S3 a server that honours `If-None-Match`
-as AWS does. A log whose last records are gone is a shorter log: nothing in it can tell.
+as AWS does; one that doesn't is refused before anything is written. A log whose last records are
+gone is a shorter log: nothing in it can tell.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
-from uuid import uuid4
 
 import safetensors.torch
 import torch
 
+from cmoe.exclusive import create, require_exclusive
 from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
-from cmoe.storage import filesystem
+from cmoe.storage import LISTED, READ, StorageError, explained, filesystem, is_missing, require_url
 
 SCHEMA = 1
 HEADER = "stream.json"
@@ -41,8 +40,11 @@ _RECORD = re.compile(r"\d{3,}\.json")
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class StoreError(Exception):
-    """A store or a primitive was refused; the message names the file, the cause and a way out."""
+class StoreError(StorageError):
+    """A store or a primitive was refused; the message names the file, the cause and a way out.
+
+    Where its storage fails, it is a `StorageError`.
+    """
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Store:
     def __init__(self, folder: _Folder, *, read: bool = True) -> None:
         self.url = folder.url
         self._folder = folder
+        self._proven = False  # that nobody's files are overwritten
         self._records: tuple[Record, ...] = ()
         data = folder.read(HEADER, "there is no store here; create one first")
         fields = _unseal(f"{self.url}/{HEADER}", data)
@@ -127,13 +130,18 @@ class Store:
         **storage_options: Any,
     ) -> Store:
         """Start a log at `url`: a path, or `s3://bucket/prefix` with s3fs's options; StoreError
-        where a store is there already, or a value isn't JSON.
+        where a store is there already, or a value isn't JSON; StorageError where the storage
+        fails, or would overwrite what another writer creates.
         """
         folder = _Folder.at(url, storage_options)
         header = {"base": asdict(base), "settings": settings, "config": config}
-        if not folder.create(HEADER, _seal(_plain(header, "header"))):
+        data = _seal(_plain(header, "header"))
+        folder.require_exclusive()
+        if not folder.create(HEADER, data):
             raise StoreError(f"{folder.url}/{HEADER}: a store is here already; open it instead")
-        return cls(folder)
+        store = cls(folder)
+        store._proven = True
+        return store
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], **storage_options: Any) -> Store:
@@ -179,7 +187,11 @@ class Store:
         It exists whole once its record does, and not at all before. Safe to repeat after a crash.
         StoreError where the task is in the log already or unfit for a file name, a value of the
         decision isn't JSON, or another writer holds the index: what he wrote stays as it is.
+        StorageError as in `create`.
         """
+        if not self._proven:
+            self._folder.require_exclusive()
+            self._proven = True
         index, name = len(self), _record_name(len(self))
         blobs = {part: _dump(tensors) for part, tensors in primitive.parts().items()}
         files = {
@@ -300,68 +312,36 @@ class _Folder:
 
     @classmethod
     def at(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any]) -> _Folder:
-        url = os.fspath(url).rstrip("/")
+        url = require_url(url).rstrip("/")
         fs, root = filesystem(url, **storage_options)
         if not {"file", "s3"} & set(fs.protocol):
             raise StoreError(f"{url}: a store is on a local path or s3://, not {fs.protocol}")
         return cls(fs, root, url)
 
     def record_indices(self) -> list[int]:
-        names = (path.rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False))
+        with explained(self.url, LISTED):
+            names = [path.rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)]
         return [int(name.removesuffix(".json")) for name in names if _RECORD.fullmatch(name)]
 
     def read(self, name: str, missing: str) -> bytes:
         """The whole file; StoreError without one, `missing` saying what that means."""
-        try:
-            return bytes(self.fs.cat_file(f"{self.root}/{name}"))
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.url}/{name}: missing; {missing}") from error
+        where = f"{self.url}/{name}"
+        with explained(where, READ):
+            try:
+                return bytes(self.fs.cat_file(f"{self.root}/{name}"))
+            except FileNotFoundError as error:
+                if is_missing(error):
+                    raise StoreError(f"{where}: missing; {missing}") from error
+                raise
 
     def create(self, name: str, data: bytes) -> bool:
         """Create a file, whole and durable; where there is one change nothing and return False."""
-        path = f"{self.root}/{name}"
-        if "file" in self.fs.protocol:
-            return _create_local(path, data)
-        writer = uuid4().hex
-        try:
-            self.fs.pipe_file(path, data, mode="create", Metadata={"writer": writer})
-        except OSError:
-            # What lies there decides: servers refuse in several forms (412, 409 for a lost race),
-            # and s3fs repeats a request whose answer got lost, to be refused by its first try.
-            if not self.fs.exists(path):
-                raise
-            return bool(self.fs.metadata(path).get("writer") == writer)
-        return True
+        return create(self.fs, f"{self.root}/{name}", data, f"{self.url}/{name}")
 
-
-def _create_local(path: str, data: bytes) -> bool:
-    """Write beside, then link: a name appears with all its bytes on the disk, or not at all."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{path}.{uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-        created = True
-    except FileExistsError:
-        # NFS may repeat a request whose answer got lost: then the name is our own.
-        created = os.path.samefile(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP):
-            raise
-        raise StoreError(f"{path}: no hard links here, which a commit needs: {error}") from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-    for level in (folder, os.path.dirname(folder)):  # The new name, and the name of a new folder.
-        with suppress(PermissionError):  # Who may write below a folder may not be let to list it.
-            descriptor = os.open(level, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-    return created
+    def require_exclusive(self) -> None:
+        """Refuse a server that overwrites what exists; a disk's links never do."""
+        if "s3" in self.fs.protocol:
+            require_exclusive(self.fs, self.root, self.url)
 
 
 def _record_name(index: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 
 from cmoe.benchmarks.modeling import SECTIONS
+from cmoe.files import whole
+from cmoe.storage import WRITTEN, StorageError, explained
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     known = (*SECTIONS, "serve")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(known))
@@ -35,7 +38,22 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.sections) - set(known):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    from cmoe.data.samples import DataError
+    from cmoe.serving.launch import ServiceError
 
+    try:
+        with explained(None):
+            measure(asked)
+    except (ServiceError, DataError, StorageError) as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(asked: argparse.Namespace) -> None:
+    if asked.json:  # before hours of measuring
+        with explained(asked.json, WRITTEN), asked.json.open("a"):
+            pass
     machine = describe(asked.device, asked.dtype)
     print(" · ".join(f"{name} {value}" for name, value in machine.items()))
     figures: dict[str, Any] = {"machine": machine}
@@ -51,7 +69,8 @@ def main() -> None:
             figures[name] = section()
             print(table(figures[name]))
     if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+        with whole(asked.json) as beside:
+            beside.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def describe(device: str, dtype: str) -> dict[str, str]:
@@ -79,4 +98,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,6 +24,7 @@ def main() -> int:
     from cmoe.data.texts import reserved_tokens
     from cmoe.modeling.pretrained import load_processor
     from cmoe.modeling.settings import MIN_SAMPLES
+    from cmoe.storage import StorageError
     from cmoe.training.stream import load
 
     data = replace(
@@ -44,7 +45,7 @@ def main() -> int:
                 ),
                 flush=True,
             )
-    except (DataError, OSError) as error:
+    except (DataError, StorageError, OSError) as error:
         print(f"coin_locate.py: {error}", file=sys.stderr)
         return 1
     return 0

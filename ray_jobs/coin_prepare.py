@@ -24,8 +24,10 @@ from cmoe.data.samples import DataError
 from cmoe.data.settings import TASKS, require_known
 from cmoe.data.shards import MANIFEST, read_manifest
 from cmoe.data.texts import reserved_tokens
+from cmoe.exclusive import require_exclusive
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor
+from cmoe.storage import StorageError, explained, filesystem, require_reachable
 
 
 def main() -> int:
@@ -44,14 +46,20 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        if not asked.dry_run and read_manifest(asked.out):
-            print(f"{asked.out}/{MANIFEST} is there: prepared already; remove it to prepare again")
-            return 0
-        tokens = reserved_tokens(load_processor(ModelConfig(asked.model).path))
-        job = Preparation(asked.root, asked.images, tuple(asked.tasks), asked.out or "", tokens)
-        connect()
-        return run(job, dry=asked.dry_run)
-    except (DataError, MissingModelError, UnsupportedModelError) as error:
+        with explained(None):
+            if not asked.dry_run:
+                require_reachable(asked.out)
+                if read_manifest(asked.out):
+                    there = f"{asked.out}/{MANIFEST} is there"
+                    print(f"{there}: prepared already; remove it to prepare again")
+                    return 0
+                # Before all pictures are read.
+                require_exclusive(*filesystem(asked.out), asked.out)
+            tokens = reserved_tokens(load_processor(ModelConfig(asked.model).path))
+            job = Preparation(asked.root, asked.images, tuple(asked.tasks), asked.out or "", tokens)
+            connect()
+            return run(job, dry=asked.dry_run)
+    except (DataError, MissingModelError, StorageError, UnsupportedModelError) as error:
         print(f"coin_prepare.py: {error}", file=sys.stderr)
         return 1
     finally:
@@ -84,14 +92,20 @@ def on_all_cores(done: str) -> Each:
         shown, count = time.monotonic(), 0
         for item in items:
             if len(running) == limit:
-                yield ray.get(running.popleft())
+                yield taken(running.popleft())
                 count += 1
                 if time.monotonic() - shown > 10:
                     shown = time.monotonic()
                     print(f"{count:,} parts {done}", flush=True)
             running.append(task.remote(item))
         while running:
-            yield ray.get(running.popleft())
+            yield taken(running.popleft())
+
+    def taken(task: Any) -> Any:
+        try:
+            return ray.get(task)
+        except (DataError, StorageError) as error:  # with Ray's own text around it
+            raise getattr(error, "cause", error) from None
 
     return each
 

@@ -27,23 +27,27 @@ def main() -> int:
         help=f"Learn two tasks in a hurry where {LEARNED} isn't there; about two minutes.",
     )
     given = parser.parse_args()
+    from cmoe.data.samples import DataError
     from cmoe.serving.launch import ServiceError, read_service, serving
+    from cmoe.storage import StorageError, explained
+    from cmoe.training.launch import RunError
 
     store = given.store
-    if given.make and not (Path(LEARNED) / "stream.json").is_file():
-        store = store or smallest_store()
     try:
-        service = read_service(
-            Path(given.config),
-            store=store,
-            host=given.host,
-            port=given.port,
-            auth=False if given.no_auth else None,
-        )
-        with serving(service):
-            print(f"{service.url} answers; Ctrl-C ends it", flush=True)
-            service.wait()
-    except ServiceError as error:
+        with explained(None):
+            if given.make and not (Path(LEARNED) / "stream.json").is_file():
+                store = store or smallest_store()
+            service = read_service(
+                Path(given.config),
+                store=store,
+                host=given.host,
+                port=given.port,
+                auth=False if given.no_auth else None,
+            )
+            with serving(service):
+                print(f"{service.url} answers; Ctrl-C ends it", flush=True)
+                service.wait()
+    except (ServiceError, RunError, DataError, StorageError) as error:
         print(f"coin_serve.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

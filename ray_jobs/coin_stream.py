@@ -18,12 +18,14 @@ def main() -> int:
     if settings is not None:
         return plan(config, settings)
     from cmoe.data.samples import DataError
+    from cmoe.storage import StorageError, explained
     from cmoe.training.launch import RunError
 
     how = parts[""]
     try:
-        page = compared(config, how) if how.names else streamed(config)
-    except (RunError, DataError) as error:
+        with explained(None):
+            page = compared(config, how) if how.names else streamed(config)
+    except (RunError, DataError, StorageError) as error:
         print(f"coin_stream.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -53,10 +55,12 @@ def plan(config: RunConfig, settings: PlanConfig) -> int:
     from cmoe.modeling.base import UnsupportedModelError
     from cmoe.modeling.pretrained import MissingModelError
     from cmoe.planning.plan import lines, make_plan
+    from cmoe.storage import StorageError, explained
 
     try:
-        made = make_plan(config, settings)
-    except (MissingModelError, UnsupportedModelError, DataError) as error:
+        with explained(None):
+            made = make_plan(config, settings)
+    except (MissingModelError, UnsupportedModelError, DataError, StorageError) as error:
         print(f"coin_stream.py: {error}", file=sys.stderr)
         return 1
     print("\n".join(lines(made)))

@@ -19,7 +19,7 @@ def main() -> int:
     sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
     run, parts = parse_with(sections, prog="coin_sweep.py")
     from cmoe.data.samples import DataError
-    from cmoe.store import StoreError
+    from cmoe.storage import StorageError, explained
     from cmoe.training.launch import RunError
     from cmoe.tuning.report import write_sweep_report
     from cmoe.tuning.sweep import SweepConfig, sweep
@@ -30,16 +30,17 @@ def main() -> int:
         print(f"coin_sweep.py: {error}", file=sys.stderr)
         return 2
     try:
-        said = sweep(config)
-        write_sweep_report(run.folder, said, {})
-        streams = {} if config.branch.task else compared(run)
-    except (RunError, DataError, StoreError) as error:
+        with explained(None):
+            said = sweep(config)
+            write_sweep_report(run.folder, said, {})
+            streams = {} if config.branch.task else compared(run)
+            write_sweep_report(run.folder, said, streams)
+    except (RunError, DataError, StorageError) as error:
         print(f"coin_sweep.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    write_sweep_report(run.folder, said, streams)
     for name, found in streams.items():
         measures, added = found["metrics"], found["parameters"]["added"]
         print(f"{name}: Last {measures['last']:.1f}, BWT {measures['bwt']:+.1f}, {added:,} added")

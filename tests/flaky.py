@@ -28,6 +28,8 @@ class Flaky(ThreadingHTTPServer):
         faults: How many there were of each kind.
         requests: How many came, by method.
         denied: Whether all writing is refused, as with a wrong key.
+        unconditional: Whether writes ignore `If-None-Match`, as some servers do.
+        answer: What every request gets, an HTTP status and a code of S3; None passes it on.
     """
 
     daemon_threads = True
@@ -37,7 +39,8 @@ class Flaky(ThreadingHTTPServer):
         self.behind, self.share = urlsplit(endpoint).netloc, share
         self.faults: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
-        self.denied = False
+        self.denied = self.unconditional = False
+        self.answer: tuple[int, str] | None = None
         self._random, self._lock = Random(seed), threading.Lock()
         self._away_until = 0.0
 
@@ -80,9 +83,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault in ("unavailable", "denied"):
             status, code = (503, "SlowDown") if fault == "unavailable" else (403, "AccessDenied")
-            text = f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode()
-            self._answer(status, [("Content-Type", "application/xml")], text, len(text))
+            self._refuse(status, code)
             return
+        if self.server.answer is not None:
+            self._refuse(*self.server.answer)
+            return
+        if self.server.unconditional:
+            del self.headers["If-None-Match"]
         if fault == "slow":
             time.sleep(DELAY_S)
         behind = http.client.HTTPConnection(self.server.behind, timeout=60)
@@ -103,6 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
             if name.lower() not in ("content-length", "transfer-encoding", "connection")
         ]
         self._answer(reply.status, kept, content, length)
+
+    def _refuse(self, status: int, code: str) -> None:
+        text = f"<Error><Code>{code}</Code><Message>said so</Message></Error>".encode()
+        text = b"" if self.command == "HEAD" else text
+        self._answer(status, [("Content-Type", "application/xml")], text, len(text))
 
     def _answer(
         self, status: int, headers: list[tuple[str, str]], content: bytes, length: int

@@ -9,8 +9,8 @@ import pytest
 import s3fs
 from flaky import Flaky, flaky
 
-from cmoe.mirror import StorageError, mirrored
-from cmoe.storage import filesystem
+from cmoe.mirror import mirrored
+from cmoe.storage import StorageError, filesystem
 
 
 def there(url: str) -> dict[str, bytes]:

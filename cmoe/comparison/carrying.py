@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from cmoe.config import RunConfig
-from cmoe.evaluation.report import HTML
-from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG
-from cmoe.mirror import mirrored
-from cmoe.training.launch import finished, run, session
+from cmoe.lease import held
+from cmoe.training.launch import drive, read_finished, session
 
 
 def carry(
@@ -33,9 +31,11 @@ def carry(
 
     Raises:
         RunError: A run failed, or one of its name was configured otherwise.
+        LeaseError: Another job drives one of them.
+        StorageError: A run's folder can't be used.
         DataError: The data is missing or wrong.
     """
-    known = [_finished(config) for config in runs]
+    known = [read_finished(config) for config in runs]
     yield from ((number, found) for number, found in enumerate(known) if found is not None)
     waiting = [number for number, found in enumerate(known) if found is None]
     if not waiting:
@@ -44,15 +44,19 @@ def carry(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    with session(runs[0]):
+    # Leases are this process's: those of a run end with it, however it ends.
+    with ExitStack() as leases, session(runs[0]):
         # As if they were started by hand: here, where their folders are.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         start: Any = ray.remote(num_cpus=0, max_retries=0)(_run)
         start = start.options(scheduling_strategy=here)
         under_way: dict[Any, int] = {}
+        released: dict[int, ExitStack] = {}
         while waiting or under_way:
             while waiting and len(under_way) < at_once:
                 number = waiting.pop(0)
+                released[number] = leases.enter_context(ExitStack())
+                released[number].enter_context(held(runs[number].url, show))
                 show(f"{runs[number].name}: begun, see {runs[number].url}/run.log")
                 under_way[start.remote(runs[number], os.getcwd())] = number
             (ended,), _ = ray.wait([*under_way])
@@ -61,16 +65,11 @@ def carry(
                 found = ray.get(ended)
             except Exception as error:  # with Ray's own text around it
                 raise getattr(error, "cause", error) from error
+            released.pop(number).close()
             show(f"{runs[number].name}: Last {found['metrics']['last']:.1f}")
             yield number, found
 
 
-def _finished(config: RunConfig) -> dict[str, Any] | None:
-    with mirrored(config.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, MATRIX, HTML)
-        return finished(config, mirror.folder)
-
-
 def _run(config: RunConfig, folder: str) -> dict[str, Any]:
     os.chdir(folder)
-    return run(config, lambda _: None)
+    return drive(config, lambda _: None)

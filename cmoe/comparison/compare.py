@@ -29,9 +29,11 @@ from cmoe.evaluation.identity import DATA, claim_data, fingerprints
 from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
 from cmoe.evaluation.targets import stream_targets
-from cmoe.mirror import Mirror, StorageError, mirrored
+from cmoe.lease import LeaseError, held
+from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.primitive import LOCATOR
-from cmoe.store import Store, StoreError
+from cmoe.storage import StorageError
+from cmoe.store import Store
 from cmoe.training.launch import RunError, require_lasting
 
 COMPARISON = "comparison.json"
@@ -85,17 +87,18 @@ def compare(
         The contents of `comparison.json`.
 
     Raises:
-        RunError: A method's setting is impossible, and nothing was started; a run failed, or one of
-            its name was configured otherwise.
+        RunError: A method's setting is impossible, and nothing was started; another job drives the
+            comparison; a run failed, or one of its name was configured otherwise.
         DataError: The data is missing, wrong, or not what the comparison began with.
     """
     require_possible(config, how)
     require_lasting(config.runs)
-    ensure_data(config.data)  # once: runs that begin together would all write it
     try:
-        with mirrored(config.url) as mirror:
-            return _carried(config, how, mirror, show)
-    except (StorageError, StoreError) as error:
+        with held(config.url, show):
+            ensure_data(config.data)  # once: runs that begin together would all write it
+            with mirrored(config.url) as mirror:
+                return _carried(config, how, mirror, show)
+    except (LeaseError, StorageError) as error:
         raise RunError(str(error)) from error
 
 

@@ -23,6 +23,7 @@ from cmoe.data.rows import read_samples
 from cmoe.data.samples import DataError, Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.data.shards import (
+    HUB,
     MANIFEST,
     StoredSamples,
     find_root,
@@ -31,6 +32,7 @@ from cmoe.data.shards import (
     require_usable_rows,
 )
 from cmoe.data.usable import RowRule, Split
+from cmoe.storage import WRITTEN, explained, is_remote, require_reachable
 
 INSTRUCTIONS = "Instructions_Original"
 _NAMES: Mapping[Split, tuple[str, ...]] = {
@@ -65,19 +67,23 @@ def ensure_data(config: DataConfig) -> None:
 
     Raises:
         DataError: There is no data, and none is to be generated.
+        StorageError: It can't be read, or not be written.
     """
+    if not config.root.startswith(HUB):
+        require_reachable(config.root)
     if read_manifest(find_root(config.root)) or (Path(config.root) / INSTRUCTIONS).is_dir():
         return
-    if not config.generate:
+    if not config.generate or is_remote(config.root):
         raise DataError(
             f"{config.root}: neither {INSTRUCTIONS} nor {MANIFEST} is there; set data.root to "
             "CoIN's files or to what coin_prepare.py made of them, or data.generate to true for "
-            "the generated mini CoIN"
+            "the generated mini CoIN in a folder"
         )
     root = Path(config.root)
     beside = root.with_name(root.name + ".partial")
-    write_mini_coin(beside, train=config.train_samples or 0, test=config.test_samples or 0)
-    beside.rename(root)
+    with explained(root, WRITTEN):
+        write_mini_coin(beside, train=config.train_samples or 0, test=config.test_samples or 0)
+        beside.rename(root)
 
 
 def _read_task(config: DataConfig, source: Source, name: str, seed: int, least: int) -> Task:

@@ -35,7 +35,7 @@ from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA,
 from cmoe.data.usable import Ids, RowRule, Split, named
 from cmoe.files import whole
 from cmoe.parsing import parse_json
-from cmoe.storage import filesystem
+from cmoe.storage import READ, WRITTEN, exists, explained, filesystem
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 PARTIAL = "partial"  # finished scans, until the manifest is there
@@ -206,9 +206,9 @@ def scan(
     files = [pictures / name for name in names]
     known = "\n".join([repr(limits), *(f"{_state(file)} {file}" for file in files)])
     digest = hashlib.sha256(known.encode(errors="surrogatepass")).hexdigest()
-    if kept is not None:
+    if kept is not None and exists(f"{kept}/{digest}.json"):
         fs, path = filesystem(f"{kept}/{digest}.json")
-        if fs.isfile(path):
+        with explained(f"{kept}/{digest}.json", READ):
             return [Scan(*row) for row in parse_json(fs.cat_file(path))]
     scans = [_scan(file, limits) for file in files]
     if kept is not None and not any(one.wrong for one in scans):
@@ -267,10 +267,11 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
     }
     publish((json.dumps(manifest, indent=1) + "\n").encode(), f"{job.out}/{MANIFEST}")
     fs, path = filesystem(f"{job.out}/{PARTIAL}")
-    if isinstance(fs, LocalFileSystem):  # fsspec would take the path for a pattern
-        shutil.rmtree(path, ignore_errors=True)
-    elif fs.isdir(path):
-        fs.rm(path, recursive=True)
+    with explained(job.out, WRITTEN):
+        if isinstance(fs, LocalFileSystem):  # fsspec would take the path for a pattern
+            shutil.rmtree(path, ignore_errors=True)
+        elif fs.isdir(path):
+            fs.rm(path, recursive=True)
     return manifest
 
 
@@ -310,17 +311,19 @@ def store(
     """
     digests = "\n".join(digest for group in groups for _, digest in group)
     name = f"{IMAGES}/{hashlib.sha256(digests.encode()).hexdigest()[:16]}.parquet"
-    fs, path = filesystem(f"{out}/{name}")
-    if fs.isfile(path):
-        digest, size = _digest(fs.open(path, "rb"))
+    if exists(f"{out}/{name}"):
+        fs, path = filesystem(f"{out}/{name}")
+        with explained(f"{out}/{name}", READ):
+            digest, size = _digest(fs.open(path, "rb"))
     else:
         with tempfile.TemporaryDirectory() as beside:
             file = Path(beside) / "shard.parquet"
-            with pq.ParquetWriter(file, IMAGE_SCHEMA, compression="none") as writer:
-                for group in groups:
-                    table = _picture_table(pictures, limits, group)
-                    writer.write_table(table, row_group_size=len(group))
-            digest, size = _digest(file.open("rb"))
+            with explained(file, WRITTEN):
+                with pq.ParquetWriter(file, IMAGE_SCHEMA, compression="none") as writer:
+                    for group in groups:
+                        table = _picture_table(pictures, limits, group)
+                        writer.write_table(table, row_group_size=len(group))
+                digest, size = _digest(file.open("rb"))
             publish(file, f"{out}/{name}")
     count = sum(map(len, groups))
     return {"file": name, "pictures": count, "bytes": size, "sha256": digest}
@@ -393,14 +396,15 @@ def _digest(file: Any) -> tuple[str, int]:
 def publish(content: bytes | Path, url: str) -> None:
     """Put a file where it belongs, whole or not at all; a folder for it is made."""
     fs, path = filesystem(url)
-    if isinstance(fs, LocalFileSystem):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(Path(path)) as beside:
-            if isinstance(content, Path):
-                fs.put_file(str(content), str(beside))
-            else:
-                beside.write_bytes(content)
-    elif isinstance(content, Path):  # an object store shows an upload once it is complete
-        fs.put_file(str(content), path)
-    else:
-        fs.pipe_file(path, content)
+    with explained(url, WRITTEN):
+        if isinstance(fs, LocalFileSystem):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with whole(Path(path)) as beside:
+                if isinstance(content, Path):
+                    fs.put_file(str(content), str(beside))
+                else:
+                    beside.write_bytes(content)
+        elif isinstance(content, Path):  # an object store shows an upload once it is complete
+            fs.put_file(str(content), path)
+        else:
+            fs.pipe_file(path, content)

@@ -79,7 +79,10 @@ class Task:
 # A group holds about a megabyte, and neighbours are often asked for together.
 @lru_cache(maxsize=16)
 def _group(shard: str, group: int) -> Any:
-    return _file(shard).read_row_group(group, columns=["bytes"]).column(0)
+    from cmoe.storage import READ, explained
+
+    with explained(shard, READ):
+        return _file(shard).read_row_group(group, columns=["bytes"]).column(0)
 
 
 @lru_cache(maxsize=64)

@@ -22,7 +22,7 @@ from cmoe.data.documents import parse_document
 from cmoe.data.samples import DataError, Sample, StoredPicture, Turn
 from cmoe.data.usable import Ids, RowRule, require_usable, shown
 from cmoe.files import whole
-from cmoe.storage import exists, filesystem
+from cmoe.storage import READ, WRITTEN, exists, explained, filesystem
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "rows", "images"
 FORMAT = 1
@@ -77,7 +77,9 @@ def read_manifest(root: str) -> dict[str, Any] | None:
         return None
     fs, path = filesystem(root)
     where = f"{root}/{MANIFEST}"
-    manifest = parse_document(fs.cat_file(f"{path}/{MANIFEST}"), f"{where}: not a manifest")
+    with explained(where, READ):
+        data = fs.cat_file(f"{path}/{MANIFEST}")
+    manifest = parse_document(data, f"{where}: not a manifest")
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise DataError(f"{where}: not a manifest of prepared data; it has no format")
     if manifest["format"] != FORMAT:
@@ -186,11 +188,13 @@ def _on_disk(root: str, shard: Mapping[str, Any]) -> str:
     if "file" in fs.protocol:
         return str(path)
     copy = Path(DOWNLOADED_DATASETS_PATH) / f"{shard['sha256']}.parquet"
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{copy}.lock"):
+    with explained(copy, WRITTEN):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+    with explained(copy, WRITTEN), FileLock(f"{copy}.lock"):
         if not copy.is_file():
             with whole(copy) as part:
-                fs.get_file(path, str(part))
+                with explained(f"{root}/{shard['file']}", READ):
+                    fs.get_file(path, str(part))
                 with part.open("rb") as file:
                     if file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                         raise ValueError(f"{shard['file']} isn't what {MANIFEST} says (sha256)")

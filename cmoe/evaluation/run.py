@@ -12,12 +12,14 @@ from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
 from cmoe.evaluation.reading import RunFileError, read_object, read_settings
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.targets import Targets
+from cmoe.lease import FOLDER as LEASE
 from cmoe.modeling.routers import BASE
 from cmoe.store import BaseId, Record, Store
 
 CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "stages"
 COIN, TRAIN = "coin", "train"
-APART = (STORE, TRAIN)  # of a run's folder: the log, and Ray's own part with the checkpoints
+# Of a run's folder: the log, Ray's own part with the checkpoints, and who drives the run.
+APART = (STORE, TRAIN, LEASE)
 ALONE = "base"  # stands for the frozen base where tasks are named
 
 

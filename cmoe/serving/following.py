@@ -17,7 +17,8 @@ from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import joined
 from cmoe.serving.messages import Arrays, Located, tensors
 from cmoe.serving.settings import ServeConfig
-from cmoe.store import Store, StoreError
+from cmoe.storage import StorageError
+from cmoe.store import Store
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Following:
         refused = None
         try:
             self._store.refresh()
-        except (StoreError, OSError) as error:
+        except StorageError as error:
             refused = str(error)
         try:
             for index in range(len(self.model.tasks), len(self._store)):
                 found.append(self._store.read(index))
-        except (StoreError, OSError) as error:
+        except StorageError as error:
             refused = str(error)
         if refused or not found:  # what was found is judged when it is taken
             self.refused = refused

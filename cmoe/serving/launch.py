@@ -16,7 +16,8 @@ import yaml
 from cmoe.cluster import connect, named_cluster
 from cmoe.serving.keys import Keys, is_loopback
 from cmoe.serving.settings import ServeConfig
-from cmoe.store import Store, StoreError
+from cmoe.storage import StorageError, require_reachable
+from cmoe.store import Store
 
 LOOPBACK = "localhost"
 
@@ -102,8 +103,9 @@ def read_service(
         )
     try:
         Keys.of(config.auth)
+        require_reachable(config.store)
         Store.follow(config.store)
-    except (ValueError, StoreError) as error:
+    except (ValueError, StorageError) as error:
         raise ServiceError(str(error)) from error
     return Service(
         config,

@@ -13,7 +13,7 @@ from enum import Enum
 
 from cmoe.config import RunConfig
 from cmoe.group import LOST_PEER
-from cmoe.store import StoreError
+from cmoe.storage import StorageError
 
 # Where another worker has died, Ray takes the group down, or kills this process, within so long.
 SETTLE_S = 15.0
@@ -27,7 +27,6 @@ OWN_FAILURES = (
     MemoryError,
     NotImplementedError,
     OSError,
-    StoreError,
     TypeError,
     ValueError,
 )
@@ -88,13 +87,14 @@ def verdict(error: BaseException, *, alone: bool = False) -> Verdict:
 
     if not alone and not dist.is_initialized():
         return Verdict.LOST
+    if isinstance(error, StorageError):  # it says so itself
+        return Verdict.LOST if error.transient else Verdict.OWN
     chain = [*_chain(error)]
     if any(is_out_of_memory(one) for one in chain):
         return Verdict.OWN
     if any(_is_lost(one) for one in chain):
         return Verdict.LOST
-    known = isinstance(error, OWN_FAILURES) or hasattr(error, "transient")
-    return Verdict.OWN if known else Verdict.UNCLEAR
+    return Verdict.OWN if isinstance(error, OWN_FAILURES) else Verdict.UNCLEAR
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -109,8 +109,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _is_lost(error: BaseException) -> bool:
     from torch.distributed import DistError
 
-    if hasattr(error, "transient"):  # it says so itself, as errors of a storage may
-        return bool(error.transient)
     if isinstance(error, LOST_PEER) or any(
         c.__module__.startswith("ray.") for c in type(error).__mro__
     ):
@@ -142,7 +140,8 @@ def _settle() -> None:
 def described(error: BaseException, config: RunConfig) -> str:
     """A failure as the run's user reads it: what, where, and what would help."""
     root = next((one for one in _chain(error) if is_out_of_memory(one)), error)
-    lines = [f"{type(root).__name__}: {root}", *getattr(error, "__notes__", [])]
+    kind = "" if isinstance(root, StorageError) else f"{type(root).__name__}: "
+    lines = [f"{kind}{root}", *getattr(error, "__notes__", [])]
     if is_out_of_memory(root):
         lines.append(_advice(root, config))
     return "\n  ".join(lines)

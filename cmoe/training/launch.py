@@ -25,10 +25,11 @@ from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, TRAIN, read_config, read_matrix
 from cmoe.evaluation.targets import stream_targets
 from cmoe.files import WORKING_COPIES, whole
-from cmoe.mirror import Mirror, StorageError, mirrored
+from cmoe.lease import LeaseError, held
+from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
-from cmoe.storage import filesystem, is_remote
+from cmoe.storage import StorageError, filesystem, is_remote, require_reachable
 from cmoe.training.board import Board
 from cmoe.training.display import LOG, Display, refused
 from cmoe.training.following import Follower, following
@@ -54,16 +55,20 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
         The contents of `matrix.json`.
 
     Raises:
-        RunError: Another configuration has this name, or the run failed for good.
+        RunError: Another configuration has this name, another job drives the run, its folder can't
+            be used, or the run failed for good.
         DataError: The data is missing, wrong, or not what the run began with; or a file of the
             run's folder is damaged.
         KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     require_lasting(config.runs)
     try:
-        with _ending_on_sigterm(), mirrored(config.url, apart=APART) as mirror:
-            return _run(config, mirror, show)
-    except StorageError as error:
+        if (found := read_finished(config)) is not None:
+            show(f"{config.url}: this run is finished; another name starts another run")
+            return found
+        with _ending_on_sigterm(), held(config.url, show):
+            return drive(config, show)
+    except (LeaseError, StorageError) as error:
         raise RunError(str(error)) from error
     except SystemExit as end:
         raise KeyboardInterrupt(*end.args) from end
@@ -88,13 +93,21 @@ def _ending_on_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def drive(config: RunConfig, show: Callable[[str], None]) -> dict[str, Any]:
+    """Carry a run to its end; for who holds its lease. Arguments, returns and errors as of `run`.
+
+    Raises:
+        StorageError: Its folder can't be used.
+    """
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, DATA, MATRIX, HTML, LOG, STAGES)
+        return _run(config, mirror, show)
+
+
 def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
     folder = mirror.folder
-    mirror.fetch(CONFIG, DATA, MATRIX, HTML, LOG, STAGES)
     try:
-        if (found := finished(config, folder)) is not None:
-            show(f"{config.url}: this run is finished; another name starts another run")
-            return found
+        require_same(config, folder)
         check_model(config)
         show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
         ensure_data(config.data)
@@ -122,6 +135,18 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
     return read_matrix(folder)
 
 
+def read_finished(config: RunConfig) -> dict[str, Any] | None:
+    """As `finished`, wherever the run is kept.
+
+    Raises:
+        RunError: Another configuration has this name.
+        StorageError: Its folder can't be read.
+    """
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, MATRIX, HTML)
+        return finished(config, mirror.folder)
+
+
 def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     """The results of a run that has come to its end.
 
@@ -138,11 +163,16 @@ def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def require_lasting(runs: str) -> None:
-    """Refuse a folder within the copy of a working directory that Ray makes for a job alone.
+    """Refuse what is no place for runs, or lies within the copy of a working directory that Ray
+    makes for a job alone.
 
     Raises:
         RunError: Says what would be right.
     """
+    try:
+        require_reachable(runs)
+    except StorageError as error:
+        raise RunError(f"runs: {error}") from error
     if not is_remote(runs) and WORKING_COPIES in Path(runs).absolute().parts:
         raise RunError(
             f"runs is {runs!r}, in the copy of the working directory that this job alone has and "

@@ -21,6 +21,7 @@ from cmoe.data.samples import Sample
 from cmoe.group import LOST_PEER, Group
 from cmoe.methods.method import Loss
 from cmoe.passes import over_batches
+from cmoe.storage import WRITTEN, StorageError, storage_error
 from cmoe.training.engine import Engine, convert, running
 from cmoe.training.settings import TrainingConfig
 
@@ -307,12 +308,14 @@ class Phases:
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             # Saving is collective, too: a lost peer is no full disk.
-            of_disk = isinstance(error, OSError) and not isinstance(error, LOST_PEER)
-            if not of_disk and not (isinstance(error, RuntimeError) and TORCH_WRITER in str(error)):
+            if isinstance(error, RuntimeError) and TORCH_WRITER in str(error):
+                why = f"its disk is full or fails; free some space there ({error})"
+            elif isinstance(error, OSError) and not isinstance(error, LOST_PEER):
+                why = str(storage_error(error, folder, WRITTEN))
+            else:
                 raise
-            raise OSError(
-                f"the checkpoint of step {step} can't be written by way of {folder}; is the disk "
-                f"full? {error}"
+            raise StorageError(
+                f"the checkpoint of step {step} can't be written by way of {folder}: {why}"
             ) from error
         self.link.save(folder, wait=wait)
 

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmoe.evaluation.run import TRAIN
 from cmoe.group import Group
 from cmoe.methods.method import seed_of
+from cmoe.storage import WRITTEN, explained
 from cmoe.training.failures import described, is_own, limit_collectives
 from cmoe.training.heartbeat import Heartbeat
 
@@ -46,7 +48,7 @@ def work(settings: Mapping[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _own_temporary_folder(config.url, rank)
-    link = RayLink(board, heartbeat, first=rank == 0)
+    link = RayLink(board, f"{config.url}/{TRAIN}", heartbeat, first=rank == 0)
     if rank == 0:
         _remove_cut_off()
         if count := ray.get(board.start.remote()):
@@ -130,12 +132,13 @@ class RayLink(Checkpoints):
 
     Args:
         board: The board's actor.
+        url: Where Ray keeps checkpoints.
         heartbeat: Tells where this worker is.
         first: Whether this worker's events are shown.
     """
 
-    def __init__(self, board: Any, heartbeat: Heartbeat, *, first: bool) -> None:
-        self.board, self._heartbeat, self._first = board, heartbeat, first
+    def __init__(self, board: Any, url: str, heartbeat: Heartbeat, *, first: bool) -> None:
+        self.board, self._url, self._heartbeat, self._first = board, url, heartbeat, first
         self._told: Any = None
         self._under_way: Path | None = None
 
@@ -158,7 +161,23 @@ class RayLink(Checkpoints):
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_upload_mode=getattr(CheckpointUploadMode, "SYNC" if wait else "ASYNC"),
             delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=self._upload,
         )
+
+    def _upload(self, checkpoint: Any, name: str) -> Any:
+        """Keep a checkpoint as Ray would. It may run behind the training: what would fail again
+        ends the run from here, or Ray would start the group again.
+        """
+        import ray
+        from ray.train import get_context
+
+        try:
+            with explained(f"{self._url}/{name}", WRITTEN):
+                return get_context().get_storage().persist_current_checkpoint(checkpoint, name)
+        except StorageError as error:
+            if not error.transient:
+                ray.get(self.board.fail.remote(str(error)))
+            raise
 
     def leaving(self) -> bool:
         from ray.train import get_preemption_info

@@ -26,8 +26,10 @@ from cmoe.evaluation.reading import read_object
 from cmoe.evaluation.results import write_json
 from cmoe.evaluation.run import STORE
 from cmoe.evaluation.targets import stream_targets
+from cmoe.exclusive import require_exclusive
+from cmoe.lease import LeaseError, held
 from cmoe.methods.method import seed_of
-from cmoe.storage import is_remote
+from cmoe.storage import filesystem, is_remote
 from cmoe.store import Store
 from cmoe.training.launch import (
     RunError,
@@ -127,10 +129,11 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
         The contents of `sweep.json`.
 
     Raises:
-        RunError: Another sweep has this name, the task was learned before, the budget is below
-            the smallest candidate, or a trial failed for good.
+        RunError: Another sweep has this name, another job drives it, the task was learned before,
+            the budget is below the smallest candidate, or a trial failed for good.
         DataError: The data is missing, wrong, or not what the sweep began with.
         StoreError: The store is another base's, or damaged.
+        StorageError: A folder can't be used.
     """
     run = config.run
     require_lasting(run.runs)
@@ -139,7 +142,20 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
     if len(said["tasks"]) == len(config.tasks):
         show(f"{run.folder}: this sweep is finished; another name starts another sweep")
         return said
+    try:
+        with held(str(run.folder), show):
+            return _swept(config, said, show)
+    except LeaseError as error:
+        raise RunError(str(error)) from error
+
+
+def _swept(
+    config: SweepConfig, said: dict[str, Any], show: Callable[[str], None]
+) -> dict[str, Any]:
+    run = config.run
     check_model(run)
+    if config.branch.store is not None:  # before hours of trials
+        require_exclusive(*filesystem(config.store), config.store)
     ensure_data(run.data)
     read_stream(replace(run, data=replace(run.data, tasks=config.tasks)))
     claim_folder(run, run.folder)

@@ -311,7 +311,7 @@ def filling_up(group: Group, config: RunConfig) -> None:
 def test_a_full_disk_ends_the_run_and_costs_nothing_committed(root: Path) -> None:
     config = one_task(root, "full")
     message = fails(config, filling_up)
-    assert "OSError: the checkpoint of step" in message
+    assert "StorageError: the checkpoint of step" in message
     assert "in task 'Grounding', phase 'probe'" in message
     store = Store.open(config.folder / "store")
     assert store.tasks == ("VizWiz",)
