@@ -27,8 +27,8 @@ from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import padding
 from cmoe.serving.engine import Engine, Event
 from cmoe.serving.following import Following, follow
-from cmoe.serving.generation import UnservedBaseError, context_of
 from cmoe.serving.gateway import Gateway
+from cmoe.serving.generation import UnservedBaseError, context_of
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
 from cmoe.serving.metrics import BOUNDS

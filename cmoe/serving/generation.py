@@ -27,6 +27,9 @@ LAYERS = ("full_attention", "sliding_attention")
 """Kinds of layers whose cache is a key and a value of each token."""
 
 
+ENOUGH = 1024  # tokens of an answer: more than any setting needs at least
+
+
 class UnservedBaseError(ValueError):
     """A base that the service would answer for in another way than its own `generate`."""
 
@@ -122,7 +125,7 @@ class Decoding:
         if "position_ids" not in inspect.signature(base.forward).parameters:
             raise UnservedBaseError(kind, "its forward takes no position_ids")
         try:
-            plan = self._plan([1], 1)
+            plan = self._plan([1], ENOUGH)
         except (TypeError, ValueError) as error:  # of settings that need more than a prompt
             raise UnservedBaseError(kind, f"its generation_config: {error}") from error
         mode = plan.settings.get_generation_mode().value

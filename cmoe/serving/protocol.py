@@ -103,7 +103,9 @@ _PARTS: Mapping[str, Any] = {"text": text, "image_url": _shown}
 def _part(value: Any, at: str) -> str | Shown:
     if not isinstance(value, dict):
         wrong(at, f"is {kind_of(value)}; an object with type, text or image_url")
-    kind = one_of(*_PARTS)(value.get("type"), f"{at}.type")
+    if value.get("type") is None:
+        wrong(f"{at}.type", "is missing; text or image_url")
+    kind = one_of(*_PARTS)(value["type"], f"{at}.type")
     readers = {"type": text, kind: _PARTS[kind]}
     part: str | Shown = fields(value, at, readers, needed=[kind])[kind]
     return part
