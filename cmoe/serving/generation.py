@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 LAYERS = ("full_attention", "sliding_attention")
 """Kinds of layers whose cache is a key and a value of each token."""
 
-
 ENOUGH = 1024  # tokens of an answer: more than any setting needs at least
 
 
 class UnservedBaseError(ValueError):
     """A base that the service would answer for in another way than its own `generate`."""
 
-    def __init__(self, kind: str, why: str) -> None:
-        super().__init__(f"a base of type {kind!r} can't be served: {why}")
+
+def unserved(config: PretrainedConfig, why: str) -> UnservedBaseError:
+    """The error of a base that is named by its type."""
+    return UnservedBaseError(f"a base of type {config.model_type!r} can't be served: {why}")
 
 
 def require_servable(config: PretrainedConfig) -> None:
@@ -51,21 +52,19 @@ def require_servable(config: PretrainedConfig) -> None:
 
     text = config.get_text_config(decoder=True)
     if config.is_encoder_decoder:
-        raise UnservedBaseError(config.model_type, "it is an encoder with a decoder")
+        raise unserved(config, "it is an encoder with a decoder")
     if getattr(text, "cross_attention_layers", None):
-        raise UnservedBaseError(config.model_type, "it has layers of cross-attention")
+        raise unserved(config, "it has layers of cross-attention")
     kinds = sorted({*get_layer_types_and_kwargs(text)[0]} - {*LAYERS})
     if kinds:
-        raise UnservedBaseError(
-            config.model_type,
-            f"it has layers of {', '.join(kinds)}; served are those of {' and '.join(LAYERS)}",
+        named = ", ".join(kinds).replace("dummy", "other layers' keys")
+        raise unserved(
+            config, f"it has layers of {named}; served are those of {' and '.join(LAYERS)}"
         )
     rope = getattr(text, "rope_parameters", None) or {}
     each = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     if any(part.get("rope_type") == "longrope" for part in each):
-        raise UnservedBaseError(
-            config.model_type, "its rotary frequencies (longrope) depend on the longest prompt"
-        )
+        raise unserved(config, "its rotary frequencies (longrope) depend on the longest prompt")
 
 
 def context_of(config: PretrainedConfig) -> int:
@@ -76,9 +75,7 @@ def context_of(config: PretrainedConfig) -> int:
     """
     found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if found is None:
-        raise UnservedBaseError(
-            config.model_type, "its configuration has no max_position_embeddings"
-        )
+        raise unserved(config, "its configuration has no max_position_embeddings")
     return int(found)
 
 
@@ -121,21 +118,21 @@ class Decoding:
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
-        self._base, kind = base, base.config.model_type
+        self._base = base
         if "position_ids" not in inspect.signature(base.forward).parameters:
-            raise UnservedBaseError(kind, "its forward takes no position_ids")
+            raise unserved(base.config, "its forward takes no position_ids")
         try:
             plan = self._plan([1], ENOUGH)
         except (TypeError, ValueError) as error:  # of settings that need more than a prompt
-            raise UnservedBaseError(kind, f"its generation_config: {error}") from error
+            raise unserved(base.config, f"its generation_config: {error}") from error
         mode = plan.settings.get_generation_mode().value
         stops = {type(criterion).__name__ for criterion in plan.stopping}
         stops -= {"MaxLengthCriteria", "EosTokenCriteria"}
         if plan.settings.guidance_scale not in (None, 1):
             mode = "guidance_scale"
         if mode != "greedy_search" or stops:
-            raise UnservedBaseError(
-                kind,
+            raise unserved(
+                base.config,
                 f"its generation_config asks for {', '.join(sorted(stops)) or mode}; the service "
                 "takes the likeliest token, or draws one, until an end",
             )

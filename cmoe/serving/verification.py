@@ -18,7 +18,7 @@ from cmoe.data.batches import Collator, Turn
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import Batch, Prompt, padding
-from cmoe.serving.generation import Decoding, UnservedBaseError, scores_of
+from cmoe.serving.generation import Decoding, UnservedBaseError, scores_of, unserved
 
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
 ROUNDING_16_BITS = 0.2
@@ -80,9 +80,7 @@ def require_own_answers(model: GrowingVLM, processor: Any, context: int) -> None
     except (UnservedBaseError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a base raises that isn't made for it
-        raise UnservedBaseError(
-            model.base.config.model_type, f"in a batch it fails with {error!r}"
-        ) from error
+        raise unserved(model.base.config, f"in a batch it fails with {error!r}") from error
 
 
 def _questions(collator: Collator, tasks: int) -> list[list[_Row]]:
@@ -179,8 +177,8 @@ def _compare(
 def _require_near(model: GrowingVLM, what: str, found_v: Tensor, expected_v: Tensor) -> None:
     apart, limit = distance(found_v, expected_v), ROUNDING.get(model.base.dtype, ROUNDING_16_BITS)
     if not apart <= limit:
-        raise UnservedBaseError(
-            model.base.config.model_type,
+        raise unserved(
+            model.base.config,
             f"{what} has other scores in a batch than by its own generate ({apart:.2g} apart, at "
             f"most {limit:g})",
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from queue import Queue
+from threading import Event as Signal
 from typing import Any
 
 import pytest
 from mini_store import make_model, processor
 from serving_bases import SERVED, lfm2_vl, longrope, make_prompt, make_served, mllama, qwen3_5
-from transformers import T5GemmaConfig
+from transformers import Gemma3nConfig, T5GemmaConfig
 
 from cmoe.config import ModelConfig
 from cmoe.loading import create_store
@@ -30,11 +31,13 @@ def by_generate(model: GrowingVLM, one: Job) -> list[int]:
 
 
 def by_engine(model: GrowingVLM, jobs: list[Job], **limits: Any) -> list[tuple[str, int]]:
-    """Texts and numbers of tokens of answers that run together."""
-    engine = Engine(model, processor().tokenizer, EngineConfig(**limits))
+    """Texts and numbers of tokens of answers that run together; the first join in their order."""
+    engine, there = Engine(model, processor().tokenizer, EngineConfig(**limits)), Signal()
+    engine.between(there.wait)
     came: list[Queue[Event]] = [Queue() for _ in jobs]
     for one, queue in zip(jobs, came, strict=True):
         engine.submit(one, queue.put)
+    there.set()
     events = [queue.get(timeout=60) for queue in came]
     engine.close()
     assert [e.failure for e in events] == [None] * len(jobs)
@@ -69,6 +72,7 @@ def test_a_batch_says_what_generate_says(family: str) -> None:
         (lfm2_vl, "'lfm2_vl' can't be served: it has layers of conv"),
         (mllama, "'mllama' can't be served: it has layers of cross-attention"),
         (longrope, "'llava' can't be served: its rotary frequencies"),
+        (Gemma3nConfig, "'gemma3n' can't be served: it has layers of other layers' keys"),
         (T5GemmaConfig, "'t5gemma' can't be served: it is an encoder with a decoder"),
     ],
 )

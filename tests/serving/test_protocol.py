@@ -1,4 +1,4 @@
-"""Requests as clients write them: what asks for nothing is taken, a mistake is named by its path."""
+"""What clients write: what asks for nothing is taken, and a mistake is named by its path."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_every_field_of_the_client_is_known() -> None:
     names = {*known, *completion_create_params.CompletionCreateParamsBase.__annotations__}
     assert names - {"model", "messages"} <= {name for name, _ in NEUTRAL}
     for name in names:
-        error = trial(**{name: {"a": object.__name__}})
+        error = trial(**{name: 5})
         assert error is None or "Unrecognized" not in error.message
 
 

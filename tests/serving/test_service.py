@@ -43,6 +43,7 @@ from cmoe.store import Store
 
 ROOT = Path(__file__).parents[2]
 KEY = "a key for tests"
+ASKING = [{"role": "user", "content": "Which of them?"}]
 TOKENS = 12
 FUZZ = int(os.environ.get("CMOE_FUZZ", "500"))
 LIMITS = {
@@ -538,6 +539,14 @@ def test_other_bodies_and_methods_are_refused(url: str) -> None:
         assert time.monotonic() - begun < 5
         assert said["error"]["message"]
     assert get(url, path)[0] == 405
+
+
+def test_a_body_is_taken_however_its_kind_is_spelled(url: str) -> None:
+    body = json.dumps({"model": "cmoe", "messages": ASKING, "max_tokens": 1}).encode()
+    for kind in ("application/json; charset=utf-8", "Application/JSON", "application/json;"):
+        for start in (b"", b"\xef\xbb\xbf"):
+            status, said, _ = post(url, "/v1/chat/completions", start + body, Content_Type=kind)
+            assert status == 200, said
 
 
 def test_a_host_is_reached_only_by_a_public_address() -> None:
