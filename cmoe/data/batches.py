@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -27,8 +28,8 @@ class ReservedTokenError(ValueError):
     """A text that would mean more to the model than to its reader."""
 
 
-class MovedPictureError(ValueError):
-    """A picture that a base would see in another turn than it was shown in."""
+class ConversationError(ValueError):
+    """A conversation that a base's chat template doesn't show as it is."""
 
 
 class Turn(NamedTuple):
@@ -169,7 +170,8 @@ class Collator:
 
         Raises:
             ReservedTokenError: A text holds one of the base's own tokens.
-            MovedPictureError: The base's chat template would show the picture in another turn.
+            ConversationError: The base's chat template refuses it, or would show the picture in
+                another turn.
         """
         for part in (part for turn in turns for part in turn.parts if part is not None):
             if found := next((token for token in self._reserved if token in part), None):
@@ -193,7 +195,10 @@ class Collator:
             }
             for turn in turns
         ]
-        chat: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        try:
+            chat: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ConversationError(f"the base's chat template: {error}") from error
         return chat
 
     def _require_place(self, turns: Sequence[Turn]) -> None:
@@ -209,7 +214,7 @@ class Collator:
         shown[place] = Turn("user", (None, f"#{place}#"))
         before, mark, _ = self._rendered(texts).partition(f"#{place - 1}#")
         if not self._rendered(shown).startswith(before + mark):
-            raise MovedPictureError(
+            raise ConversationError(
                 "the base's chat template shows a picture in front of the first question alone; "
                 "show it there, or ask about it in a conversation of its own"
             )

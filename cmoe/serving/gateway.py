@@ -16,11 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 
-from cmoe.data.batches import Collator, MovedPictureError, ReservedTokenError
+from cmoe.data.batches import Collator, ConversationError, ReservedTokenError
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving import protocol
 from cmoe.serving.border import Border, HeldStream, as_refusal, not_found, refused
+from cmoe.serving.completion import DONE, Completion, event
 from cmoe.serving.errors import RequestError
 from cmoe.serving.following import model_of
 from cmoe.serving.generation import context_of, require_servable
@@ -170,7 +171,7 @@ class Gateway:
         try:
             make = self._collator.conversation
             prompt = await self._run(pixels, make, talk.turns, picture)
-        except (ReservedTokenError, MovedPictureError) as error:
+        except (ReservedTokenError, ConversationError) as error:
             raise RequestError(400, str(error), code="invalid_text", param="messages") from error
         except ValueError as error:  # the processor's own, about whatever it met
             logger.warning("a prompt can't be prepared: %r", error)
@@ -284,18 +285,16 @@ class Gateway:
         except Exception as error:
             refusal = as_refusal(error)
             status = refusal.status
-            yield protocol.event(refusal.body())
+            yield event(refusal.body())
             return
         finally:
             self._count(status, completion.task)
         yield completion.chunk("" if said is first else said.text, said.finish, first=False)
         if wanted.usage:
             yield completion.spent(prepared.tokens, said.tokens)
-        yield protocol.DONE
+        yield DONE
 
-    def _completion(
-        self, wanted: protocol.ChatRequest, way: Way, said: Said
-    ) -> protocol.Completion:
+    def _completion(self, wanted: protocol.ChatRequest, way: Way, said: Said) -> Completion:
         located = way.located or said.located
         found: dict[str, Any] = {"task": None, "located": located is not None, "unknown": False}
         version = said.version
@@ -311,7 +310,7 @@ class Gateway:
         elif way.question.task is not None:
             found["task"] = self._name(way.question.task)
         found["store_version"] = version
-        return protocol.Completion(wanted.model, version, found, counted=wanted.usage)
+        return Completion(wanted.model, version, found, counted=wanted.usage)
 
     def _count(self, status: int, task: str = "") -> None:
         self._requests.inc(tags={"task": task, "status": str(status)})

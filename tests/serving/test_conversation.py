@@ -9,7 +9,7 @@ import pytest
 from mini_store import processor
 from PIL import Image
 
-from cmoe.data.batches import Collator, MovedPictureError, Turn
+from cmoe.data.batches import Collator, ConversationError, Turn
 
 # As LLaVA 1.5's and Qwen2-VL's: pictures of a turn first, and where they stand.
 PICTURES_FIRST_IN_TURN = (
@@ -58,8 +58,14 @@ def test_a_later_picture_stays_in_its_turn() -> None:
     assert own.index("One?") < own.index("yes") < own.index("<image>") < own.index("that")
 
 
+def test_what_a_template_refuses_is_told_in_its_words() -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system.') }}"
+    with pytest.raises(ConversationError, match=r"the base's chat template: No system\."):
+        rendered(template + "{% endif %}" + IN_PLACE, LATER)
+
+
 def test_a_picture_that_the_template_would_move_is_refused() -> None:
-    with pytest.raises(MovedPictureError, match="in front of the first question alone"):
+    with pytest.raises(ConversationError, match="in front of the first question alone"):
         rendered(IN_FRONT, LATER)
     first = [Turn("system", ("Be short.",)), Turn("user", ("One?", None))]
     assert rendered(IN_FRONT, first) == "<image>system: Be short. user: One?"

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
 
+from cmoe.serving.completion import Completion
 from cmoe.serving.errors import RequestError
 from cmoe.serving.protocol import (
     ASKING_NOTHING,
     ChatRequest,
-    Completion,
     Conversation,
     asked,
     conversation,
