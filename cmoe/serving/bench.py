@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cmoe.data.batches import Collator
+from cmoe.data.batches import Collator, Turn
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
@@ -95,8 +95,11 @@ def offline(
     start = time.monotonic()
     jobs = []
     for sample in samples:
-        picture = None if sample.image is None else load_image(sample.image, collator.limits)
-        prompt = collator.conversation([("user", sample.text)], picture)
+        parts: tuple[str | None, ...] = (sample.text,)
+        picture = None
+        if sample.image is not None:
+            parts, picture = (None, *parts), load_image(sample.image, collator.limits)
+        prompt = collator.conversation([Turn("user", parts)], picture)
         jobs.append(Job(prompt, None, TOKENS))
     for job, queue in zip(jobs, came, strict=True):
         engine.submit(job, queue.put)

@@ -16,14 +16,16 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 
-from cmoe.data.batches import Collator, ReservedTokenError
+from cmoe.data.batches import Collator, ConversationError, ReservedTokenError
 from cmoe.data.image_limits import limits_of
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving import protocol
 from cmoe.serving.border import Border, HeldStream, as_refusal, not_found, refused
+from cmoe.serving.completion import DONE, Completion, event
 from cmoe.serving.errors import RequestError
 from cmoe.serving.following import model_of
+from cmoe.serving.generation import context_of, require_servable
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
 from cmoe.serving.metrics import BOUNDS, exposition
@@ -77,7 +79,8 @@ class Gateway:
         self._inline = locator is None
         named = model_of(Store.follow(config.store), config)
         base = load_config(named.path, revision=named.revision)
-        self._context: int = base.get_text_config().max_position_embeddings
+        require_servable(base)
+        self._context = context_of(base)
         processor = load_processor(named.path, revision=named.revision, pad=named.pad)
         self._collator = Collator(processor, self._context, 1)
         self._image_limits = limits_of(processor, self.limits.image)
@@ -122,7 +125,7 @@ class Gateway:
 
     async def complete(self, request: Request) -> Response:
         async with self._border.answering(request) as place:
-            wanted = protocol.parsed(protocol.ChatRequest, await self._border.body(request))
+            wanted = protocol.ChatRequest.read(await self._border.body(request))
             asked = protocol.asked(wanted, self.limits)
             talk = protocol.conversation(wanted.messages, self.limits)
             prepared = await self._prepared(talk, asked.tokens)
@@ -145,8 +148,8 @@ class Gateway:
     async def locate(self, request: Request) -> dict[str, Any]:
         """The posterior over tasks of a conversation."""
         async with self._border.answering(request):
-            wanted = protocol.parsed(protocol.LocateRequest, await self._border.body(request))
-            talk = protocol.conversation(wanted.messages, self.limits)
+            messages = protocol.read_located(await self._border.body(request))
+            talk = protocol.conversation(messages, self.limits)
             prepared = await self._prepared(talk, 1)
             located = await self._located(prepared)
             names = await self._names(len(located.scores))
@@ -170,7 +173,7 @@ class Gateway:
         try:
             make = self._collator.conversation
             prompt = await self._run(pixels, make, talk.turns, picture)
-        except ReservedTokenError as error:
+        except (ReservedTokenError, ConversationError) as error:
             raise RequestError(400, str(error), code="invalid_text", param="messages") from error
         except ValueError as error:  # the processor's own, about whatever it met
             logger.warning("a prompt can't be prepared: %r", error)
@@ -284,18 +287,16 @@ class Gateway:
         except Exception as error:
             refusal = as_refusal(error)
             status = refusal.status
-            yield protocol.event(refusal.body())
+            yield event(refusal.body())
             return
         finally:
             self._count(status, completion.task)
         yield completion.chunk("" if said is first else said.text, said.finish, first=False)
-        if wanted.stream_options and wanted.stream_options.include_usage:
+        if wanted.usage:
             yield completion.spent(prepared.tokens, said.tokens)
-        yield protocol.DONE
+        yield DONE
 
-    def _completion(
-        self, wanted: protocol.ChatRequest, way: Way, said: Said
-    ) -> protocol.Completion:
+    def _completion(self, wanted: protocol.ChatRequest, way: Way, said: Said) -> Completion:
         located = way.located or said.located
         found: dict[str, Any] = {"task": None, "located": located is not None, "unknown": False}
         version = said.version
@@ -311,7 +312,7 @@ class Gateway:
         elif way.question.task is not None:
             found["task"] = self._name(way.question.task)
         found["store_version"] = version
-        return protocol.Completion(wanted.model, version, found)
+        return Completion(wanted.model, version, found, counted=wanted.usage)
 
     def _count(self, status: int, task: str = "") -> None:
         self._requests.inc(tags={"task": task, "status": str(status)})

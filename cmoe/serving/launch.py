@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import threading
@@ -11,19 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cmoe.cluster import connect, named_cluster
 from cmoe.serving.keys import Keys, is_loopback
+from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
 from cmoe.storage import StorageError, require_reachable
 from cmoe.store import Store
 
 LOOPBACK = "localhost"
-
-
-class ServiceError(Exception):
-    """A service that can't be started; says why."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +77,15 @@ def read_service(
         ServiceError: The file isn't such a one, a value can't be, there is no store or no key, or
             no key is asked for and the service would not listen on loopback alone.
     """
-    from pydantic import ValidationError
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        schema = ServeDeploySchema(**yaml.safe_load(file.read_text(encoding="utf-8")))
-        (application,) = schema.applications
-        config = ServeConfig.of(application.args)
-    except (OSError, TypeError, ValueError, ValidationError, yaml.YAMLError) as error:
-        raise ServiceError(f"{file}: {error}") from error
+    schema, application, config = read_file(file)
     required = config.auth.required if auth is None else auth
     config = replace(
         config, store=store or config.store, auth=replace(config.auth, required=required)
     )
     http = schema.http_options.model_dump()
     http |= {n: v for n, v in (("host", host), ("port", port)) if v is not None}
+    if not 0 < http["port"] < 2**16:
+        raise ServiceError(f"http_options.port (--port) is {http['port']}; 1 to {2**16 - 1}")
     if not required and not loopback(http["host"]):
         raise ServiceError(
             f"without API keys the service listens on loopback alone, not on {http['host']!r}; "
@@ -133,6 +123,19 @@ def _require_port(host: str, port: int) -> None:
             raise ServiceError(f"port {port} is taken on {host} ({error}); give --port") from error
 
 
+def cause_of(report: str) -> str:
+    """What Ray's report of a replica that failed to start ends with: the error of ours, without
+    the traces that it came through.
+    """
+    found = list(re.finditer(r"^(?:\w+\.)*(\w+): (?=\S)", report, re.MULTILINE))
+    named = [match for match in found if match[1].endswith(("Error", "Exception"))]
+    if not named:
+        return report
+    said = " ".join(report[named[-1].end() :].split())
+    ours = named[-1][0].startswith("cmoe.")
+    return said if ours else f"{named[-1][1]}: {said}"
+
+
 @contextmanager
 def serving(service: Service, executor: type | None = None) -> Iterator[None]:
     """The service, for as long as the body runs.
@@ -166,7 +169,7 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
                 logging_config=service.logging,
             )
         except RuntimeError as error:
-            raise ServiceError(f"the service didn't come up: {error}") from error
+            raise ServiceError(f"the service didn't come up: {cause_of(str(error))}") from error
         yield
     finally:
         if not shared:

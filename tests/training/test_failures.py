@@ -13,7 +13,7 @@ import torch.distributed as dist
 from workers import run_group, small_config
 
 from cmoe.group import Group
-from cmoe.mirror import StorageError
+from cmoe.storage import StorageAwayError, StorageError
 from cmoe.training import failures
 from cmoe.training.failures import Verdict, described, is_out_of_memory, is_own, limit_collectives
 
@@ -101,8 +101,7 @@ def test_what_comes_of_lost_processes_machines_and_devices_is_tried_again(group:
 
     timed_out = BroadcastCollectiveTimeoutError(60.0, [1], 60.0)
     task = RayTaskError("broadcast", "trace", timed_out).as_instanceof_cause()
-    away = StorageError("s3://bucket doesn't answer")
-    away.transient = True
+    away = StorageAwayError("s3://bucket doesn't answer")
     for error in [*LOST, ActorDiedError(), timed_out, task, away]:
         assert not is_own(error), error
 
