@@ -256,7 +256,7 @@ def parse_job(
         plan: PlanConfig | None = None
         problems: list[str] = []
         if asked is not None:
-            plan = _made(PlanConfig, vars(asked), problems)
+            plan = _made(PlanConfig, asked, problems)
         if plan is not None and plan.gpus is not None:
             parsed["cluster.workers"] = plan.gpus
         run, more = _run(parser, parsed, parts, problems)
@@ -347,26 +347,26 @@ def _run(
     nulls = [k for n, kind in [("", RunConfig), *parts.items()] for k in _nulls(parsed, kind, n)]
     if nulls:
         parser.refuse([f"{key} is null; a value is needed" for key in nulls])
-    more = {}
-    for name, part in parts.items():
-        values = (
-            vars(parsed[name]) if name else {each.name: parsed[each.name] for each in fields(part)}
-        )
-        more[name] = _made(part, values, problems)
+    more = {
+        name: _made(part, parsed[name] if name else parsed, problems)
+        for name, part in parts.items()
+    }
     made = {}
     for name, hint in get_type_hints(RunConfig).items():
         section = isinstance(hint, type) and is_dataclass(hint)
-        made[name] = _made(hint, vars(parsed[name]), problems) if section else parsed[name]
+        made[name] = _made(hint, parsed[name], problems) if section else parsed[name]
     run = None if problems else _made(RunConfig, made, problems)
     if run is None:
         parser.refuse(problems)
     return run, more
 
 
-def _made(kind: type[Made], values: Mapping[str, Any], problems: list[str]) -> Made | None:
+def _made(
+    kind: type[Made], values: Mapping[str, Any] | Namespace, problems: list[str]
+) -> Made | None:
     """Settings of such values, or else None and a problem more."""
     try:
-        return kind(**values)
+        return kind(**{each.name: values[each.name] for each in fields(kind)})  # type: ignore[arg-type]
     except ValueError as error:
         problems.append(str(error))
         return None

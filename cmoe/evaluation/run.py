@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
 from cmoe.data.samples import Task
 from cmoe.evaluation.predict import read_answers, stage_file
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.targets import Targets
 from cmoe.modeling.routers import BASE
+from cmoe.parsing import parse_yaml
 from cmoe.store import BaseId, Record, Store
 
 CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "stages"
@@ -113,7 +113,7 @@ def read_run(
     }
     return Run(
         text=text,
-        config=yaml.safe_load(text),
+        config=parse_yaml(text),
         found=found,
         tasks=tuple(tasks[:count]),
         targets=targets,

@@ -25,6 +25,7 @@ from cmoe.files import whole
 from cmoe.mirror import Mirror, StorageError, mirrored
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, require_base
+from cmoe.parsing import parse_yaml
 from cmoe.storage import filesystem, is_remote
 from cmoe.training.board import Board
 from cmoe.training.display import LOG, Display
@@ -68,6 +69,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
         return found
     check_model(config)
     show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
+    require_uploaded(config)
     ensure_data(config.data)
     tasks = read_tasks(config.data, config.seed)
     targets = stream_targets(tasks, config.data, config.evaluation)
@@ -113,12 +115,37 @@ def require_lasting(runs: str) -> None:
         )
 
 
+def require_uploaded(config: RunConfig) -> None:
+    """Refuse data that a job looks for in its copy of the working directory, and that isn't there.
+
+    Raises:
+        RunError: Says what would be right.
+    """
+    files = config.evaluation.answer_files
+    named = {f"evaluation.answer_files.{task}": file for task, file in files.items()}
+    if not config.data.generate:
+        named["data.root"] = config.data.root
+    for key, name in named.items():
+        path = Path(name).absolute()
+        if not is_remote(name) and WORKING_COPIES in path.parts and not path.exists():
+            raise RunError(
+                f"{key} is {name!r}, and isn't in the copy of the working directory that this job "
+                "has: what .gitignore names isn't uploaded; give an absolute path that every "
+                f"machine has{', or s3://bucket/prefix' if key == 'data.root' else ''}"
+            )
+
+
 def require_same(config: RunConfig, folder: Path) -> None:
     """Refuse to go on with a run of this name that was configured otherwise."""
     file = folder / CONFIG
     if not file.is_file():
         return
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        before = parse_yaml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file}: {error}") from error
+    if not isinstance(before, dict):
+        raise RunError(f"{file}: not a run's configuration; remove it, or give another name")
     if changed := differences(before, config.as_dict()):
         listed = "\n  ".join(changed)
         raise RunError(
