@@ -54,8 +54,8 @@ def check(
     shown = [name for name in asked.get("env_vars") or {} if SECRET.search(str(name))]
     if shown:
         sys.stderr.write(
-            f"{PROG}: warning: {', '.join(shown)} in env_vars is shown to whoever may list jobs, in "
-            "clear (/api/jobs, the dashboard, Ray's logs); SECURITY.md says where keys belong\n"
+            f"{PROG}: warning: {', '.join(shown)} in env_vars is shown to whoever may list jobs, "
+            "in clear (/api/jobs, the dashboard, Ray's logs); SECURITY.md says where keys belong\n"
         )
     problems = []
     for name in filter(None, [asked.get("working_dir"), *(asked.get("py_modules") or [])]):
