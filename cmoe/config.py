@@ -237,7 +237,8 @@ def parse_job(
 
     A planned run has as many workers as the plan has GPUs.
     """
-    from cmoe.config_parser import ConfigError, tree_of
+    from cmoe.config_keys import tree_of
+    from cmoe.config_parser import ConfigError
 
     parser = _parser(prog, parts)
     # The plan alone may be bare: `--plan`, `--plan.gpus 8`.
@@ -292,7 +293,8 @@ def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValueError: There is no such key, or its value is impossible.
     """
-    from cmoe.config_parser import ConfigError, key_type, unknown_key, wrong_type
+    from cmoe.config_keys import key_type, unknown_key, wrong_type
+    from cmoe.config_parser import ConfigError
 
     parser = _changes()
     values = config.as_dict()

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
 from cmoe.command_line import did_you_mean, is_flag, listed, near
+from cmoe.config_keys import Tree, key_type, tree_of, unknown_key, wrong_type
 from cmoe.parsing import compose_yaml
 
-Tree = dict[str, Any]
-"""A configuration's keys: by name the type of a value, or the tree of a section."""
-
 FILE = "config"
+OTHERS = {FILE: str, "help": bool, "print_config": str}  # flags that are no settings
 
 
 class ConfigError(Exception):
@@ -70,7 +66,10 @@ class ConfigParser(ArgumentParser):
             self._given.read(words)
             if self._given.problems:
                 raise ConfigError([*self._given.problems, *self._given.wrong_types()])
-        parsed: Namespace = super().parse_args(words, namespace, **options)
+        try:
+            parsed: Namespace = super().parse_args(words, namespace, **options)
+        except RecursionError as error:
+            raise ConfigError(["a value is nested too deeply, or holds itself"]) from error
         return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -82,123 +81,6 @@ class ConfigParser(ArgumentParser):
     def refuse(self, problems: Sequence[str]) -> NoReturn:
         """Values that can't be: sentences that begin with their key, which say where it stands."""
         raise ConfigError([self._given.located(problem) for problem in problems])
-
-
-def tree_of(kind: type[Any]) -> Tree:
-    """The keys of a dataclass, and of those within it."""
-    hints = get_type_hints(kind)
-    return {
-        each.name: tree_of(hint) if is_dataclass(hint := hints[each.name]) else hint  # type: ignore[arg-type]
-        for each in fields(kind)
-    }
-
-
-def unknown_key(key: str, tree: Tree, written: str | None = None, prefix: str = "") -> str:
-    """The sentence about a key that there isn't, with those that may have been meant.
-
-    Args:
-        key: Dotted.
-        tree: The keys that there are.
-        written: The key as it was given, if not so.
-        prefix: Of the proposed keys.
-    """
-    close = nearest(key, tree)
-    section = key_type(tree, key.rpartition(".")[0])
-    hint = did_you_mean([f"{prefix}{each}" for each in close])
-    if not close and isinstance(section, dict) and "." in key:
-        hint = f"; {key.rpartition('.')[0]} has {', '.join(section)}"
-    return f"unknown key {written or key}{hint}"
-
-
-def nearest(key: str, tree: Tree) -> list[str]:
-    """The keys that an unknown one may have been meant to be.
-
-    A slip within a section comes before the same name in other sections, and that before what
-    merely looks alike.
-    """
-    keys = list(_keys(tree))
-    section, _, last = key.rpartition(".")
-    for within in (section, *near(section, [k for k in tree if isinstance(tree[k], dict)])):
-        known = key_type(tree, within) if within else None
-        if isinstance(known, dict) and (found := near(last, known)):
-            return [f"{within}.{found[0]}"]
-    if same := [k for k in keys if k.rpartition(".")[2] == last.replace("-", "_")]:
-        return same
-    if found := near(key, [k for k in keys if not f"{k}.".startswith(f"{section}.")]):
-        return found
-    names = {k.rpartition(".")[2] for k in keys}
-    return [k for name in near(last, names) for k in keys if k.rpartition(".")[2] == name]
-
-
-def key_type(tree: Tree, key: str) -> Any:
-    """The type of a key's value, or the tree of a section; None where there is no such key.
-
-    Below a key whose value is a mapping any key is one of its.
-    """
-    found: Any = tree
-    for name in key.split("."):
-        if isinstance(found, dict):
-            found = found.get(name)
-        elif get_origin(found) is dict:
-            found = get_args(found)[1]
-        else:
-            return None
-    return found
-
-
-def _keys(tree: Tree, prefix: str = "") -> list[str]:
-    found = []
-    for name, below in tree.items():
-        found.append(f"{prefix}{name}")
-        if isinstance(below, dict):
-            found += _keys(below, f"{prefix}{name}.")
-    return found
-
-
-def wrong_type(written: str, hint: Any, value: Any, *, text: bool = False) -> str | None:
-    """The sentence about a value of another type than its key's, if it is one.
-
-    Args:
-        written: The key as it was given.
-        hint: The key's type, or the tree of a section.
-        value: What was given.
-        text: Whether it comes from a command line, to be read as YAML.
-    """
-    if isinstance(hint, dict):
-        shown = "null" if value is None else repr(value)
-        return f"{written} is {shown}; a section is needed, with its keys: {', '.join(hint)}"
-    parser = _one_value(hint)
-    try:
-        parser.parse_args([f"--value={value}"]) if text else parser.parse_object({"value": value})
-    except ArgumentError:
-        choices = [str(c) for c in get_args(hint)] if get_origin(hint) is Literal else []
-        close = near(str(value), choices)
-        meant = did_you_mean(close) if close else ""
-        return f"{written} is {value!r}; {described(hint)} is needed{meant}"
-    return None
-
-
-@cache
-def _one_value(hint: Any) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
-    return parser
-
-
-def described(hint: Any) -> str:
-    """A type in words."""
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind in (Union, UnionType):
-        return " or ".join("null" if one is type(None) else described(one) for one in inner)
-    if kind is Literal:
-        return f"one of {', '.join(map(str, inner))}"
-    if kind in (tuple, list):
-        return f"a list, as [a, b], each {described(inner[0])},"
-    if kind is dict:
-        return "a mapping"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(
-        hint, str(hint)
-    )
 
 
 @dataclass(frozen=True)
@@ -216,6 +98,7 @@ class _Source:
     name: str  # of the file, or of the flag
     folder: Path
     node: yaml.Node | None = None
+    keys: set[str] = field(default_factory=set)  # all that it has, dotted
 
     def place(self, path: Sequence[str]) -> str:
         """Where a key stands, to be put before it."""
@@ -245,6 +128,7 @@ class _Given:
         self.flags = flags
         self._tree = tree
         self._values: list[_Value] = []
+        self._open: list[Path] = []  # files that are being read, each named by the one before
 
     def read(self, words: Sequence[str]) -> None:
         position = 0
@@ -276,16 +160,16 @@ class _Given:
         key, hint = flag.lstrip("-"), None
         if flag.startswith("--"):
             hint = key_type(self._tree, key)
-        if flag == f"--{FILE}" and value:
+        if flag == f"--{FILE}" and value is not None:
             self._file(value)
         elif hint is None:
             if flag not in self.flags:
-                self.problems.append(unknown_key(key, self._tree, flag, "--"))
+                self.problems.append(unknown_key(key, self._tree | OTHERS, flag, "--"))
         elif value is None:
             return  # argparse knows which may be bare
         elif isinstance(hint, dict):
             self._section(value, hint, key, flag, Path())
-        elif value[:1] not in ("{", "[") or self._composed(value, flag):
+        elif get_origin(hint) not in (dict, list, tuple) or self._composed(value, flag):
             self._values.append(_Value(key, flag, value, text=True))
 
     def _file(self, name: str, prefix: str = "", folder: Path = Path()) -> None:
@@ -297,14 +181,19 @@ class _Given:
             if file.exists() and not file.is_file():
                 raise OSError(0, "a YAML file is needed, and this is none")
             text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
+        except ValueError:  # UnicodeDecodeError is one
             self.problems.append(f"{file}: no text in UTF-8; a YAML file is needed")
         except OSError as error:
             beside = [str(f) for f in sorted(file.parent.glob("*.yaml"))]
             close = near(str(file), beside)
             self.problems.append(f"{file}: {error.strerror}{did_you_mean(close) if close else ''}")
         else:
+            if file.resolve() in self._open:
+                self.problems.append(f"{file}: names itself as its {prefix or FILE}")
+                return
+            self._open.append(file.resolve())
             self._document(text, _Source(str(file), file.parent), prefix)
+            self._open.pop()
 
     def _document(self, text: str, source: _Source, prefix: str) -> None:
         node = self._composed(text, source.name)
@@ -362,20 +251,16 @@ class _Given:
             elif hint is None:
                 inside = value if isinstance(value, dict) else ()
                 written = ", ".join(f"{key}.{each}" for each in inside) or key
-                self.problems.append(f"{here}{unknown_key(key, self._tree, written)}")
+                self.problems.append(f"{here}{unknown_key(key, self._tree | {FILE: str}, written)}")
             elif not isinstance(hint, dict):
-                self._take(_Value(key, f"{here}{key}", value, text=False), source)
+                if key in source.keys:  # `training: {steps: 1}` beside `training.steps: 2`
+                    self.problems.append(f"{here}{key} stands twice; each key stands once")
+                source.keys.add(key)
+                self._values.append(_Value(key, f"{here}{key}", value, text=False))
             elif isinstance(value, dict):
                 self._mapping(value, hint, key.split("."), source, [*path, str(name)])
             else:
                 self._section(value, hint, key, f"{here}{key}", source.folder)
-
-    def _take(self, given: _Value, source: _Source) -> None:
-        # `training: {steps: 1}` beside `training.steps: 2`: two spellings of one key.
-        same = [v for v in self._values if v.key == given.key and not v.text]
-        if any(v.written.startswith(f"{source.name}:") for v in same):
-            self.problems.append(f"{given.written} stands twice; each key stands once")
-        self._values.append(given)
 
     def _section(self, value: Any, keys: Tree, key: str, written: str, folder: Path) -> None:
         """A section that isn't written out: the name of a file that has it, or its text."""

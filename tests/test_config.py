@@ -28,6 +28,7 @@ from cmoe.config import (
     parse_job,
     parse_with,
 )
+from cmoe.data.settings import TASKS
 from cmoe.methods.settings import EWCConfig
 from cmoe.tuning.settings import BudgetConfig, SearchConfig
 
@@ -391,6 +392,43 @@ def test_every_configuration_in_the_repository_parses(file: Path) -> None:
             found = getattr(parts[section], name) if beside_it else get(config, f"{section}.{name}")
             assert plain(found) == value
     assert config.folder == Path(config.runs) / config.name
+
+
+COIN = {
+    "dtype": "bfloat16",
+    "pad": True,
+    "tasks": [*TASKS],
+    "max_length": 2048,
+    "loader_workers": 4,
+    "lora_alpha": "twice the rank",
+    "epochs": 1,
+    "learning_rate": 2e-4,
+    "warmup": 0.03,
+    "weight_decay": 0,
+    "gradient_checkpointing": True,
+}
+"""What CoIN's own scripts have (zackschen/CoIN, scripts/LLaVA/Train/*.sh), by our names."""
+
+PER_GPU = (14, 14, 16, 6, 14, 6, 8, 10)  # in the order of its tasks
+GPUS, ACCUMULATED = 8, 8
+
+
+@pytest.mark.parametrize("name", ["coin_llava_7b.yaml", "coin_llava_13b.yaml"])
+def test_what_is_said_to_be_coins_is_coins(name: str) -> None:
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    marked = re.findall(r"^  (\w+): +(\S.*?) +# \(C\)", text, re.MULTILINE)
+    marked += re.findall(r"# \(C\) The order[^\n]*\n  (tasks): (.*)", text)
+    assert {key for key, _ in marked} == set(COIN)
+    for key, value in marked:
+        if key == "lora_alpha":
+            assert int(value) == 2 * int(re.findall(r"^  rank: (\d+)", text, re.MULTILINE)[0])
+        else:
+            assert yaml.safe_load(value) == COIN[key], key
+    batches = [GPUS * each * ACCUMULATED for each in PER_GPU]
+    (line,) = [line for line in text.splitlines() if "global_batch" in line]
+    assert f"CoIN's is {min(batches):,} to {max(batches):,} by task" in line
+    (line,) = [line for line in text.splitlines() if "max_new_tokens" in line]
+    assert "128 or 1,024" in line
 
 
 # A run with other settings

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cmoe.comparison.settings import CompareConfig
-from cmoe.config import RunConfig, parse_job, parse_with
+from cmoe.config import RunConfig, parse, parse_job, parse_with
 from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,6 +191,8 @@ def test_values_out_of_range_are_named_together(
         (["--plan", "3"], "--plan is '3'; a section is needed, with its keys: gpus"),
         (["--plan.gpus", "many"], "--plan.gpus is 'many'; an integer or null is needed"),
         (["-name", "y"], "unknown key -name; did you mean --name"),
+        (["--confg", "y"], "unknown key --confg; did you mean --config?"),
+        (["--config="], "a YAML file is needed"),
     ],
 )
 def test_a_wrong_command_line_is_told_by_its_flag(
@@ -199,16 +201,35 @@ def test_a_wrong_command_line_is_told_by_its_flag(
     assert said in refusal(capsys, [*NAMED, *arguments])
 
 
+def test_a_file_that_names_itself_is_refused(
+    capsys: pytest.CaptureFixture[str], file: Path
+) -> None:
+    Path("other.yaml").write_text("name: x\nconfig: run.yaml\n")
+    said = in_file(capsys, file, "name: x\nconfig: other.yaml\n")
+    assert said == "run.yaml: names itself as its config"
+    said = in_file(capsys, file, "name: x\nsettings: &a {lora: *a}\n")
+    assert said == "a value is nested too deeply, or holds itself"
+
+
+def test_a_file_may_be_named_twice(file: Path) -> None:
+    file.write_text("name: x\ntraining.steps: 3\n")
+    Path("other.yaml").write_text("config: run.yaml\nseed: 2\n")
+    read, _, _ = parse_job({}, ["--config=run.yaml", "--config=other.yaml", "--config=run.yaml"])
+    assert (read.training.steps, read.seed) == (3, 2)
+
+
 def test_what_looks_like_a_mistake_and_is_none() -> None:
     read: RunConfig
     read, plan, _ = parse_job(
         {"": CompareConfig},
         [
             *("--name", "x", "--probe.alpha", "-0.5", "--model.revision=--odd one", "--plan"),
+            *("--wandb.project", "[not a list"),
             *("--evaluation.answer_files.GQA", "f.json", "--training", '{"steps": 3}'),
         ],
     )
     assert (read.probe.alpha, read.model.revision, plan is not None) == (-0.5, "--odd one", True)
+    assert read.wandb.project == "[not a list"
     assert (read.evaluation.answer_files, read.training.steps) == ({"GQA": "f.json"}, 3)
 
 
@@ -289,3 +310,59 @@ def test_every_job_says_it_alike(command: str, said: str) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{job}: ")
     assert said in line
+
+
+# What a run looks for in its own folder, and in a job's
+
+
+def test_a_runs_own_configuration_is_read_as_strictly(tmp_path: Path) -> None:
+    from cmoe.training.launch import CONFIG, RunError, claim_folder, require_same
+
+    config = parse(NAMED)
+    claim_folder(config, tmp_path)
+    require_same(config, tmp_path)
+    written = (tmp_path / CONFIG).read_bytes()
+    for data, said in (
+        (written + b"seed: 3\n", "'seed' stands here"),
+        (b"- 1\n", "not a run's configuration"),
+        (b"name: [1", "while parsing a flow sequence"),
+        (b"\xff\x00", "codec can't decode"),
+    ):
+        (tmp_path / CONFIG).write_bytes(data)
+        with pytest.raises(RunError, match=f"{CONFIG}: .*{said}"):
+            require_same(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (["--data.root", "data/coin"], "data.root"),
+        ([], "data.root"),
+        (
+            ["--data.root", "s3://b/coin", "--evaluation.answer_files.GQA", "data/gqa.json"],
+            "evaluation.answer_files.GQA",
+        ),
+    ],
+)
+def test_what_a_job_did_not_bring_is_said_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], key: str
+) -> None:
+    """Where Ray puts what `--working-dir` brings, what `.gitignore` names isn't."""
+    from cmoe.training.launch import WORKING_COPIES, RunError, require_uploaded
+
+    copy = tmp_path / WORKING_COPIES / "_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    config = parse([*NAMED, *flags])
+    with pytest.raises(RunError, match=rf"{key} is 'data/.*isn't in the copy.*absolute path"):
+        require_uploaded(config)
+    # Elsewhere, there, given by its whole path, or made on the spot, it is as before.
+    for name in ("data/coin", "data/gqa.json"):
+        (copy / name).mkdir(parents=True)
+    require_uploaded(config)
+    monkeypatch.chdir(tmp_path)
+    require_uploaded(config)
+    monkeypatch.chdir(copy)
+    require_uploaded(parse([*NAMED, "--data.root", "/nowhere/coin"]))
+    made = ["--data.generate=true", "--data.train_samples=8", "--data.test_samples=8"]
+    require_uploaded(parse([*NAMED, "--data.root", "elsewhere", *made]))

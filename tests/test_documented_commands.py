@@ -42,7 +42,8 @@ SHORT = (
 )
 ON_THE_MINI_BASE = "--model.name mini --model.revision null --model.dtype float32"
 LEARNING = "python ray_jobs/coin_stream.py --config configs/coin_mini.yaml"
-SERVING = "CMOE_API_KEYS=... python ray_jobs/coin_serve.py --config configs/serve_mini.yaml --store"
+KEYS = "read -rs CMOE_API_KEYS && export CMOE_API_KEYS"
+SERVING = "python ray_jobs/coin_serve.py --config configs/serve_mini.yaml --store"
 JOB = "ray job submit (--no-wait )?--working-dir \\. -- python ray_jobs/coin_stream.py "
 
 RUN = {
@@ -53,6 +54,7 @@ RUN = {
     "python ray_jobs/coin_prepare.py --root data/coin --dry-run": "",
     "python ray_jobs/coin_prepare.py --root data/coin --out .*": "",
     "python -m cmoe.evaluation.scorers .*": "",
+    KEYS: "",
     f"{SERVING} runs/coin_mini/store": "",
     f"{JOB}.*": "--print_config",
     "ray job (logs --follow|stop) raysubmit_\\.\\.\\.": "",
@@ -250,6 +252,7 @@ class Walk:
             ["bash", "-ec", text],
             cwd=self.folder,
             env=self.environment,
+            input="key\n",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -317,15 +320,19 @@ def service(walk: Walk, learned: str) -> Iterator[str]:
     (command,) = [c.text for c in WRITTEN if c.text.startswith(SERVING)]
     port = free_port()
     process = subprocess.Popen(
-        ["bash", "-ec", f"exec env {command.replace('=...', '=key', 1)} --port {port}"],
+        ["bash", "-ec", f"{KEYS}; exec {command} --port {port}"],
         cwd=walk.folder,
         env=walk.environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.write("key\n")
+        process.stdin.flush()
         said = [line for line in iter(process.stdout.readline, "") if "answers; Ctrl-C" in line][:1]
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -462,7 +469,7 @@ def test_paths_and_links_are_there(page: str) -> None:
         ), name
 
 
-KEYS = (
+SECTIONS = (
     "model|data|experts|probe|locator|lora|ewc|lwf|moelora|training|evaluation|cluster|wandb|search|"
     "budget|plan"
 )
@@ -471,7 +478,7 @@ KEYS = (
 @pytest.mark.parametrize("page", PAGES)
 def test_keys_that_are_named_are_there(page: str) -> None:
     from cmoe.config import PlanConfig, RunConfig
-    from cmoe.config_parser import key_type, tree_of
+    from cmoe.config_keys import key_type, tree_of
 
     tree = tree_of(RunConfig) | {
         "search": tree_of(SearchConfig),
@@ -479,7 +486,7 @@ def test_keys_that_are_named_are_there(page: str) -> None:
         "plan": tree_of(PlanConfig),
     }
     text = (ROOT / page).read_text(encoding="utf-8")
-    named = set(re.findall(rf"`-{{0,2}}((?:{KEYS})\.[a-z_]+)(?=[ `.:=])", text))
+    named = set(re.findall(rf"`-{{0,2}}((?:{SECTIONS})\.[a-z_]+)(?=[ `.:=])", text))
     assert [key for key in named if key_type(tree, key) is None and "safetensors" not in key] == []
     assert named or page != "README.md"
 
