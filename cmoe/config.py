@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 from cmoe.assets import MINI_BASE
+from cmoe.command_line import refuse
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.methods.settings import (
@@ -29,8 +30,11 @@ from cmoe.storage import S3, is_remote
 from cmoe.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
+    from cmoe.config_parser import ConfigParser
+
+Made = TypeVar("Made")
 MethodName = Literal[
     "zero_shot",
     "lora",
@@ -243,6 +247,9 @@ def parse_job(
 
     A planned run has as many workers as the plan has GPUs.
     """
+    from cmoe.config_keys import tree_of
+    from cmoe.config_parser import ConfigError
+
     parser = _parser(prog, parts)
     # The plan alone may be bare: `--plan`, `--plan.gpus 8`.
     parser.add_argument(
@@ -253,17 +260,21 @@ def parse_job(
         default=None,
         help="Print what the run would need instead of starting it; see --plan.help.",
     )
-    parsed = parser.parse_args(arguments)
-    asked, more = parsed.pop("plan"), _popped(parser, parsed, parts)
+    parser.tree["plan"] = tree_of(PlanConfig)
     try:
-        plan = None if asked is None else PlanConfig(**vars(asked))
-    except ValueError as error:
-        parser.error(str(error))
-    if plan is not None and plan.gpus is not None:
-        parsed["cluster.workers"] = plan.gpus
-    run = _run(parser, parsed)
-    if plan is not None and run.method not in PLANNED:
-        parser.error(f"method is {run.method}; --plan knows {', '.join(PLANNED)}")
+        parsed = parser.parse_args(arguments)
+        asked = parsed.pop("plan")
+        plan: PlanConfig | None = None
+        problems: list[str] = []
+        if asked is not None:
+            plan = _made(PlanConfig, asked, problems)
+        if plan is not None and plan.gpus is not None:
+            parsed["cluster.workers"] = plan.gpus
+        run, more = _run(parser, parsed, parts, problems)
+        if plan is not None and run.method not in PLANNED:
+            parser.refuse([f"method is {run.method}; --plan knows {', '.join(PLANNED)}"])
+    except ConfigError as mistakes:
+        refuse(parser.prog, mistakes.problems)
     return run, plan, more
 
 
@@ -277,10 +288,13 @@ def parse_with(
         arguments: Instead of the process's own.
         prog: Name in the help.
     """
+    from cmoe.config_parser import ConfigError
+
     parser = _parser(prog, parts)
-    parsed = parser.parse_args(arguments)
-    more = _popped(parser, parsed, parts)
-    return _run(parser, parsed), more
+    try:
+        return _run(parser, parser.parse_args(arguments), parts, [])
+    except ConfigError as mistakes:
+        refuse(parser.prog, mistakes.problems)
 
 
 def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -289,87 +303,95 @@ def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValueError: There is no such key, or its value is impossible.
     """
-    from jsonargparse import ArgumentError
+    from cmoe.config_keys import key_type, unknown_key, wrong_type
+    from cmoe.config_parser import ConfigError
 
     parser = _changes()
     values = config.as_dict()
     for key, value in settings.items():
+        hint = key_type(parser.tree, key)
+        if hint is None:
+            raise ValueError(unknown_key(key, parser.tree, repr(key)))
+        if problem := wrong_type(key, hint, value):
+            raise ValueError(problem)
         *path, last = key.split(".")
         within = values
         for name in path:
-            within = within.get(name, {}) if isinstance(within, dict) else {}
-        if not isinstance(within, dict) or last not in within:
-            raise ValueError(f"unknown key {key!r}; --help names all")
+            within = within[name]
         within[last] = value
     try:
-        return _run(parser, parser.parse_object(values))
-    except ArgumentError as error:
-        raise ValueError(str(error)) from error
+        return _run(parser, parser.parse_object(values), {}, [])[0]
+    except ConfigError as mistakes:
+        raise ValueError(str(mistakes)) from mistakes
 
 
 @cache
-def _changes() -> ArgumentParser:
+def _changes() -> ConfigParser:
     """What `changed` reads with: making it takes longer than all that it does then."""
-    parser = _parser(None, {})
-    parser.exit_on_error = False
-    return parser
+    return _parser(None, {})
 
 
-def _parser(prog: str | None, parts: Mapping[str, type[Any]]) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
+def _parser(prog: str | None, parts: Mapping[str, type[Any]]) -> ConfigParser:
+    from cmoe.config_parser import ConfigParser
 
-    parser = ArgumentParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
+    parser = ConfigParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
-    parser.add_class_arguments(RunConfig, None)
+    parser.add_settings(RunConfig)
     for name, part in parts.items():
-        parser.add_class_arguments(part, name or None)
+        parser.add_settings(part, name)
     return parser
 
 
-def _popped(
-    parser: ArgumentParser, parsed: Namespace, parts: Mapping[str, type[Any]]
-) -> dict[str, Any]:
-    """The sections beside the run's own."""
-    more = {}
+def _run(
+    parser: ConfigParser, parsed: Namespace, parts: Mapping[str, type[Any]], problems: list[str]
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The run, and the sections beside its own.
+
+    Args:
+        parser: What read them.
+        parsed: The values.
+        parts: As of `parse_with`.
+        problems: What is known to be wrong already.
+
+    Raises:
+        ConfigError: Some value can't be.
+    """
+    nulls = [k for n, kind in [("", RunConfig), *parts.items()] for k in _nulls(parsed, kind, n)]
+    if nulls:
+        parser.refuse([f"{key} is null; a value is needed" for key in nulls])
+    more = {
+        name: _made(part, parsed[name] if name else parsed, problems)
+        for name, part in parts.items()
+    }
+    made = {}
+    for name, hint in get_type_hints(RunConfig).items():
+        section = isinstance(hint, type) and is_dataclass(hint)
+        made[name] = _made(hint, parsed[name], problems) if section else parsed[name]
+    run = None if problems else _made(RunConfig, made, problems)
+    if run is None:
+        parser.refuse(problems)
+    return run, more
+
+
+def _made(
+    kind: type[Made], values: Mapping[str, Any] | Namespace, problems: list[str]
+) -> Made | None:
+    """Settings of such values, or else None and a problem more."""
     try:
-        for name, part in parts.items():
-            if name:
-                values = vars(parsed.pop(name))
-            else:
-                values = {each.name: parsed.pop(each.name) for each in fields(part)}
-            more[name] = part(**values)
+        return kind(**{each.name: values[each.name] for each in fields(kind)})  # type: ignore[arg-type]
     except ValueError as error:
-        parser.error(str(error))
-    return more
+        problems.append(str(error))
+        return None
 
 
-def _run(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
-    from jsonargparse import Namespace
-
-    parsed.pop("config", None)
-    defaults = RunConfig("default").as_dict()
-    for name, value in vars(parsed).items():
-        if name not in defaults:
-            parser.error(f"unknown key {name!r}; there are {', '.join(defaults)}")
-        if isinstance(defaults[name], dict) != isinstance(value, Namespace):
-            parser.error(f"{name} is {value!r}; its keys are {', '.join(defaults[name])}")
-    for key in _nulls(parsed, RunConfig):
-        parser.error(f"{key} is null; a value is needed")
-    try:
-        made = vars(parser.instantiate(parsed))
-        return RunConfig(**{name: made[name] for name in defaults})
-    except ValueError as error:
-        parser.error(str(error))
-
-
-def _nulls(values: Namespace, part: type[Any], prefix: str = "") -> Iterator[str]:
+def _nulls(values: Namespace, part: type[Any], section: str = "") -> Iterator[str]:
     """Keys that are null and can't be: jsonargparse takes null in a file for no value at all."""
     for name, hint in get_type_hints(part).items():
-        value = values[name]
+        key = f"{section}.{name}" if section else name
         if isinstance(hint, type) and is_dataclass(hint):
-            yield from _nulls(value, hint, f"{prefix}{name}.")
-        elif value is None and type(None) not in get_args(hint):
-            yield f"{prefix}{name}"
+            yield from _nulls(values, hint, key)
+        elif values[key] is None and type(None) not in get_args(hint):
+            yield key
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

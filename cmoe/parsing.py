@@ -35,9 +35,24 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_sentence(error)) from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def compose_yaml(text: str) -> yaml.Node | None:
+    """A YAML document as its nodes, which say where they stand; None for an empty one.
+
+    Raises:
+        ValueError: It isn't one, or a key stands twice in one mapping.
+    """
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(_sentence(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return node
 
 
 class KeysOnce:
@@ -62,6 +77,18 @@ class KeysOnce:
 
 class _StrictLoader(KeysOnce, yaml.SafeLoader):
     pass
+
+
+def _sentence(error: yaml.YAMLError) -> str:
+    """A reader's error in one line: what was read, and what was wrong, each with its place."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    said = ((error.context, error.context_mark), (error.problem, error.problem_mark))
+    return ", ".join(
+        f"{what} (line {mark.line + 1}, column {mark.column + 1})" if mark else what
+        for what, mark in said
+        if what
+    )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Every figure is a ratio of times within one run; absolute times depend on the ma
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -19,12 +18,13 @@ from typing import Any
 import torch
 
 from cmoe.benchmarks.modeling import SECTIONS
+from cmoe.command_line import Parser
 from cmoe.files import whole
 from cmoe.storage import WRITTEN, StorageError, explained
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     known = (*SECTIONS, "serve")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(known))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-import torch
-
 from cmoe.config import parse
 
 SELECTION = 0.1  # of the training samples, where the configuration holds none back
@@ -18,6 +16,8 @@ SELECTION = 0.1  # of the training samples, where the configuration holds none b
 
 def main() -> int:
     config = parse(prog="coin_locate.py")
+    import torch
+
     from cmoe.benchmarks.locating import accuracies
     from cmoe.data.coin import ensure_data, read_tasks
     from cmoe.data.samples import DataError

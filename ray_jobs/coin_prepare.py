@@ -7,7 +7,6 @@ on, and ends with the same files. README, "CoIN's files", says where every pictu
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any
 import ray
 
 from cmoe.cluster import connect
+from cmoe.command_line import Parser
 from cmoe.config import ModelConfig
 from cmoe.data.prepare import Each, Preparation, prepare, survey
 from cmoe.data.samples import DataError
@@ -31,7 +31,7 @@ from cmoe.storage import StorageError, explained, filesystem, require_reachable
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="has Instructions_Original/")
     parser.add_argument("--images", default=".", help="picture paths are relative to it; in root")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="in their order")

@@ -5,15 +5,16 @@ The file is Ray Serve's own (`serve deploy FILE` takes it, too). Ends with Ctrl-
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from cmoe.command_line import Parser
 
 CONFIG, LEARNED = "configs/serve_mini.yaml", "runs/coin_mini/store"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="coin_serve.py", description=__doc__)
+    parser = Parser(prog="coin_serve.py", description=__doc__)
     parser.add_argument("--config", default=CONFIG, help="Ray Serve's file of the service.")
     parser.add_argument("--store", help="Folder or s3:// prefix; else that of the file.")
     parser.add_argument("--host", help="Where to listen; else as the file says.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from cmoe.command_line import refuse
 from cmoe.comparison.settings import CompareConfig
 from cmoe.config import PlanConfig, RunConfig, parse_job
 
@@ -22,6 +23,13 @@ def main() -> int:
     from cmoe.training.launch import RunError
 
     how = parts[""]
+    if how.names:
+        from cmoe.comparison.compare import require_possible
+
+        try:
+            require_possible(config, how)
+        except RunError as error:
+            refuse("coin_stream.py", [str(error)])
     try:
         with explained(None):
             page = compared(config, how) if how.names else streamed(config)

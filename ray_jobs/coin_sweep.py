@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from cmoe.command_line import refuse
 from cmoe.config import RunConfig, parse_with
 from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
 
@@ -27,8 +28,7 @@ def main() -> int:
     try:
         config = SweepConfig(run, parts["search"], parts["budget"], parts[""])
     except ValueError as error:
-        print(f"coin_sweep.py: {error}", file=sys.stderr)
-        return 2
+        refuse("coin_sweep.py", [str(error)])
     try:
         with explained(None):
             said = sweep(config)

@@ -8,7 +8,6 @@ tells Ray at once, and ends when the time is over.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -20,6 +19,8 @@ import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cmoe.command_line import Parser
+
 METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254")
 NOTICE = "/latest/meta-data/spot/instance-action"
 SESSION_S = 21_600  # that a session of the metadata service may last
@@ -28,7 +29,7 @@ ANSWER_S = 5.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--leaves-in", type=int, metavar="SECONDS", help="the notice itself")
     seconds = parser.parse_args().leaves_in
     if seconds is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -27,6 +28,7 @@ from cmoe.config import (
     parse_job,
     parse_with,
 )
+from cmoe.data.settings import TASKS
 from cmoe.methods.settings import EWCConfig
 from cmoe.tuning.settings import BudgetConfig, SearchConfig
 
@@ -82,13 +84,19 @@ def get(config: RunConfig, key: str) -> Any:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What ends the program with status 2 says, behind the usage."""
+    """What ends the program with status 2 says, behind its name: no usage, no class of Python's."""
+    return refused(capsys, lambda: parse(arguments, prog="job.py"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], reading: Callable[[], object]) -> str:
     with pytest.raises(SystemExit) as ended:
-        parse(arguments)
+        reading()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert "error: " in said
-    return said.partition("error: ")[2]
+    assert said.startswith("job.py: ")
+    for word in ("usage", "[--", "<class", "typing.", "Traceback"):
+        assert word not in said
+    return said.removeprefix("job.py: ")
 
 
 @pytest.mark.parametrize("key", ["probe.alhpa", "probes.alpha", "alpha", "training.step", "see"])
@@ -110,21 +118,23 @@ def test_a_section_that_is_none_is_refused_with_its_keys(
     assert "alpha" in said
 
 
-def test_an_unknown_key_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(["--name", "x", "--probe.alhpa", "1"])
-    usage = capsys.readouterr().err
+def test_the_usage_comes_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--probe.alhpa", "1", "--help"])
+    assert ended.value.code == 0
+    usage = capsys.readouterr().out
     assert all(f"--{key}" in usage for key in LEAVES)
+    assert len(refusal(capsys, "--name", "x", "--probe.alhpa", "1").splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("probe.alpha", "high", ["float"]),
-        ("training.steps", "1.5", ["int", "None"]),
-        ("seed", "1.0", ["int"]),
-        ("cluster.gpu", "maybe", ["bool", "None"]),
-        ("data.tasks", "GQA", ["tuple"]),
+        ("probe.alpha", "high", ["a number"]),
+        ("training.steps", "1.5", ["an integer", "null"]),
+        ("seed", "1.0", ["an integer"]),
+        ("cluster.gpu", "maybe", ["true or false", "null"]),
+        ("data.tasks", "GQA", ["a list"]),
         ("method", "gem", ["cmoe", "lora"]),
         ("model.dtype", "float16", ["float32", "bfloat16"]),
         ("probe.score", "gain", ["frequency", "excess", "loss_gain"]),
@@ -254,9 +264,24 @@ def test_files_that_are_no_configuration_are_refused(
 ) -> None:
     assert "nowhere.yaml" in refusal(capsys, "--config", str(tmp_path / "nowhere.yaml"))
     file = tmp_path / "broken.yaml"
-    for text in ("{", "- 1", "name: [x]"):
+    for text in (
+        "{",
+        "- 1",
+        "name: [x]",
+        "",
+        "3",
+        "a: !!python/object:os.system {}",
+        "--- 1\n--- 2",
+    ):
         file.write_text(text, encoding="utf-8")
-        refusal(capsys, "--config", str(file))
+        assert str(file) in refusal(capsys, "--config", str(file))
+    for data in (bytes(range(256)), b"\xff\xfen\x00", b"name: \x00"):
+        file.write_bytes(data)
+        assert str(file) in refusal(capsys, "--config", str(file))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("", "pipe.yaml"):
+        said = refusal(capsys, "--config", str(tmp_path / name))
+        assert f"{tmp_path / name}: a YAML file is needed" in said
     assert "name" in refusal(capsys), "a run needs a name"
 
 
@@ -370,6 +395,43 @@ def test_every_configuration_in_the_repository_parses(file: Path) -> None:
     assert config.folder == Path(config.runs) / config.name
 
 
+COIN = {
+    "dtype": "bfloat16",
+    "pad": True,
+    "tasks": [*TASKS],
+    "max_length": 2048,
+    "loader_workers": 4,
+    "lora_alpha": "twice the rank",
+    "epochs": 1,
+    "learning_rate": 2e-4,
+    "warmup": 0.03,
+    "weight_decay": 0,
+    "gradient_checkpointing": True,
+}
+"""What CoIN's own scripts have (zackschen/CoIN, scripts/LLaVA/Train/*.sh), by our names."""
+
+PER_GPU = (14, 14, 16, 6, 14, 6, 8, 10)  # in the order of its tasks
+GPUS, ACCUMULATED = 8, 8
+
+
+@pytest.mark.parametrize("name", ["coin_llava_7b.yaml", "coin_llava_13b.yaml"])
+def test_what_is_said_to_be_coins_is_coins(name: str) -> None:
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    marked = re.findall(r"^  (\w+): +(\S.*?) +# \(C\)", text, re.MULTILINE)
+    marked += re.findall(r"# \(C\) The order[^\n]*\n  (tasks): (.*)", text)
+    assert {key for key, _ in marked} == set(COIN)
+    for key, value in marked:
+        if key == "lora_alpha":
+            assert int(value) == 2 * int(re.findall(r"^  rank: (\d+)", text, re.MULTILINE)[0])
+        else:
+            assert yaml.safe_load(value) == COIN[key], key
+    batches = [GPUS * each * ACCUMULATED for each in PER_GPU]
+    (line,) = [line for line in text.splitlines() if "global_batch" in line]
+    assert f"CoIN's is {min(batches):,} to {max(batches):,} by task" in line
+    (line,) = [line for line in text.splitlines() if "max_new_tokens" in line]
+    assert "128 or 1,024" in line
+
+
 # A run with other settings
 
 
@@ -470,18 +532,13 @@ def test_a_plan_stands_beside_its_run(
 def test_an_impossible_plan_is_refused(
     capsys: pytest.CaptureFixture[str], flag: str, said: str
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse_job({}, [*ASKED, flag])
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said in refused(capsys, lambda: parse_job({}, [*ASKED, flag], "job.py"))
     assert flag.partition("=")[0] in refusal(capsys, *ASKED, flag), "other scripts know no plan"
 
 
 def test_a_method_that_no_plan_knows_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse_job({}, [*ASKED, "--plan", "--method=ewc"])
-    assert ended.value.code == 2
-    assert "method is ewc; --plan knows cmoe, expand_all, lora" in capsys.readouterr().err
+    said = refused(capsys, lambda: parse_job({}, [*ASKED, "--plan", "--method=ewc"], "job.py"))
+    assert "method is ewc; --plan knows cmoe, expand_all, lora" in said
 
 
 # What two runs differ in

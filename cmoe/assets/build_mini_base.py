@@ -6,7 +6,6 @@ and model card. Nothing is downloaded; what it learns from is drawn by `cmoe.ass
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import platform
 import time
@@ -33,6 +32,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from cmoe.assets.mixture import COMMON, Lesson, make_lesson, make_text_lesson
 from cmoe.assets.pretrain import Classroom, Recipe, train_language, train_tower
+from cmoe.command_line import Parser
 from cmoe.data.drawing import PATCH, SIZE
 from cmoe.data.mini import make_sample
 from cmoe.data.settings import TASKS
@@ -314,7 +314,7 @@ def build(out: Path, recipe: Recipe, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Build the mini base from nothing.")
+    parser = Parser(description="Build the mini base from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and card")
     parser.add_argument("--seed", type=int, default=0, help="seed of lessons and training")
     arguments = parser.parse_args()

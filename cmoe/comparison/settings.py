@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from cmoe.command_line import did_you_mean, near
 from cmoe.config import MethodName
 from cmoe.ranges import require
 
@@ -42,7 +43,8 @@ class CompareConfig:
         known = get_args(MethodName)
         for name in (*self.names, *self.settings, *self.candidates):
             if name not in known:
-                raise ValueError(f"methods: {name!r} is none; there are {', '.join(known)}")
+                close = did_you_mean(found) if (found := near(name, known)) else ""
+                raise ValueError(f"methods: {name!r} is none; there are {', '.join(known)}{close}")
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"methods is {self.methods!r}; each once")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

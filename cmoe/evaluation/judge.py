@@ -6,12 +6,13 @@ python -m cmoe.evaluation.scorers --task GQA --predictions merge.jsonl --answers
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from cmoe.command_line import Parser
 from cmoe.evaluation.coin_files import read_predictions, read_targets
 from cmoe.evaluation.scorers import SCORED, Mode, Target, score
 
@@ -76,11 +77,10 @@ def judge(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status, 2 where a file can't be used."""
     modes = get_args(Mode)
-    parser = ArgumentParser(
+    parser = Parser(
         prog="python -m cmoe.evaluation.scorers",
         description=__doc__,
         formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--task", required=True, choices=SCORED, help="what was asked")
     parser.add_argument(

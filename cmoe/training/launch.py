@@ -110,6 +110,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
         require_same(config, folder)
         check_model(config)
         show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
+        require_uploaded(config)
         ensure_data(config.data)
         tasks = read_stream(config)
         targets = stream_targets(tasks, config.data, config.evaluation)
@@ -178,6 +179,26 @@ def require_lasting(runs: str) -> None:
             f"runs is {runs!r}, in the copy of the working directory that this job alone has and "
             "that Ray removes; give --runs an absolute path that stays, or s3://bucket/prefix"
         )
+
+
+def require_uploaded(config: RunConfig) -> None:
+    """Refuse data that a job looks for in its copy of the working directory, and that isn't there.
+
+    Raises:
+        RunError: Says what would be right.
+    """
+    files = config.evaluation.answer_files
+    named = {f"evaluation.answer_files.{task}": file for task, file in files.items()}
+    if not config.data.generate:
+        named["data.root"] = config.data.root
+    for key, name in named.items():
+        path = Path(name).absolute()
+        if not is_remote(name) and WORKING_COPIES in path.parts and not path.exists():
+            raise RunError(
+                f"{key} is {name!r}, and isn't in the copy of the working directory that this job "
+                "has: what .gitignore names isn't uploaded; give an absolute path that every "
+                f"machine has{', or s3://bucket/prefix' if key == 'data.root' else ''}"
+            )
 
 
 def require_same(config: RunConfig, folder: Path) -> None:

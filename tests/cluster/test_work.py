@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from cluster.reading import (
     resource,
     text_of,
 )
+
+MACHINE_S = 900  # in which a new machine is there, and has the image
 
 Groups = list[tuple[str, int, int, int]]
 
@@ -141,3 +144,41 @@ def test_the_service_is_upgraded_bit_by_bit() -> None:
     assert spec["rayClusterConfig"]["enableInTreeAutoscaling"] is True
     # A group's own least would be there twice while two clusters are.
     assert [g["minReplicas"] for g in spec["rayClusterConfig"]["workerGroupSpecs"]] == [0]
+
+
+def test_the_operator_waits_longer_than_a_head_may_be_away() -> None:
+    """A RayJob whose status can't be asked for so long ends, and no `backoffLimit` retries it.
+
+    KubeRay 1.7.0, rayjob_controller.go: `JobStatusCheckTimeoutExceeded` isn't eligible for retry,
+    and comes after RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS, 300 by default. Kubernetes itself lets a
+    pod stay on a machine that doesn't answer for as long (DefaultTolerationSeconds).
+    """
+    text = text_of("README.md")
+    (name,) = re.findall(r"'env\[0\]\.name=(\w+)'", text)
+    (value,) = re.findall(r"--set-string 'env\[0\]\.value=(\d+)'", text)
+    assert name == "RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS"
+    for file in ("raycluster.yaml", *JOBS):
+        spec = dict(pods(file))["head"]["spec"]
+        for gone in ("not-ready", "unreachable"):
+            key = f"node.kubernetes.io/{gone}"
+            (seconds,) = [
+                each["tolerationSeconds"] for each in spec["tolerations"] if each["key"] == key
+            ]
+            assert seconds < 300
+            assert int(value) > seconds + MACHINE_S
+    assert "JobStatusCheckTimeoutExceeded" in text
+    assert "covers losing the head" not in text
+
+
+KEPT = re.compile(r"[A-Z_]*(?:KEY|SECRET|TOKEN|PASSWORD)[A-Z_]*")
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "cluster/README.md"])
+def test_no_command_has_a_key_in_a_runtime_environment(page: str) -> None:
+    """Ray shows it in clear: in /api/jobs, in the dashboard, in its logs."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = re.findall(r'"env_vars":\s*{([^}]*)}', text)
+    assert [each for each in shown if KEPT.search(each)] == []
+    assert "in clear" in text or "shows both to whoever may list jobs" in text
+    for file in JOBS:
+        assert not KEPT.search(resource(file)["spec"].get("runtimeEnvYAML", ""))
