@@ -7,6 +7,7 @@ Every figure is a ratio of times within one run; absolute times depend on the ma
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import sys

@@ -11,6 +11,7 @@ Face hub, `hf://datasets/<owner>/<name>[@revision]`, which is taken from the hub
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path

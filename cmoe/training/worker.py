@@ -14,7 +14,7 @@ from typing import Any
 from cmoe.evaluation.run import TRAIN
 from cmoe.group import Group
 from cmoe.methods.method import seed_of
-from cmoe.storage import WRITTEN, explained
+from cmoe.storage import WRITTEN, StorageError, explained
 from cmoe.training.failures import described, is_own, limit_collectives
 from cmoe.training.heartbeat import Heartbeat
 
