@@ -61,7 +61,7 @@ class RowRule:
     texts: TextRule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "texts", TextRule({PLACEHOLDER, *self.tokens}))
+        object.__setattr__(self, "texts", TextRule(self.tokens))
 
     @property
     def boxed(self) -> bool:
@@ -174,6 +174,8 @@ def require_text(text: Any, field: str, part: Literal["question", "answer"], rul
         )
     if wrong := rule.texts.wrong(text):
         raise DataError(f"{field} {wrong}")
+    if PLACEHOLDER in text:
+        raise DataError(f"{field} holds {PLACEHOLDER!r}, which stands for a picture")
     return text
 
 

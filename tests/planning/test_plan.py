@@ -116,7 +116,7 @@ def test_samples_are_counted_where_files_are(tmp_path: Path) -> None:
     (tmp_path / "Instructions_Original" / "VizWiz" / "train.json").write_text("{")
     with pytest.raises(DataError, match=r"VizWiz/train\.json: not JSON"):
         of("VizWiz")
-    generated = samples_of(parse(["--config", str(MINI), f"--data.root={tmp_path}"]))
+    generated = samples_of(parse(["--config", str(MINI), f"--data.root={tmp_path / 'new'}"]))
     assert {(s.train, s.test) for s in generated.values()} == {(1600, 200)}
 
 
