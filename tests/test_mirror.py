@@ -9,6 +9,7 @@ import pytest
 import s3fs
 from flaky import Flaky, flaky
 
+from cmoe import mirror as mirror_module
 from cmoe.mirror import mirrored
 from cmoe.storage import StorageError, filesystem
 
@@ -129,3 +130,24 @@ def test_failing_calls_are_tried_again(
             assert {f.name: f.read_bytes() for f in mirror.folder.iterdir()} == content
         assert sum(proxy.faults.values()) > 5
         assert len(proxy.faults) >= 3, proxy.faults
+
+
+def test_what_waiting_can_not_mend_is_not_carried_again(
+    bucket: str, s3_server: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "PERIOD_S", 0.1)
+    monkeypatch.setattr(mirror_module, "AGAIN_S", 0.1)
+    with flaky(str(getattr(s3_server, "endpoint", ""))) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        proxy.denied = True
+        with mirrored(bucket) as mirror:
+            (mirror.folder / "a").write_text("1")
+            while not proxy.faults["denied"]:
+                time.sleep(0.1)
+            time.sleep(1)
+            assert proxy.faults["denied"] == 1
+            with pytest.raises(StorageError, match=r"AccessDenied.*give it the right"):
+                mirror.check()
+            proxy.denied = False  # mended: what is left is carried at the end
+    assert there(bucket) == {"a": b"1"}

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
+from flaky import flaky
 from fsspec.core import url_to_fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -755,6 +756,51 @@ def test_s3_refusal_without_the_conditions_name(s3: Place, monkeypatch: pytest.M
     first.append(primitive("GQA"))
     with pytest.raises(StoreError, match="index 0 is held by another writer's task 'GQA'"):
         second.append(primitive("VQAv2"))
+
+
+def test_a_server_that_overwrites_is_refused_before_anything_is_written(
+    s3: Place, s3_server: Any
+) -> None:
+    with flaky(s3_server.endpoint) as proxy:
+        proxy.unconditional = True
+        there = replace(s3, options={**s3.options, "endpoint_url": proxy.url})
+        with pytest.raises(StorageError, match=r"ignores If-None-Match.*needed is an S3 server"):
+            there.create()
+        assert s3.files() == {}
+        s3.create().append(primitive("GQA"))
+        before = s3.files()
+        writer = there.open()
+        assert_same(writer.read(0), primitive("GQA"))
+        with pytest.raises(StorageError, match=r"ignores If-None-Match"):
+            writer.append(primitive("VQAv2"))
+        assert s3.files() == before
+        proxy.unconditional = False
+        writer.append(primitive("VQAv2"))
+    s3.open().verify()
+
+
+def test_a_writer_asks_once_whether_its_files_are_safe(
+    s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = s3.create()
+    calls: list[str] = []
+    patch_s3(monkeypatch, calls.append)
+    store.append(primitive("GQA"))
+    assert calls == ["put_object"] * 4
+    calls.clear()
+    other = s3.open()
+    other.append(primitive("VQAv2"))
+    other.append(primitive("OCR-VQA"))
+    assert calls.count("delete_object") == 1
+
+
+def test_a_missing_bucket_is_no_missing_store(s3: Place) -> None:
+    with pytest.raises(StoreError, match="there is no store here; create one first"):
+        s3.open()
+    for nowhere in ("s3://nowhere-at-all/store", "s3://"):
+        with pytest.raises(StorageError, match=r"no bucket") as raised:
+            Store.open(nowhere, **s3.options)
+        assert not isinstance(raised.value, StoreError)
 
 
 def test_s3_failure_is_no_refusal(s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,10 +113,17 @@ def test_a_killed_driver_started_again_ends_in_the_same_matrix(
     same_run(root / "runs" / "driver", whole[0])
 
 
-def test_ctrl_c_ends_the_job_and_says_how_it_goes_on(root: Path) -> None:
+def test_a_second_job_is_refused_and_ctrl_c_ends_the_first_and_says_how_it_goes_on(
+    root: Path,
+) -> None:
     job = start(JOB, "--config", write_config(root, "interrupted"))
     log = root / "runs" / "interrupted" / "run.log"
     until(lambda: log.is_file() and "predict" in log.read_text())
+    second = start(JOB, "--config", root / "interrupted.yaml")
+    refused = finish(second, minutes=2)
+    assert second.returncode == 1, refused
+    assert f"another job works on it: process {job.pid} of " in refused
+    assert len(refused.splitlines()) == 1, "it works before it is refused"
     job.send_signal(signal.SIGINT)
     out = finish(job, minutes=2)
     assert job.returncode == 130, out
