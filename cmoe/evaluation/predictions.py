@@ -321,7 +321,7 @@ def read_survey(file: Path, questions: Sequence[str] | None = None) -> Survey | 
     Raises:
         RunFileError: It is damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not file.is_file():
         return None
@@ -330,13 +330,15 @@ def read_survey(file: Path, questions: Sequence[str] | None = None) -> Survey | 
         with safe_open(file, "pt") as opened:
             said = parse_json((opened.metadata() or {}).get(_SAID, "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
+        same = said.get("digest", _digest(tensors)) == _digest(tensors)
+        lengths = tuple(tensors["lengths"].tolist())
+    except Exception as error:  # whatever comes of decoding what isn't whole
         raise RunFileError(f"{file}: damaged: {error}; {remedy}") from error
-    if "lengths" not in tensors or said.get("digest", _digest(tensors)) != _digest(tensors):
+    if not same:
         raise RunFileError(f"{file}: damaged: its digest is another; {remedy}")
     if questions is not None and said.get("questions") != _joined(questions):
         return None
-    return Survey(tuple(tensors["lengths"].tolist()), tensors.get("features"))
+    return Survey(lengths, tensors.get("features"))
 
 
 def _joined(questions: Sequence[str]) -> str:

@@ -91,23 +91,23 @@ def read_table(
     """
     try:
         table = pq.read_table(file)
-        kept = (table.schema.metadata or {}).get(_SEAL.encode())
-        seal = parse_json(kept) if kept else None
         columns: dict[str, list[Any]] = table.to_pydict()
+        kept = (table.schema.metadata or {}).get(_SEAL.encode())
+        seal = parse_json(kept) if kept else {}
+        same = bool(seal) and seal["digest"] == digest_of(columns, seal["said"])
     except FileNotFoundError as error:
         raise RunFileError(f"{file}: lost; {remedy()}") from error
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except Exception as error:  # whatever comes of decoding what isn't whole
         cause = " ".join(str(error).split()).rstrip(".")
         raise RunFileError(f"{file}: damaged: {cause}; {remedy()}") from error
-    if not isinstance(seal, dict) or set(columns) != set(names):
+    if not seal or set(columns) != set(names):
         raise RunFileError(
             f"{file}: has columns {', '.join(columns)}, not {', '.join(names)} and their digest; "
             f"where an earlier version began this run, remove all of {file.parent}, else {remedy()}"
         )
-    said = seal.get("said")
-    if seal.get("digest") != digest_of(columns, said):
+    if not same:
         raise RunFileError(f"{file}: damaged: its digest is another; {remedy()}")
-    return columns, said
+    return columns, seal["said"]
 
 
 def digest_of(*values: Any) -> str:

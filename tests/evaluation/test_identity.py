@@ -358,3 +358,15 @@ def test_workers_that_start_again_refuse_rows_that_changed_meanwhile(
     edit(data, lambda rows: rows[0]["conversations"][1].update(value="teal"), "train")
     with pytest.raises(DataError, match=r"on this machine: GQA, train\. Put them back"):
         start()
+
+
+def test_a_relative_root_and_the_workers_absolute_one_are_the_same_data(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "link").symlink_to(data.root)
+    monkeypatch.chdir(tmp_path)
+    for root in ("data", str(tmp_path / "data"), "./link", "data/../data"):
+        claim(run, replace(data, root=root))
+    monkeypatch.chdir(tmp_path / "data")
+    claim(run, replace(data, root="."))

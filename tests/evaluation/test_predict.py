@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,16 @@ def base() -> Base:
     return ZeroShot(model), Collator(processor, 256, 4)
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("generated") / "data"
+    write_mini_coin(root, train=8, test=TESTS)
+    return root
+
+
 @pytest.fixture
-def tasks(tmp_path: Path) -> tuple[Task, ...]:
-    write_mini_coin(tmp_path / "data", train=8, test=TESTS)
+def tasks(generated: Path, tmp_path: Path) -> tuple[Task, ...]:
+    shutil.copytree(generated, tmp_path / "data")
     return read_tasks(DataConfig(str(tmp_path / "data"), tasks=TASKS), 0)
 
 

@@ -37,8 +37,15 @@ BEGUN = "its processes would begin"
 TASKS = ("GQA", "VizWiz")
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("generated") / "data"
+    write_mini_coin(root, train=16, test=6)
+    return root
+
+
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+def config(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     def session(*_: Any, **__: Any) -> Any:
         raise RunError(BEGUN)
 
@@ -54,7 +61,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         test_samples=None,
         selection=0.25,
     )
-    write_mini_coin(Path(data.root), train=16, test=6)
+    shutil.copytree(generated, data.root)
     return replace(config, data=data)
 
 
