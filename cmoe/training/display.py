@@ -125,7 +125,8 @@ def ending(error: BaseException | None, passed: float) -> str:
     if error is None:
         return f"finished after {duration(passed)}"
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return f"interrupted{f' ({error})' if str(error) else ''}; the same command goes on"
+        signals = [text for text in error.args if isinstance(text, str)]
+        return f"interrupted{f' ({signals[0]})' if signals else ''}; the same command goes on"
     return f"failed: {error if isinstance(error, Exception) else repr(error)}"
 
 

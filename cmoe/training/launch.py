@@ -70,27 +70,24 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
             return drive(config, show)
     except (LeaseError, StorageError) as error:
         raise RunError(str(error)) from error
-    except SystemExit as end:
+    except SystemExit as end:  # how Ray Train ends on Ctrl-C, too
         raise KeyboardInterrupt(*end.args) from end
 
 
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the body as Ctrl-C does, so that its log says so.
+    """Let SIGTERM end the body as Ctrl-C does, so that the run's log says so.
 
-    In a process of Ray's, Ray has seen to that.
+    Ray's own handler, which `ray.init` installs, takes Ray down before anybody can say anything.
     """
-    mine = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if mine:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM"))
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM"))
     try:
         yield
     finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def drive(config: RunConfig, show: Callable[[str], None]) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
     try:
         with Display(config, folder, remaining_of(config, tasks, folder)) as display:
             display.line("starting Ray")
-            with session(config):
+            with session(config), _ending_on_sigterm():
                 _train(config, display)
             mirror.fetch()
             write_report(folder, tasks, targets, f"{config.url}/{STORE}")
@@ -306,8 +303,6 @@ def _train(config: RunConfig, display: Display) -> None:
             trainer.fit()
     except TrainingFailedError as error:
         lost = error
-    except SystemExit as end:  # how Ray Train ends on Ctrl-C
-        raise KeyboardInterrupt(*(text for text in end.args if text)) from end
     finally:
         cause = ray.get(board.cause.remote())
     if cause is not None:

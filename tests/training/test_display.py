@@ -34,7 +34,8 @@ def logged(folder: Path) -> list[str]:
     [
         (None, r"finished after \d+ s"),
         (KeyboardInterrupt(), "interrupted; the same command goes on"),
-        (KeyboardInterrupt("SIGTERM"), r"interrupted \(SIGTERM\); the same command goes on"),
+        (SystemExit(0), "interrupted; the same command goes on"),
+        (SystemExit("SIGTERM"), r"interrupted \(SIGTERM\); the same command goes on"),
         (ValueError("out of memory"), "failed: out of memory"),
     ],
 )
