@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -25,6 +26,22 @@ LENGTH_STEP = 32  # prompts are padded to multiples of this many tokens where sh
 
 class ReservedTokenError(ValueError):
     """A text that would mean more to the model than to its reader."""
+
+
+class ConversationError(ValueError):
+    """A conversation that a base's chat template doesn't show as it is."""
+
+
+class Turn(NamedTuple):
+    """What one says in a conversation.
+
+    Attributes:
+        role: `system`, `user` or `assistant`.
+        parts: Texts, and None where the picture stands.
+    """
+
+    role: str
+    parts: tuple[str | None, ...]
 
 
 class Tail(NamedTuple):
@@ -142,33 +159,65 @@ class Collator:
         self._require_room(samples, inputs["attention_mask"].sum(1), self.max_new_tokens)
         return dict(inputs)
 
-    def conversation(
-        self, turns: Sequence[tuple[str, str]], picture: Image.Image | None
-    ) -> dict[str, Tensor]:
+    def conversation(self, turns: Sequence[Turn], picture: Image.Image | None) -> dict[str, Tensor]:
         """One prompt, to be answered: the inputs of a batch of one.
 
-        A single question gives what `prompts` gives for a sample.
+        A single question behind its picture gives what `prompts` gives for a sample.
 
         Args:
-            turns: Role (`system`, `user` or `assistant`) and text of each; the last is a user's.
-            picture: Stands in front of the first user's text.
+            turns: The last is a user's; one of the users' has the picture's place.
+            picture: Stands there.
 
         Raises:
             ReservedTokenError: A text holds one of the base's own tokens.
+            ConversationError: The base's chat template refuses it, or would show the picture in
+                another turn.
         """
-        messages: list[dict[str, Any]] = []
-        for role, text in turns:
-            if found := next((token for token in self._reserved if token in text), None):
+        for part in (part for turn in turns for part in turn.parts if part is not None):
+            if found := next((token for token in self._reserved if token in part), None):
                 raise ReservedTokenError(
                     f"the text holds {found!r}, which is a token of the model's own"
                 )
-            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-        if picture is not None:
-            first = next(m for m in messages if m["role"] == "user")
-            first["content"].insert(0, {"type": "image"})
-        chat = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        self._require_place(turns)
+        chat = self._rendered(turns)
         pictures = None if picture is None else [picture]
         return dict(self.processor(text=[chat], images=pictures, return_tensors="pt"))
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        """A conversation in the template, up to the answer's opening."""
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "image"} if part is None else {"type": "text", "text": part}
+                    for part in turn.parts
+                ],
+            }
+            for turn in turns
+        ]
+        try:
+            chat: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ConversationError(f"the base's chat template: {error}") from error
+        return chat
+
+    def _require_place(self, turns: Sequence[Turn]) -> None:
+        """Refuse a later turn's picture where the template puts pictures first: up to the turn
+        before it, the chat must be what it is without the picture.
+        """
+        asking = [i for i, turn in enumerate(turns) if turn.role == "user"]
+        place = next((i for i, turn in enumerate(turns) if None in turn.parts), 0)
+        if not asking or place <= asking[0]:
+            return
+        texts = [Turn(turn.role, (f"#{i}#",)) for i, turn in enumerate(turns)]
+        shown = [*texts]
+        shown[place] = Turn("user", (None, f"#{place}#"))
+        before, mark, _ = self._rendered(texts).partition(f"#{place - 1}#")
+        if not self._rendered(shown).startswith(before + mark):
+            raise ConversationError(
+                "the base's chat template shows a picture in front of the first question alone; "
+                "show it there, or ask about it in a conversation of its own"
+            )
 
     @cached_property
     def _reserved(self) -> list[str]:

@@ -28,10 +28,12 @@ from cmoe.serving.batch import padding
 from cmoe.serving.engine import Engine, Event
 from cmoe.serving.following import Following, follow
 from cmoe.serving.gateway import Gateway
+from cmoe.serving.generation import UnservedBaseError, context_of
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
 from cmoe.serving.metrics import BOUNDS
 from cmoe.serving.settings import ServeConfig
+from cmoe.serving.verification import require_own_answers
 from cmoe.store import Store
 
 logger = logging.getLogger("ray.serve")
@@ -118,11 +120,23 @@ class Locator:
         self._replica.following.require_whole()
 
 
+def _verified(config: ServeConfig) -> tuple[Following, Any]:
+    """As `follow`, once a batch was seen to answer as the base's own `generate` does."""
+    try:
+        following, processor = follow(config)
+        context = context_of(following.model.base.config)
+        require_own_answers(following.model, processor, context)
+    except UnservedBaseError as error:
+        logger.error("%s", error)  # the trace that Ray writes of it says no more
+        raise
+    return following, processor
+
+
 class Executor:
     """Answers, with continuous batching; and locates, where the answering pass itself does."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        following, processor = await asyncio.to_thread(follow, config)
+        following, processor = await asyncio.to_thread(_verified, config)
         self._following, self._model = following, following.model
         # Requests and the engine's thread take turns in one interpreter, and a turn of its 5 ms is
         # as long as a small model's token.

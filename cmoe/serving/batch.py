@@ -1,8 +1,8 @@
 """A batch that answers join and leave between tokens: rows of one growing cache.
 
 Rows are padded on the left to the longest of them, so that all take their next token in one pass.
-A row's answer is what it would be alone: padding is masked, positions count from the row's own
-first token, and a row meets only its own task's experts.
+A row's answer is what it would be alone: padding is masked, positions are those that the base's
+own `generate` gives the row, and a row meets only its own task's experts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch import Tensor
 from cmoe.modeling.growing import GrowingOutput, GrowingVLM
 from cmoe.modeling.locator import Location
 from cmoe.modeling.routers import Routing
+from cmoe.serving.generation import positions_of
 
 COLDEST = 1e-5  # a temperature up to this takes the likeliest token, as 0 does
+NARROWEST = 1e-9  # a `top_p` up to this does so, too
 
 Prompt = Mapping[str, Tensor]
 """A base's inputs for one prompt: `input_ids` [1, S], `attention_mask`, the picture's."""
@@ -27,6 +29,9 @@ Prompt = Mapping[str, Tensor]
 
 def joined(prompts: Sequence[Prompt], pad: int) -> dict[str, Tensor]:
     """The inputs of a batch: what is by token is padded on the left, what is by picture stacked.
+
+    Pictures of several sizes or numbers of tiles are filled up with zeros at their ends, as
+    processors do it; a base knows from what comes with them where they end.
 
     Args:
         prompts: At least one.
@@ -41,7 +46,16 @@ def joined(prompts: Sequence[Prompt], pad: int) -> dict[str, Tensor]:
                 fill = pad if name == "input_ids" else 0
                 tensor = F.pad(tensor, (width - shape[1], 0), value=fill)
             parts.setdefault(name, []).append(tensor)
-    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+    return {name: torch.cat(_filled(tensors)) for name, tensors in parts.items()}
+
+
+def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one shape behind their first dimension, which is kept."""
+    sides = [max(lengths) for lengths in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    return [
+        F.pad(t, [n for i in range(t.ndim - 1, 0, -1) for n in (0, sides[i - 1] - t.shape[i])])
+        for t in tensors
+    ]
 
 
 def padding(tokenizer: Any) -> int:
@@ -54,8 +68,7 @@ class Batch:
     """The running rows: their cache, their padding, their tasks.
 
     Args:
-        model: Answers; its base keeps keys and values in layers of full attention, and counts
-            positions in one dimension.
+        model: Answers; its base is one that `require_servable` lets pass.
         pad: Token that pads.
     """
 
@@ -64,6 +77,7 @@ class Batch:
         self.tasks: list[int] = []
         self.lengths: list[int] = []  # tokens of each row in the cache
         self._mask = torch.empty(0, 0, dtype=torch.long, device=model.device)
+        self._last = self._mask  # position of each row's last token, [..., B, 1]
         self._cache: Any = None
         self._routing: Routing | None = None
 
@@ -88,8 +102,9 @@ class Batch:
         device = self.model.device
         inputs = {n: t.to(device) for n, t in joined(prompts, self.pad).items()}
         mask, cache = inputs["attention_mask"], DynamicCache()
+        positions = positions_of(self.model.base, inputs)
         out = self.model(
-            inputs | {"position_ids": _positions(mask)},
+            inputs | {"position_ids": positions},
             tasks,
             past_key_values=cache,
             use_cache=True,
@@ -97,7 +112,9 @@ class Batch:
         )
         if tasks is None:
             tasks = self.model.claimed(out.location)
+        last = positions[..., -1:]
         if self._cache is not None:
+            last = torch.cat([self._last, last], -2)
             width = max(self._mask.shape[1], mask.shape[1])
             mask = torch.cat([_wide(self._mask, width), _wide(mask, width)])
             new: Any  # the layers' common type has no states
@@ -105,7 +122,7 @@ class Batch:
                 new.keys = torch.cat([_long(mine.keys, width), _long(new.keys, width)])
                 new.values = torch.cat([_long(mine.values, width), _long(new.values, width)])
         # Only now: what fails before leaves those that run as they were.
-        self._cache, self._mask, self._routing = cache, mask, None
+        self._cache, self._mask, self._last, self._routing = cache, mask, last, None
         self.lengths += [p["input_ids"].shape[1] for p in prompts]
         self.tasks += tasks
         return out.logits[:, -1], out.location
@@ -115,13 +132,13 @@ class Batch:
         """Take every row's last token; logits [B, V] of the next ones."""
         if self._routing is None:
             self._routing = self.model.routing(self.tasks, len(self))
-        self._mask = F.pad(self._mask, (0, 1), value=1)
+        self._mask, self._last = F.pad(self._mask, (0, 1), value=1), self._last + 1
         self.lengths = [n + 1 for n in self.lengths]
         ids = torch.tensor(tokens, device=self.model.device)[:, None]
         inputs = {
             "input_ids": ids,
             "attention_mask": self._mask,
-            "position_ids": self._mask.sum(1, keepdim=True) - 1,
+            "position_ids": self._last,
         }
         out: GrowingOutput = self.model(
             inputs, self._routing, past_key_values=self._cache, use_cache=True
@@ -140,14 +157,10 @@ class Batch:
             return
         start = self._mask.shape[1] - max(self.lengths)
         which = torch.tensor(rows, device=self.model.device)
-        self._mask = self._mask[which, start:]
+        self._mask, self._last = self._mask[which, start:], self._last[..., which, :]
         for layer in self._cache.layers:
             layer.keys = layer.keys[which, :, start:]
             layer.values = layer.values[which, :, start:]
-
-
-def _positions(mask_bs: Tensor) -> Tensor:
-    return (mask_bs.cumsum(1) - 1).clamp_min(0)
 
 
 def _wide(mask_bs: Tensor, width: int) -> Tensor:
@@ -193,7 +206,8 @@ def _drawn(logits_bv: Tensor, choices: Sequence[Choice]) -> Tensor:
     warmth = column(c.temperature for c in choices)
     chances, order = (logits_bv / warmth).softmax(1).sort(1, descending=True)
     below = chances.cumsum(1) - chances
-    kept = chances * (below < column(c.top_p for c in choices))  # always the likeliest
+    most = column(max(c.top_p, NARROWEST) for c in choices)  # always the likeliest
+    kept = chances * (below < most)
     reached = kept.cumsum(1)
     mark = column(c.random() for c in choices) * reached[:, -1:]
     place = (reached <= mark).sum(1, keepdim=True).clamp_max(logits_bv.shape[1] - 1)

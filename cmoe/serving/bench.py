@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cmoe.data.batches import Collator
+from cmoe.data.batches import Collator, Turn
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
@@ -96,11 +96,12 @@ def offline(
     start = time.monotonic()
     jobs = []
     for sample in samples:
+        parts: tuple[str | None, ...] = (sample.text,)
         picture = None
         if sample.image is not None:
             with sample.image.open("rb") as file:
-                picture = Image.open(file).convert("RGB")
-        prompt = collator.conversation([("user", sample.text)], picture)
+                parts, picture = (None, *parts), Image.open(file).convert("RGB")
+        prompt = collator.conversation([Turn("user", parts)], picture)
         jobs.append(Job(prompt, None, TOKENS))
     for job, queue in zip(jobs, came, strict=True):
         engine.submit(job, queue.put)

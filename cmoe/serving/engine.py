@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.serving.batch import Batch, Choice, Prompt, draw, padding
+from cmoe.serving.generation import Decoding, scores_of
 from cmoe.serving.settings import EngineConfig
 
 T = TypeVar("T")
@@ -95,6 +96,8 @@ class _Row:
     text: Text
     event: Event = field(default_factory=Event)
     cancelled: bool = False
+    prompt: Sequence[int] = ()  # its tokens, where they count for the scores
+    processors: Any = None  # transformers', which change the scores
 
 
 class Text:
@@ -166,6 +169,9 @@ class Engine:
         tokenizer: The base's.
         config: Its limits.
 
+    Raises:
+        UnservedBaseError: The base's `generation_config` asks for what no batch can do.
+
     Attributes:
         waiting: Jobs that have not begun.
         running: Those that have.
@@ -174,8 +180,7 @@ class Engine:
 
     def __init__(self, model: GrowingVLM, tokenizer: Any, config: EngineConfig) -> None:
         self._model, self._tokenizer, self.config = model, tokenizer, config
-        ends = model.base.generation_config.eos_token_id
-        self._ends = {*(ends if isinstance(ends, list) else [ends])}
+        self._decoding = Decoding(model.base)
         self._batch = Batch(model, padding(tokenizer))
         self._rows: list[_Row] = []
         self._queue: deque[_Row] = deque()
@@ -278,6 +283,7 @@ class Engine:
             tasks = [row.job.task for row in new if row.job.task is not None]
             begun = time.monotonic()
             try:
+                self._plan(new)
                 logits, location = self._batch.join([r.job.prompt for r in new], tasks or None)
             except Exception as error:  # of theirs: those that run are as they were
                 self._fail(new, error)
@@ -295,13 +301,23 @@ class Engine:
             self._take(new, logits)
         self._leave([row for row in self._rows if row.event.finish])
 
+    def _plan(self, rows: Sequence[_Row]) -> None:
+        """Look up what changes the rows' scores, where anything does."""
+        if not self._decoding.changes:
+            return
+        for row in rows:
+            row.prompt = row.job.prompt["input_ids"][0].tolist()
+            row.processors = self._decoding.processors(row.prompt, row.job.max_new_tokens)
+
     def _take(self, rows: Sequence[_Row], logits: Any) -> None:
         """Give each row its next token."""
+        if self._decoding.changes:
+            logits = scores_of(logits, [(r.processors, [*r.prompt, *r.text.ids]) for r in rows])
         self.failures, now = 0, time.monotonic()
         for row, token in zip(rows, draw(logits, [r.choice for r in rows]), strict=True):
             count = len(row.text.ids) + 1
             finish: Finish | None = None
-            if token in self._ends or row.text.add(token):
+            if token in self._decoding.ends or row.text.add(token):
                 finish = "stop"
             elif count == row.job.max_new_tokens:
                 finish = "length"

@@ -11,10 +11,11 @@ import torch
 from cmoe.config import ModelConfig
 from cmoe.loading import load_model
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.pretrained import load_base, load_config
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import joined
+from cmoe.serving.generation import require_servable
 from cmoe.serving.messages import Arrays, Located, tensors
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store, StoreError
@@ -137,10 +138,12 @@ def follow(config: ServeConfig) -> tuple[Following, Any]:
 
     Raises:
         StoreError: There is no store, or it was made for another base.
+        UnservedBaseError: Rows of several lengths can't share the base's cache.
     """
     store = Store.follow(config.store)
     named = model_of(store, config)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    require_servable(load_config(named.path, revision=named.revision))
     base, processor = load_base(
         named.path,
         revision=named.revision,

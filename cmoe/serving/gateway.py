@@ -16,13 +16,15 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 
-from cmoe.data.batches import Collator, ReservedTokenError
+from cmoe.data.batches import Collator, ConversationError, ReservedTokenError
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving import protocol
 from cmoe.serving.border import Border, HeldStream, as_refusal, not_found, refused
+from cmoe.serving.completion import DONE, Completion, event
 from cmoe.serving.errors import RequestError
 from cmoe.serving.following import model_of
+from cmoe.serving.generation import context_of, require_servable
 from cmoe.serving.keys import Keys
 from cmoe.serving.messages import Arrays, Located, Question, Said
 from cmoe.serving.metrics import BOUNDS, exposition
@@ -76,7 +78,8 @@ class Gateway:
         self._inline = locator is None
         named = model_of(Store.follow(config.store), config)
         base = load_config(named.path, revision=named.revision)
-        self._context: int = base.get_text_config().max_position_embeddings
+        require_servable(base)
+        self._context = context_of(base)
         processor = load_processor(named.path, revision=named.revision, pad=named.pad)
         self._collator = Collator(processor, self._context, 1)
         # What arrives while the locators are busy goes there together: a call costs more than a
@@ -120,7 +123,7 @@ class Gateway:
 
     async def complete(self, request: Request) -> Response:
         async with self._border.answering(request) as place:
-            wanted = protocol.parsed(protocol.ChatRequest, await self._border.body(request))
+            wanted = protocol.ChatRequest.read(await self._border.body(request))
             asked = protocol.asked(wanted, self.limits)
             talk = protocol.conversation(wanted.messages, self.limits)
             prepared = await self._prepared(talk, asked.tokens)
@@ -143,8 +146,8 @@ class Gateway:
     async def locate(self, request: Request) -> dict[str, Any]:
         """The posterior over tasks of a conversation."""
         async with self._border.answering(request):
-            wanted = protocol.parsed(protocol.LocateRequest, await self._border.body(request))
-            talk = protocol.conversation(wanted.messages, self.limits)
+            messages = protocol.read_located(await self._border.body(request))
+            talk = protocol.conversation(messages, self.limits)
             prepared = await self._prepared(talk, 1)
             located = await self._located(prepared)
             names = await self._names(len(located.scores))
@@ -168,7 +171,7 @@ class Gateway:
         try:
             make = self._collator.conversation
             prompt = await self._run(pixels, make, talk.turns, picture)
-        except ReservedTokenError as error:
+        except (ReservedTokenError, ConversationError) as error:
             raise RequestError(400, str(error), code="invalid_text", param="messages") from error
         except ValueError as error:  # the processor's own, about whatever it met
             logger.warning("a prompt can't be prepared: %r", error)
@@ -200,7 +203,7 @@ class Gateway:
             if asked.task not in names:
                 names = await self._names(len(names) + 1)
             if asked.task not in names:
-                raise protocol.no_model(f"{protocol.MODEL}:{asked.task}")
+                raise protocol.no_model(f"{protocol.MODEL}:{asked.task}", names)
             task = names.index(asked.task)
             tasks = task + 1
         elif not self._inline:
@@ -282,18 +285,16 @@ class Gateway:
         except Exception as error:
             refusal = as_refusal(error)
             status = refusal.status
-            yield protocol.event(refusal.body())
+            yield event(refusal.body())
             return
         finally:
             self._count(status, completion.task)
         yield completion.chunk("" if said is first else said.text, said.finish, first=False)
-        if wanted.stream_options and wanted.stream_options.include_usage:
+        if wanted.usage:
             yield completion.spent(prepared.tokens, said.tokens)
-        yield protocol.DONE
+        yield DONE
 
-    def _completion(
-        self, wanted: protocol.ChatRequest, way: Way, said: Said
-    ) -> protocol.Completion:
+    def _completion(self, wanted: protocol.ChatRequest, way: Way, said: Said) -> Completion:
         located = way.located or said.located
         found: dict[str, Any] = {"task": None, "located": located is not None, "unknown": False}
         version = said.version
@@ -309,7 +310,7 @@ class Gateway:
         elif way.question.task is not None:
             found["task"] = self._name(way.question.task)
         found["store_version"] = version
-        return protocol.Completion(wanted.model, version, found)
+        return Completion(wanted.model, version, found, counted=wanted.usage)
 
     def _count(self, status: int, task: str = "") -> None:
         self._requests.inc(tags={"task": task, "status": str(status)})
@@ -329,7 +330,7 @@ class Gateway:
             if name != protocol.MODEL and not (
                 name.startswith(f"{protocol.MODEL}{colon}") and task in state["tasks"]
             ):
-                raise protocol.no_model(name)
+                raise protocol.no_model(name, state["tasks"])
             return _model(name)
 
     async def health(self, request: Request) -> dict[str, Any]:

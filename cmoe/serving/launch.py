@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import threading
@@ -11,18 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cmoe.cluster import connect, named_cluster
+from cmoe.modeling.pretrained import MissingModelError, load_config
+from cmoe.serving.following import model_of
+from cmoe.serving.generation import require_servable
 from cmoe.serving.keys import Keys, is_loopback
+from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
 from cmoe.store import Store, StoreError
 
 LOOPBACK = "localhost"
-
-
-class ServiceError(Exception):
-    """A service that can't be started; says why."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,15 @@ def read_service(
         ServiceError: The file isn't such a one, a value can't be, there is no store or no key, or
             no key is asked for and the service would not listen on loopback alone.
     """
-    from pydantic import ValidationError
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        schema = ServeDeploySchema(**yaml.safe_load(file.read_text(encoding="utf-8")))
-        (application,) = schema.applications
-        config = ServeConfig.of(application.args)
-    except (OSError, TypeError, ValueError, ValidationError, yaml.YAMLError) as error:
-        raise ServiceError(f"{file}: {error}") from error
+    schema, application, config = read_file(file)
     required = config.auth.required if auth is None else auth
     config = replace(
         config, store=store or config.store, auth=replace(config.auth, required=required)
     )
     http = schema.http_options.model_dump()
     http |= {n: v for n, v in (("host", host), ("port", port)) if v is not None}
+    if not 0 < http["port"] < 2**16:
+        raise ServiceError(f"http_options.port (--port) is {http['port']}; 1 to {2**16 - 1}")
     if not required and not loopback(http["host"]):
         raise ServiceError(
             f"without API keys the service listens on loopback alone, not on {http['host']!r}; "
@@ -131,6 +124,43 @@ def _require_port(host: str, port: int) -> None:
             raise ServiceError(f"port {port} is taken on {host} ({error}); give --port") from error
 
 
+def _require_base(config: ServeConfig) -> None:
+    """Refuse at once, where its base is known here, what each replica would refuse in its turn.
+
+    Raises:
+        ServiceError: The base can't be served.
+    """
+    named = model_of(Store.follow(config.store), config)
+    try:
+        require_servable(load_config(named.path, revision=named.revision))
+    except MissingModelError:
+        return  # it may be there where the replicas run
+    except ValueError as error:
+        raise ServiceError(str(error)) from error
+
+
+def _report(name: str) -> str:
+    """What Ray says of the first deployment of an application that failed; empty without one."""
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    deployments = application.deployments.values() if application is not None else ()
+    return next((d.message for d in deployments if d.status == "DEPLOY_FAILED"), "")
+
+
+def cause_of(report: str) -> str:
+    """What Ray's report of a replica that failed to start ends with: the error of ours, without
+    the traces that it came through.
+    """
+    found = list(re.finditer(r"^(?:\w+\.)*(\w+): (?=\S)", report, re.MULTILINE))
+    named = [match for match in found if match[1].endswith(("Error", "Exception"))]
+    if not named:
+        return report
+    said = " ".join(report[named[-1].end() :].split())
+    ours = named[-1][0].startswith("cmoe.")
+    return said if ours else f"{named[-1][1]}: {said}"
+
+
 @contextmanager
 def serving(service: Service, executor: type | None = None) -> Iterator[None]:
     """The service, for as long as the body runs.
@@ -147,6 +177,7 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
 
     from cmoe.serving.app import Executor, bound
 
+    _require_base(service.config)
     shared = named_cluster()
     if not shared:
         _require_port(service.http["host"], service.http["port"])
@@ -164,7 +195,8 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
                 logging_config=service.logging,
             )
         except RuntimeError as error:
-            raise ServiceError(f"the service didn't come up: {error}") from error
+            report = _report(service.name) or str(error)
+            raise ServiceError(f"the service didn't come up: {cause_of(report)}") from error
         yield
     finally:
         if not shared:

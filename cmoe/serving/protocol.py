@@ -1,124 +1,239 @@
-"""OpenAI's chat completions as far as a store can answer them, and what is answered.
+"""Requests for OpenAI's chat completions, as far as a store can answer them.
 
 A request is checked here field by field; what a picture is made of is checked in `pictures`.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
-from uuid import uuid4
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from cmoe.data.batches import Turn
 from cmoe.serving.errors import RequestError
+from cmoe.serving.fields import (
+    Neutral,
+    body_of,
+    fields,
+    flag,
+    kind_of,
+    many,
+    number,
+    one_of,
+    text,
+    whole,
+    wrong,
+)
+from cmoe.serving.known import did_you_mean
 from cmoe.serving.settings import LimitsConfig
 
-R = TypeVar("R", bound=BaseModel)
-
 MODEL = "cmoe"
-MOST = 256
-"""Of anything in a list, whatever the limits are: a body holds hundreds of thousands of `{}`."""
+STOPS, STOP_LENGTH = 4, 64
+
+_TOOLS = "the model calls no tools"
+_CHANCES = "chances of tokens aren't given"
+_KEPT = "no answer is kept"
+ASKING_NOTHING: Mapping[str, Neutral] = {
+    "n": Neutral("a request has one answer", (1,)),
+    "frequency_penalty": Neutral("no token is penalised", (0,)),
+    "presence_penalty": Neutral("no token is penalised", (0,)),
+    "logit_bias": Neutral("no token is preferred", ({},)),
+    "logprobs": Neutral(_CHANCES, (False,)),
+    "top_logprobs": Neutral(_CHANCES, (0,)),
+    "response_format": Neutral("an answer is plain text", ({"type": "text"},)),
+    "modalities": Neutral("an answer is plain text", (["text"],)),
+    "audio": Neutral("an answer is plain text"),
+    "tools": Neutral(_TOOLS, ([],)),
+    "tool_choice": Neutral(_TOOLS, ("none", "auto")),
+    "parallel_tool_calls": Neutral(_TOOLS, (True, False)),
+    "functions": Neutral(_TOOLS, ([],)),
+    "function_call": Neutral(_TOOLS, ("none", "auto")),
+    "web_search_options": Neutral("the model doesn't search the web"),
+    "reasoning_effort": Neutral("the model answers without reasoning first", ("none",)),
+    "verbosity": Neutral("answers have one style", ("medium",)),
+    "prediction": Neutral("answers aren't predicted"),
+    "moderation": Neutral("nothing is moderated"),
+    "store": Neutral(_KEPT, (False,)),
+    "metadata": Neutral(_KEPT, ({},)),
+    "service_tier": Neutral("all requests are served alike", ("auto", "default")),
+    "prompt_cache_options": Neutral("no prompt is kept", ({}, {"mode": "implicit"})),
+    "prompt_cache_retention": Neutral("no prompt is kept", ("in_memory",)),
+}
+"""Fields of OpenAI's that only some values of can be given: those that ask for nothing."""
+
+SAYING_NOTHING: Mapping[str, Neutral] = {
+    "refusal": Neutral("refusals aren't read", ("",)),
+    "annotations": Neutral("annotations aren't read", ([],)),
+    "audio": Neutral("audio isn't heard"),
+    "tool_calls": Neutral(_TOOLS, ([],)),
+    "function_call": Neutral(_TOOLS),
+    "parsed": Neutral("an answer is plain text"),
+    "reasoning": Neutral("reasoning isn't read", ("",)),
+    "reasoning_content": Neutral("reasoning isn't read", ("",)),
+}
+"""Fields of messages, as clients send answers back."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Shown(NamedTuple):
+    """A picture in a message."""
 
-
-class TextPart(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-class PictureURL(_Strict):
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"
 
 
-class PicturePart(_Strict):
-    type: Literal["image_url"]
-    image_url: PictureURL
+@dataclass(frozen=True)
+class Message:
+    """What one says: texts and pictures, in their order."""
+
+    role: str
+    parts: tuple[str | Shown, ...]
 
 
-Part = Annotated[TextPart | PicturePart, Field(discriminator="type")]
+def _shown(value: Any, at: str) -> Shown:
+    readers = {"url": text, "detail": one_of("auto", "low", "high")}
+    if isinstance(value, str):
+        wrong(at, 'is a string; an object, {"url": ...}')
+    return Shown(fields(value, at, readers, needed=["url"])["url"])
 
 
-class Message(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=MOST, fail_fast=True)]
-    name: str | None = None
+_PARTS: Mapping[str, Any] = {"text": text, "image_url": _shown}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST, fail_fast=True)]
+def _part(value: Any, at: str) -> str | Shown:
+    if not isinstance(value, dict):
+        wrong(at, f"is {kind_of(value)}; an object with type, text or image_url")
+    if value.get("type") is None:
+        wrong(f"{at}.type", "is missing; text or image_url")
+    kind = one_of(*_PARTS)(value["type"], f"{at}.type")
+    readers = {"type": text, kind: _PARTS[kind]}
+    part: str | Shown = fields(value, at, readers, needed=[kind])[kind]
+    return part
 
 
-class StreamOptions(_Strict):
-    include_usage: bool = False
+def _content(value: Any, at: str) -> tuple[str | Shown, ...]:
+    if isinstance(value, str):
+        return (text(value, at),)
+    if not isinstance(value, list):
+        wrong(at, f"is {kind_of(value)}; a string, or a list of parts")
+    return tuple(many(_part)(value, at))
 
 
-class ResponseFormat(_Strict):
-    type: Literal["text"]
+def _message(value: Any, at: str) -> Message:
+    readers = {
+        "role": one_of("system", "developer", "user", "assistant"),
+        "content": _content,
+        "name": text,
+    }
+    found = fields(value, at, readers, needed=["role"], neutral=SAYING_NOTHING)
+    if found["role"] == "assistant":  # who may have said nothing
+        found.setdefault("content", ("",))
+    if "content" not in found:
+        wrong(f"{at}.content", "is missing")
+    return Message(found["role"], found["content"])
 
 
-class ChatRequest(_Strict):
-    """A request for a chat completion. Fields that only one value makes sense of take that."""
+_messages = many(_message)
+
+
+def _stop(value: Any, at: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value, paths = [value], [at]
+    else:
+        value = many(text, least=0, most=STOPS)(value, at)
+        paths = [f"{at}.{i}" for i in range(len(value))]
+    for each, path in zip(value, paths, strict=True):
+        if not 0 < len(text(each, path)) <= STOP_LENGTH:
+            wrong(path, f"has {len(each):,} characters; 1 to {STOP_LENGTH}")
+    return tuple(value)
+
+
+def _streaming(value: Any, at: str) -> bool:
+    """Whether a stream's usage is asked for."""
+    neutral = {"include_obfuscation": Neutral("events aren't padded", (False,))}
+    return bool(fields(value, at, {"include_usage": flag}, neutral=neutral).get("include_usage"))
+
+
+_FIELDS: Mapping[str, Any] = {
+    "model": text,
+    "messages": _messages,
+    "stream": flag,
+    "stream_options": _streaming,
+    "max_tokens": whole(1, 2**31),
+    "max_completion_tokens": whole(1, 2**31),
+    "temperature": number(0, 2),
+    "top_p": number(0, 1),
+    "stop": _stop,
+    "seed": whole(-(2**63), 2**63 - 1),
+    # Who asks, in the client's own words.
+    "user": text,
+    "safety_identifier": text,
+    "prompt_cache_key": text,
+}
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A request for a chat completion.
+
+    Attributes:
+        model: `cmoe`, or `cmoe:` and a task.
+        messages: At least one.
+        stream: Whether the answer comes in chunks.
+        usage: Whether their last one says how many tokens were used.
+        max_tokens: Of the answer; None leaves it to the service.
+        temperature: 0 takes the likeliest token.
+        top_p: Draws among the likeliest tokens that together have this chance.
+        seed: Of what is drawn.
+        stop: Texts that end the answer.
+    """
 
     model: str
-    messages: Messages
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, strict=False)
-    top_p: float | None = Field(None, gt=0, le=1, strict=False)
-    stop: str | Annotated[list[str], Field(max_length=4, fail_fast=True)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    n: Literal[1] | None = None
-    frequency_penalty: float | None = Field(None, ge=0, le=0, strict=False)
-    presence_penalty: float | None = Field(None, ge=0, le=0, strict=False)
-    logprobs: Literal[False] | None = None
-    response_format: ResponseFormat | None = None
-    user: str | None = None
+    messages: tuple[Message, ...]
+    stream: bool
+    usage: bool
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+    @classmethod
+    def read(cls, body: bytes) -> ChatRequest:
+        """A request's body.
+
+        Raises:
+            RequestError: It is no JSON, or not such a request; names the field.
+        """
+        given = fields(
+            body_of(body), "", _FIELDS, needed=["model", "messages"], neutral=ASKING_NOTHING
+        )
+        stream, usage = given.get("stream", False), given.get("stream_options", False)
+        if usage and not stream:
+            raise RequestError(400, "stream_options need stream", param="stream_options")
+        return cls(
+            model=given["model"],
+            messages=tuple(given["messages"]),
+            stream=stream,
+            usage=usage,
+            max_tokens=given.get("max_completion_tokens", given.get("max_tokens")),
+            temperature=given.get("temperature", 0.0),
+            top_p=given.get("top_p", 1.0),
+            seed=given.get("seed"),
+            stop=given.get("stop", ()),
+        )
 
 
-class LocateRequest(_Strict):
-    """A request for the task of a conversation."""
-
-    messages: Messages
+def read_located(body: bytes) -> tuple[Message, ...]:
+    """The conversation of a request for its task; errors as in `ChatRequest.read`."""
+    return tuple(
+        fields(body_of(body), "", {"messages": _messages}, needed=["messages"])["messages"]
+    )
 
 
 class Conversation(NamedTuple):
     """What is asked, and the URLs of its pictures."""
 
-    turns: list[tuple[str, str]]
+    turns: list[Turn]
     pictures: list[str]
-
-
-def parsed(kind: type[R], body: bytes) -> R:
-    """A request's body.
-
-    Raises:
-        RequestError: It is no JSON, or not such a request; names the field.
-    """
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        if error.error_count() > MOST:  # not to be written out, one by one
-            message = f"the body isn't such a request, in {error.error_count():,} places"
-            raise RequestError(400, message, code="invalid_value") from error
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            message = f"Unrecognized request argument supplied: {where}"
-        elif first["type"] == "json_invalid":
-            raise RequestError(
-                400, f"the body isn't JSON: {first['msg']}", code="bad_json"
-            ) from error
-        else:
-            message = f"{where}: {first['msg']}" if where else str(first["msg"])
-        raise RequestError(400, message, code="invalid_value", param=where or None) from error
 
 
 def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversation:
@@ -134,22 +249,19 @@ def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversat
             code="too_many_messages",
             param="messages",
         )
-    turns: list[tuple[str, str]] = []
+    turns: list[Turn] = []
     pictures: list[str] = []
-    for number, message in enumerate(messages):
+    for index, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
-        parts = message.content
-        if isinstance(parts, str):
-            parts = [TextPart(type="text", text=parts)]
-        urls = [part.image_url.url for part in parts if isinstance(part, PicturePart)]
+        urls = [part.url for part in message.parts if isinstance(part, Shown)]
         if urls and role != "user":
             raise RequestError(
                 400,
-                f"messages.{number}: a picture in a message of the {role}; only users show them",
-                param=f"messages.{number}.content",
+                f"messages.{index}: a picture in a message of the {role}; only users show them",
+                param=f"messages.{index}.content",
             )
         pictures += urls
-        turns.append((role, "\n".join(p.text for p in parts if isinstance(p, TextPart))))
+        turns.append(Turn(role, _spoken(message.parts)))
     if len(pictures) > 1:
         raise RequestError(
             400,
@@ -157,7 +269,7 @@ def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversat
             code="too_many_images",
             param="messages",
         )
-    size = sum(len(text.encode()) for _, text in turns)
+    size = sum(len(part.encode()) for turn in turns for part in turn.parts if part is not None)
     if size > limits.text_bytes:
         raise RequestError(
             400,
@@ -165,7 +277,7 @@ def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversat
             code="text_too_long",
             param="messages",
         )
-    roles = [role for role, _ in turns]
+    roles = [turn.role for turn in turns]
     spoken = roles[1:] if roles[0] == "system" else roles
     if not spoken or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
         raise RequestError(
@@ -176,9 +288,22 @@ def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversat
         )
     if spoken[-1] != "user":
         raise RequestError(400, "the last message must be a user's", param="messages")
-    if not turns[-1][1].strip():
+    if not any(part and part.strip() for part in turns[-1].parts):
         raise RequestError(400, "the question is empty", param="messages")
     return Conversation(turns, pictures)
+
+
+def _spoken(parts: Sequence[str | Shown]) -> tuple[str | None, ...]:
+    """A turn's texts and its picture's place; texts that follow each other become one."""
+    spoken: list[str | None] = []
+    for part in parts:
+        if isinstance(part, Shown):
+            spoken.append(None)
+        elif spoken and spoken[-1] is not None:
+            spoken[-1] += f"\n{part}"
+        else:
+            spoken.append(part)
+    return tuple(spoken)
 
 
 class Asked(NamedTuple):
@@ -201,7 +326,7 @@ def asked(request: ChatRequest, limits: LimitsConfig) -> Asked:
     name, _, task = request.model.partition(":")
     if name != MODEL or request.model.endswith(":"):
         raise no_model(request.model)
-    tokens = request.max_completion_tokens or request.max_tokens or limits.answer_default
+    tokens = request.max_tokens or limits.answer_default
     if tokens > limits.answer_tokens:
         raise RequestError(
             400,
@@ -209,85 +334,22 @@ def asked(request: ChatRequest, limits: LimitsConfig) -> Asked:
             code="max_tokens_too_large",
             param="max_tokens",
         )
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    if len(stop) > 4 or any(not 0 < len(text) <= 64 for text in stop):
-        raise RequestError(400, "stop: at most 4 texts of 1 to 64 characters", param="stop")
-    if request.stream_options and not request.stream:
-        raise RequestError(400, "stream_options need stream", param="stream_options")
     return Asked(
         task=task or None,
         tokens=tokens,
-        temperature=request.temperature or 0.0,
-        top_p=1.0 if request.top_p is None else request.top_p,
+        temperature=request.temperature,
+        top_p=request.top_p,
         seed=request.seed,
-        stop=stop,
+        stop=request.stop,
     )
 
 
-def no_model(name: str) -> RequestError:
-    """OpenAI's answer to a model that it doesn't have."""
+def no_model(name: str, tasks: Iterable[str] = ()) -> RequestError:
+    """OpenAI's answer to a model that it doesn't have, where there are such tasks."""
+    hint = did_you_mean(name, [MODEL, *(f"{MODEL}:{task}" for task in tasks)])
     return RequestError(
         404,
-        f"The model `{name}` does not exist; /v1/models lists those that do",
+        f"The model `{name:.200}` does not exist; /v1/models lists those that do{hint}",
         code="model_not_found",
         param="model",
     )
-
-
-# What is answered
-
-
-class Completion:
-    """One chat completion, whole or in chunks.
-
-    Args:
-        model: As it was asked for.
-        fingerprint: Of the store.
-        found: Task, score and store version; goes into every object as `cmoe`.
-    """
-
-    def __init__(self, model: str, fingerprint: str, found: Mapping[str, Any]) -> None:
-        self.task: str = found["task"] or "base"
-        self._common = {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint,
-            "cmoe": dict(found),
-        }
-
-    def whole(self, text: str, finish: str, prompt: int, tokens: int) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
-        kind = {"object": "chat.completion"}
-        return kind | self._common | {"choices": [choice], "usage": usage(prompt, tokens)}
-
-    def chunk(self, text: str, finish: str | None, *, first: bool) -> str:
-        delta: dict[str, Any] = {"role": "assistant"} if first else {}
-        if text or first:
-            delta["content"] = text
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return self._sent({"choices": [choice]})
-
-    def spent(self, prompt: int, tokens: int) -> str:
-        """The last chunk of a stream that was asked for its usage."""
-        return self._sent({"choices": [], "usage": usage(prompt, tokens)})
-
-    def _sent(self, values: Mapping[str, Any]) -> str:
-        return event({"object": "chat.completion.chunk", **self._common, **values})
-
-
-def usage(prompt: int, tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": tokens,
-        "total_tokens": prompt + tokens,
-    }
-
-
-def event(values: Mapping[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
-
-
-DONE = "data: [DONE]\n\n"

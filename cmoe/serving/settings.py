@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmoe.config import ModelConfig
 from cmoe.ranges import require
+from cmoe.serving.known import require_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,6 +151,7 @@ class ServeConfig:
         """
         from jsonargparse import ArgumentParser
 
+        require_known(values, cls, "args")
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, None)
         try:

@@ -18,10 +18,11 @@ import yaml
 from mini_store import collator, make_data, make_model
 from PIL import Image
 
+from cmoe.data.batches import Turn
 from cmoe.loading import create_store
 from cmoe.serving.errors import RequestError
 from cmoe.serving.keys import Keys
-from cmoe.serving.launch import ServiceError, loopback, read_service
+from cmoe.serving.launch import ServiceError, cause_of, loopback, read_service
 from cmoe.serving.metrics import merged
 from cmoe.serving.pictures import fetch
 from cmoe.serving.settings import AuthConfig, LimitsConfig, ServeConfig
@@ -83,6 +84,78 @@ def test_a_service_without_keys_listens_on_loopback_alone(
         True,
         False,
     ]
+
+
+MINI = (CONFIGS / "serve_mini.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (MINI.replace("    batch: 16", "    poll_s: 3\n    batch: 16"), "'poll_s' stands.*line 18"),
+        (MINI.replace("http_options:", "http_options: ["), "line 9, column 7"),
+        (MINI.replace("proxy_loc", "proxyloc"), "proxylocation: .* did you mean proxy_location"),
+        (MINI.replace("  port:", "  prot:"), r"http_options.prot: .* did you mean port\?"),
+        (MINI.replace("route_prefix", "prefix"), "applications.0.prefix: there is no such key"),
+        (MINI.replace("poll_s", "pol_s"), "applications.0.args.pol_s: .* mean poll_s"),
+        (MINI.replace("in_flight", "in_fligth"), "args.limits.in_fligth: .* mean in_flight"),
+        (MINI.replace("num_replicas", "num_replica"), "deployments.0.num_replica: .* num_replicas"),
+        (MINI.replace("num_cpus", "num_cpu"), "ray_actor_options.num_cpu: .* mean num_cpus"),
+        (MINI.replace(" gateway", " gatway"), "deployments.0.name is 'gatway'; .* mean gateway"),
+        (MINI.replace("app:build", "app:make"), "import_path is 'cmoe.serving.app:make'; cmoe"),
+        (
+            MINI.replace("HeadOnly", "Head"),
+            "proxy_location: Input should be 'Disabled', 'HeadOnly'",
+        ),
+        (MINI.replace("num_replicas: 1", "num_replicas: x"), "deployments.0: `num_replicas` must"),
+        (MINI.replace("port: 8000", "port: 80000"), "port.* is 80000; 1 to 65535"),
+        (MINI + MINI[MINI.index("- name: cmoe") :].replace("/\n", "/b\n"), "there are 2; one is"),
+        (MINI[: MINI.index("applications")], "applications: there are 0; one is served here"),
+        (MINI[: MINI.index("  args:")] + "  args:\n", "applications.0.args"),
+        ("", "a mapping with the key applications is needed, not None"),
+        ("- a\n", "a mapping with the key applications is needed"),
+    ],
+)
+def test_a_wrong_file_of_a_service_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cause: str
+) -> None:
+    """Ray itself would drop most of these keys without a word."""
+    monkeypatch.setenv("CMOE_API_KEYS", "key")
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(ServiceError, match=cause) as refused:
+        read_service(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for file, cause in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ServiceError, match=f"{file}: {cause}.*--config names"):
+            read_service(file)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ServiceError, match=r"bytes\.yaml: .*decode byte 0xff"):
+        read_service(tmp_path / "bytes.yaml")
+
+
+REPORT = """Deploying application cmoe failed: The deployment failed to start 3 times in a row.
+This may be due to a problem with its constructor or initial health check failing. Error:
+\x1b[36mray::ServeReplica:cmoe:executor.initialize_and_get_metadata()\x1b[39m (pid=1, ip=127.0.0.1)
+  File "/usr/lib/python3.11/concurrent/futures/_base.py", line 456, in result
+    return self.__get_result()
+RuntimeError: Traceback (most recent call last):
+  File "/site-packages/ray/serve/_private/replica.py", line 1, in initialize_and_get_metadata
+    following, processor = await asyncio.to_thread(_verified, config)
+"""
+
+
+def test_what_a_replica_failed_with_is_told_without_traces() -> None:
+    ours = "cmoe.serving.generation.UnservedBaseError: a base of type 'x' can't be served: it is\n"
+    assert cause_of(REPORT + ours) == "a base of type 'x' can't be served: it is"
+    theirs = "torch.OutOfMemoryError: CUDA out of memory. Tried\n to allocate 2 GiB.\n"
+    assert cause_of(REPORT + theirs) == (
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."
+    )
+    assert cause_of("no trace of it") == "no trace of it"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +226,8 @@ def test_a_question_is_prompted_as_evaluation_prompts_it(tmp_path: Path) -> None
             if sample.image is not None:
                 with sample.image.open("rb") as file:
                     picture = Image.open(file).convert("RGB")
-            made = collator().conversation([("user", sample.text)], picture)
+            parts = (sample.text,) if picture is None else (None, sample.text)
+            made = collator().conversation([Turn("user", parts)], picture)
             whole = collator().prompts([sample])
             assert made.keys() == whole.keys()
             assert all(torch.equal(made[name], whole[name]) for name in whole)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mini_store import MAX_NEW, collator, make_data, make_store, processor
+from mini_store import MAX_NEW, collator, make_data, make_model, make_store, processor
 
 from cmoe.assets import MINI_BASE
 from cmoe.data.samples import Sample, Task
@@ -20,9 +20,12 @@ from cmoe.loading import load_model
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
+from cmoe.serving import batch, verification
 from cmoe.serving.batch import Batch, Choice, draw, joined
 from cmoe.serving.engine import Engine, Event, Job, Text
+from cmoe.serving.generation import UnservedBaseError
 from cmoe.serving.settings import EngineConfig
+from cmoe.serving.verification import require_own_answers
 from cmoe.store import Store
 
 
@@ -232,6 +235,50 @@ def test_a_stuck_pass_is_noticed(engine: Callable[..., Engine]) -> None:
     assert made.stuck() is None
 
 
+# Verification
+
+
+def test_a_base_that_answers_as_by_itself_is_served(model: GrowingVLM) -> None:
+    require_own_answers(model, processor(), 512)
+
+
+def test_rounding_is_no_other_answer() -> None:
+    """In 16 bits, as on a GPU, what is padded and what isn't are apart by a few hundredths."""
+    model = make_model()
+    model.base.bfloat16()
+    require_own_answers(model, processor(), 512)
+
+
+def test_a_base_that_answers_otherwise_in_a_batch_is_refused(
+    model: GrowingVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other positions, a cache cut wrongly, a setting forgotten, a base that isn't made for it."""
+
+    def fails(*_: Any) -> Any:
+        raise IndexError("list index out of range")
+
+    count = batch.positions_of
+    for name, wrong, cause in (
+        (
+            "positions_of",
+            lambda *given: count(*given) * 2,
+            "token 1 of the answer to a prompt with",
+        ),
+        ("_long", lambda states, n: states[:, :, :1].repeat(1, 1, n, 1), "token 3 of the answer"),
+        ("positions_of", fails, "in a batch it fails with IndexError"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(batch, name, wrong)
+            with pytest.raises(UnservedBaseError, match=cause) as found:
+                require_own_answers(model, processor(), 512)
+        assert str(found.value).startswith("a base of type 'llava' can't be served: ")
+    monkeypatch.setattr(model.base.generation_config, "repetition_penalty", 1.5)
+    require_own_answers(model, processor(), 512)
+    monkeypatch.setattr(verification, "scores_of", lambda logits, rows: logits.float())
+    with pytest.raises(UnservedBaseError, match="token 1 of the answer"):
+        require_own_answers(model, processor(), 512)
+
+
 # Text
 
 
@@ -285,21 +332,22 @@ def test_a_row_draws_by_its_own_chances() -> None:
             expected = expected / expected.sum()
         torch.testing.assert_close(counts / len(even), expected, atol=2e-3, rtol=0)
     assert draw(logits, [Choice(0.0, 1.0, lambda: 0.0)]) == [2]
+    assert draw(logits, [Choice(2.0, 0.0, lambda: 0.99)]) == [2], "none but the likeliest"
 
 
 def test_padding_goes_when_the_longest_leaves(model: GrowingVLM, samples: list[Sample]) -> None:
     prompts = sorted(
         (dict(collator().prompts([s])) for s in samples), key=lambda p: p["input_ids"].shape[1]
     )
-    batch = Batch(model, pad=0)
-    batch.join([prompts[-1]], [0])
-    batch.join([prompts[0]], [1])
-    assert batch._mask.shape[1] == prompts[-1]["input_ids"].shape[1]
-    batch.keep([1])
-    assert batch._mask.shape == prompts[0]["input_ids"].shape
-    assert bool(batch._mask.all())
-    batch.keep([])
-    assert len(batch) == 0
+    rows = Batch(model, pad=0)
+    rows.join([prompts[-1]], [0])
+    rows.join([prompts[0]], [1])
+    assert rows._mask.shape[1] == prompts[-1]["input_ids"].shape[1]
+    rows.keep([1])
+    assert rows._mask.shape == prompts[0]["input_ids"].shape
+    assert bool(rows._mask.all())
+    rows.keep([])
+    assert len(rows) == 0
 
 
 def test_joined_prompts_are_those_of_the_processor(samples: list[Sample]) -> None:

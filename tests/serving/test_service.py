@@ -33,6 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import running_service
 
 from cmoe.assets import MINI_BASE
+from cmoe.data.batches import Turn
 from cmoe.data.samples import Sample, Task
 from cmoe.loading import load_model
 from cmoe.modeling.growing import GrowingVLM
@@ -42,6 +43,7 @@ from cmoe.store import Store
 
 ROOT = Path(__file__).parents[2]
 KEY = "a key for tests"
+ASKING = [{"role": "user", "content": "Which of them?"}]
 TOKENS = 12
 FUZZ = int(os.environ.get("CMOE_FUZZ", "500"))
 LIMITS = {
@@ -214,6 +216,9 @@ def test_a_stream_says_what_the_whole_says(
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] in ("stop", "length")
     assert chunks[-1].usage.total_tokens > chunks[-1].usage.prompt_tokens
+    assert [c.model_dump(exclude_unset=True).get("usage", "absent") for c in chunks[:-1]] == [
+        None
+    ] * (len(chunks) - 1)
     assert {c.id for c in chunks} == {chunks[0].id}
     assert all(c.cmoe["task"] == chunks[0].cmoe["task"] for c in chunks)
 
@@ -248,17 +253,44 @@ def test_a_conversation_goes_on(
         ("assistant", "yes"),
         ("user", "And the other?"),
     ]
-    with sample.image.open("rb") as file:  # type: ignore[union-attr]
-        inputs = collator().conversation(turns, Image.open(file).convert("RGB"))
-    found = model.generate(inputs, "VizWiz", max_new_tokens=TOKENS, do_sample=False)
-    new = found.sequences[:, inputs["input_ids"].shape[1] :]
-    (text,) = collator().tokenizer.batch_decode(new, skip_special_tokens=True)
-    messages: list[Any] = [{"role": role, "content": text} for role, text in turns]
-    messages[1] = asking(sample)[0]
-    answer = client.chat.completions.create(
-        model="cmoe:VizWiz", messages=messages, max_tokens=TOKENS
-    )
-    assert answer.choices[0].message.content == text.strip()
+    texts: list[Any] = [{"role": role, "content": text} for role, text in turns]
+    for place in (1, 3):  # the turn that shows the picture, in front of its text
+        spoken = [Turn(role, (None, said) if i == place else (said,))
+                  for i, (role, said) in enumerate(turns)]  # fmt: skip
+        with sample.image.open("rb") as file:  # type: ignore[union-attr]
+            inputs = collator().conversation(spoken, Image.open(file).convert("RGB"))
+        found = model.generate(inputs, "VizWiz", max_new_tokens=TOKENS, do_sample=False)
+        new = found.sequences[:, inputs["input_ids"].shape[1] :]
+        (text,) = collator().tokenizer.batch_decode(new, skip_special_tokens=True)
+        messages = [*texts]
+        messages[place] = asking(sample)[0]
+        messages[place]["content"][1]["text"] = turns[place][1]
+        answer = client.chat.completions.create(
+            model="cmoe:VizWiz", messages=messages, max_tokens=TOKENS
+        )
+        assert answer.choices[0].message.content == text.strip()
+
+
+def test_an_answer_is_said_back_and_models_are_asked_again(
+    client: openai.OpenAI, tasks: tuple[Task, ...]
+) -> None:
+    """By OpenAI's own client, in every form that it gives an answer and a model in."""
+    first: Any = {"messages": asking(tasks[0].test[0]), "max_tokens": TOKENS, "tools": []}
+    nothing: Any = {"stream": None, "logit_bias": None, "store": False, "metadata": None}
+    nothing |= {"tool_choice": "none", "service_tier": "auto"}
+    for entry in client.models.list():
+        message = client.chat.completions.create(model=entry.id, **first, **nothing)
+        said = message.choices[0].message
+        with client.chat.completions.stream(model=entry.id, **first) as stream:
+            streamed = stream.until_done().current_completion_snapshot.choices[0].message
+        further = {"role": "user", "content": "And then?"}
+        answers = set()
+        for back in (said, said.model_dump(), said.model_dump(exclude_none=True), streamed,
+                     streamed.model_dump()):  # fmt: skip
+            messages: Any = [*first["messages"], back, further]
+            again = client.chat.completions.create(model=entry.id, messages=messages, max_tokens=3)
+            answers.add(again.choices[0].message.content)
+        assert len(answers) == 1
 
 
 def test_locating_gives_a_posterior(url: str, model: GrowingVLM, tasks: tuple[Task, ...]) -> None:
@@ -283,11 +315,13 @@ def test_errors_are_openais(client: openai.OpenAI, url: str, tasks: tuple[Task, 
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError, match="cmoe:Nothing"):
         client.chat.completions.create(model="cmoe:Nothing", messages=messages)
+    with pytest.raises(openai.NotFoundError, match=r"did you mean cmoe:VizWiz\?"):
+        client.chat.completions.create(model="cmoe:vizwis", messages=messages)
     with pytest.raises(openai.BadRequestError, match=r"Unrecognized request argument.*: colour"):
         client.chat.completions.create(
             model="cmoe", messages=messages, extra_body={"colour": "red"}
         )
-    with pytest.raises(openai.BadRequestError, match="n: Input should be 1"):
+    with pytest.raises(openai.BadRequestError, match="n is 3; a request has one answer"):
         client.chat.completions.create(model="cmoe", messages=messages, n=3)
     with pytest.raises(openai.BadRequestError) as over:
         client.chat.completions.create(model="cmoe", messages=messages, max_tokens=401)
@@ -507,6 +541,14 @@ def test_other_bodies_and_methods_are_refused(url: str) -> None:
         assert time.monotonic() - begun < 5
         assert said["error"]["message"]
     assert get(url, path)[0] == 405
+
+
+def test_a_body_is_taken_however_its_kind_is_spelled(url: str) -> None:
+    body = json.dumps({"model": "cmoe", "messages": ASKING, "max_tokens": 1}).encode()
+    for kind in ("application/json; charset=utf-8", "Application/JSON", "application/json;"):
+        for start in (b"", b"\xef\xbb\xbf"):
+            status, said, _ = post(url, "/v1/chat/completions", start + body, Content_Type=kind)
+            assert status == 200, said
 
 
 def test_a_host_is_reached_only_by_a_public_address() -> None:
