@@ -205,7 +205,7 @@ class Gateway:
             if asked.task not in names:
                 names = await self._names(len(names) + 1)
             if asked.task not in names:
-                raise protocol.no_model(f"{protocol.MODEL}:{asked.task}")
+                raise protocol.no_model(f"{protocol.MODEL}:{asked.task}", names)
             task = names.index(asked.task)
             tasks = task + 1
         elif not self._inline:
@@ -332,7 +332,7 @@ class Gateway:
             if name != protocol.MODEL and not (
                 name.startswith(f"{protocol.MODEL}{colon}") and task in state["tasks"]
             ):
-                raise protocol.no_model(name)
+                raise protocol.no_model(name, state["tasks"])
             return _model(name)
 
     async def health(self, request: Request) -> dict[str, Any]:

@@ -13,8 +13,9 @@ LONGEST = 60  # characters of a word that is compared
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """What follows an unknown word: the known one that is nearest, if any is near."""
-    close = get_close_matches(word[:LONGEST].lower(), list(known), 1, NEAR)
-    return f"; did you mean {close[0]}?" if close else ""
+    spelled = {each.lower(): each for each in known}
+    close = get_close_matches(word[:LONGEST].lower(), spelled, 1, NEAR)
+    return f"; did you mean {spelled[close[0]]}?" if close else ""
 
 
 def require_known(value: Any, kind: Any, at: str = "") -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.cluster import connect, named_cluster
+from cmoe.modeling.pretrained import MissingModelError, load_config
+from cmoe.serving.following import model_of
+from cmoe.serving.generation import require_servable
 from cmoe.serving.keys import Keys, is_loopback
 from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
@@ -123,6 +126,30 @@ def _require_port(host: str, port: int) -> None:
             raise ServiceError(f"port {port} is taken on {host} ({error}); give --port") from error
 
 
+def _require_base(config: ServeConfig) -> None:
+    """Refuse at once, where its base is known here, what each replica would refuse in its turn.
+
+    Raises:
+        ServiceError: The base can't be served.
+    """
+    named = model_of(Store.follow(config.store), config)
+    try:
+        require_servable(load_config(named.path, revision=named.revision))
+    except MissingModelError:
+        return  # it may be there where the replicas run
+    except ValueError as error:
+        raise ServiceError(str(error)) from error
+
+
+def _report(name: str) -> str:
+    """What Ray says of the first deployment of an application that failed; empty without one."""
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    deployments = application.deployments.values() if application is not None else ()
+    return next((d.message for d in deployments if d.status == "DEPLOY_FAILED"), "")
+
+
 def cause_of(report: str) -> str:
     """What Ray's report of a replica that failed to start ends with: the error of ours, without
     the traces that it came through.
@@ -152,6 +179,7 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
 
     from cmoe.serving.app import Executor, bound
 
+    _require_base(service.config)
     shared = named_cluster()
     if not shared:
         _require_port(service.http["host"], service.http["port"])
@@ -169,7 +197,8 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
                 logging_config=service.logging,
             )
         except RuntimeError as error:
-            raise ServiceError(f"the service didn't come up: {cause_of(str(error))}") from error
+            report = _report(service.name) or str(error)
+            raise ServiceError(f"the service didn't come up: {cause_of(report)}") from error
         yield
     finally:
         if not shared:

@@ -5,7 +5,7 @@ A request is checked here field by field; what a picture is made of is checked i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from cmoe.serving.fields import (
     whole,
     wrong,
 )
+from cmoe.serving.known import did_you_mean
 from cmoe.serving.settings import LimitsConfig
 
 MODEL = "cmoe"
@@ -343,11 +344,12 @@ def asked(request: ChatRequest, limits: LimitsConfig) -> Asked:
     )
 
 
-def no_model(name: str) -> RequestError:
-    """OpenAI's answer to a model that it doesn't have."""
+def no_model(name: str, tasks: Iterable[str] = ()) -> RequestError:
+    """OpenAI's answer to a model that it doesn't have, where there are such tasks."""
+    hint = did_you_mean(name, [MODEL, *(f"{MODEL}:{task}" for task in tasks)])
     return RequestError(
         404,
-        f"The model `{name}` does not exist; /v1/models lists those that do",
+        f"The model `{name:.200}` does not exist; /v1/models lists those that do{hint}",
         code="model_not_found",
         param="model",
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from queue import Queue
 from threading import Event as Signal
 from typing import Any
 
 import pytest
+import torch
 from mini_store import make_model, processor
 from serving_bases import SERVED, lfm2_vl, longrope, make_prompt, make_served, mllama, qwen3_5
 from transformers import Gemma3nConfig, T5GemmaConfig
@@ -16,9 +18,12 @@ from cmoe.config import ModelConfig
 from cmoe.loading import create_store
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
+from cmoe.serving import launch
+from cmoe.serving.batch import joined
 from cmoe.serving.engine import Engine, Event, Job
 from cmoe.serving.following import follow
 from cmoe.serving.generation import Decoding, UnservedBaseError, require_servable
+from cmoe.serving.launch import Service, ServiceError, serving
 from cmoe.serving.settings import EngineConfig, ServeConfig
 
 TOKENS = 10
@@ -63,6 +68,11 @@ def test_a_batch_says_what_generate_says(family: str) -> None:
     assert len({tuple(tokens) for tokens in expected}) > 4
     found = by_engine(model, jobs, join_at_once=2, max_batch=4)
     assert found == [read(tokens) for tokens in expected]
+    # Nor does padding change what a prompt is located by.
+    prompts = [dict(one.prompt) for one in jobs]
+    together = model.features(joined(prompts, pad=0))
+    alone = torch.cat([model.features(prompt) for prompt in prompts])
+    torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +91,19 @@ def test_what_no_batch_can_hold_is_refused_by_name(config: Any, cause: str) -> N
         require_servable(config())
 
 
-def test_a_service_refuses_such_a_base_before_it_loads_it(tmp_path: Any) -> None:
+def test_a_service_refuses_such_a_base_before_it_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Ray starts, where the base is known; and in each replica."""
     store = create_store(tmp_path / "store", make_model(), name="m", revision="main", config={})
     qwen3_5().save_pretrained(tmp_path / "base")
     served = ServeConfig(store.url, model=ModelConfig(str(tmp_path / "base")))
     with pytest.raises(UnservedBaseError, match="linear_attention"):
         follow(served)
+    service = Service(served, {"host": "127.0.0.1", "port": 1}, None, "HeadOnly", {}, "cmoe", "/")
+    monkeypatch.setattr(launch, "_require_port", lambda *_: pytest.fail("Ray is about to start"))
+    with pytest.raises(ServiceError, match="'qwen3_5' can't be served: it has"), serving(service):
+        pass
 
 
 # What a base's own settings ask for

@@ -282,7 +282,7 @@ def test_an_answer_is_said_back_and_models_are_asked_again(
         message = client.chat.completions.create(model=entry.id, **first, **nothing)
         said = message.choices[0].message
         with client.chat.completions.stream(model=entry.id, **first) as stream:
-            streamed = stream.get_final_completion().choices[0].message
+            streamed = stream.until_done().current_completion_snapshot.choices[0].message
         further = {"role": "user", "content": "And then?"}
         answers = set()
         for back in (said, said.model_dump(), said.model_dump(exclude_none=True), streamed,
@@ -315,6 +315,8 @@ def test_errors_are_openais(client: openai.OpenAI, url: str, tasks: tuple[Task, 
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError, match="cmoe:Nothing"):
         client.chat.completions.create(model="cmoe:Nothing", messages=messages)
+    with pytest.raises(openai.NotFoundError, match=r"did you mean cmoe:VizWiz\?"):
+        client.chat.completions.create(model="cmoe:vizwis", messages=messages)
     with pytest.raises(openai.BadRequestError, match=r"Unrecognized request argument.*: colour"):
         client.chat.completions.create(
             model="cmoe", messages=messages, extra_body={"colour": "red"}
