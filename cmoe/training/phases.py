@@ -143,7 +143,7 @@ class Phases:
         )
         counts = np.array([sum(tail.answers) for tail in self.collator.tails(samples)])
         engine, start = self._engine(phase, steps)
-        mine, weights = _micro_batches(order[start:], cfg.micro_batch, group)
+        mine, weights = micro_batches(order[start:], cfg.micro_batch, group)
         batches = loader(samples, mine, self.collator.training, self.loader_workers)
         # A micro-batch's share of the answer tokens of its whole global batch.
         tokens = counts[order].sum(1) * cfg.micro_batch / cfg.global_batch
@@ -322,7 +322,7 @@ class Phases:
             self.link.emit(of | {"step": step, "steps": steps} | more)
 
 
-def _micro_batches(
+def micro_batches(
     order: Any, micro_batch: int, group: Group
 ) -> tuple[list[list[int]], list[float]]:
     """This rank's micro-batches of every step, and how much each of a step's counts.
