@@ -40,6 +40,7 @@ class Case:
         workers: How many there are.
         clip: Largest norm; every step's gradient is larger than 0.05 and smaller than 100.
         resumed: Workers that trained the first steps, where others go on from their checkpoint.
+        dropout: Of the base, which comes in training mode; its layers are recomputed, too.
     """
 
     dtype: str
@@ -48,10 +49,12 @@ class Case:
     workers: int
     clip: float = 0.05
     resumed: int | None = None
+    dropout: float = 0.0
 
     @property
     def name(self) -> str:
         rest = f"from{self.resumed}" if self.resumed else f"clip{self.clip:g}"
+        rest += "-dropout" if self.dropout else ""
         return f"{self.dtype}-zero{self.zero}-{self.count}on{self.workers}-{rest}"
 
     @property
@@ -73,6 +76,7 @@ CASES = [
     *(Case(d, z, 1, 1) for d, z in STAGES),
     *(Case(d, z, 6, 1) for d, z in STAGES),
     *(Case(d, z, 6, 1, resumed=1) for d, z in STAGES),
+    *(Case(d, z, 1, 1, dropout=0.5) for d, z in (("float32", 2), ("bfloat16", 0), ("float32", 3))),
     *(Case(d, z, 2, 2) for d, z in STAGES),
     *(Case(d, z, 12, 2) for d, z in STAGES),
     # Three micro-batches for two workers: one of them repeats one that counts nothing.
@@ -81,11 +85,15 @@ CASES = [
 ]
 
 
-def make_model(dtype: str) -> GrowingVLM:
+def make_model(dtype: str, dropout: float = 0.0) -> GrowingVLM:
     """Two layers, an older task in both, and a task to be learned in one."""
     config = llava()
     config.text_config.num_hidden_layers = 2
-    model = GrowingVLM(make_base(config=config).to(getattr(torch, dtype)))
+    config.text_config.attention_dropout = config.vision_config.attention_dropout = dropout
+    base = make_base(config=config).to(DEVICE, getattr(torch, dtype))
+    model = GrowingVLM(base.train(dropout > 0))
+    if dropout:
+        model.enable_gradient_checkpointing()
     generator = torch.Generator().manual_seed(0)
     for task, experts in (("older", {0: 1, 1: 1}), ("learned", {1: 1})):
         parameters = model.grow(task, experts, rank=8, lora_alpha=8, seed=1)
@@ -107,7 +115,8 @@ def order_of(case: Case) -> Any:
 
 
 def loss_of(forward: Any, rows: Sequence[int]) -> Tensor:
-    inputs = make_batch([SAMPLES[i] for i in rows], answers=True)
+    batch = make_batch([SAMPLES[i] for i in rows], answers=True)
+    inputs = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
     out = forward(inputs, 1, record=True, num_items_in_batch=2.0 * len(rows))
     loss: Tensor = out.loss + 0.01 * out.balance_loss
     return loss
@@ -155,12 +164,15 @@ def masters_of(engine: Engine, model: GrowingVLM) -> dict[str, Tensor]:
     return {n: safe_get_full_fp32_param(p).clone().view(-1) for n, p in weights.items()}
 
 
-def trained(case: Case, group: Group, folder: Path) -> tuple[dict[str, Tensor], bool]:
-    """Masters behind a training by the engine, and whether the weights are those, rounded.
+def trained(case: Case, group: Group, folder: Path) -> tuple[dict[str, Tensor], bool, float]:
+    """What a training by the engine leaves: masters, whether the weights are those, rounded, and
+    how often a layer ran for a micro-batch.
 
     Half-way it leaves a checkpoint, or begins with one.
     """
-    model, config = make_model(case.dtype), case.config
+    model, config = make_model(case.dtype, case.dropout), case.config
+    passes: list[bool] = []
+    model.ffns[1].ffn.register_forward_pre_hook(lambda *_: passes.append(True))
     converted = bool(case.resumed) and case.resumed != group.workers and case.zero > 0
     engine = Engine(model, config, STEPS, group.workers, converted=converted)
     start, kept = 0, folder / f"{case.dtype}-{case.zero}-{case.count}"
@@ -189,7 +201,7 @@ def trained(case: Case, group: Group, folder: Path) -> tuple[dict[str, Tensor], 
         torch.equal(p.detach().flatten(), masters[n].to(p.dtype).flatten())
         for n, p in learning(model).items()
     )
-    return masters, rounded
+    return masters, rounded, len(passes) / len(mine)
 
 
 def distance(found: Mapping[str, Tensor], before: dict[str, Tensor], after: Any) -> float:
@@ -205,12 +217,13 @@ def work(group: Group, folder: Path) -> None:
     for case in CASES:
         if case.workers != group.workers:
             continue
-        masters, rounded = trained(case, group, folder)
+        masters, rounded, passes = trained(case, group, folder)
         if group.first:
             key = (case.dtype, case.count, case.clip)
             if key not in references:
                 references[key] = plain(case)
-            found[case.name] = {"distance": distance(masters, *references[key]), "same": rounded}
+            off = distance(masters, *references[key])
+            found[case.name] = {"distance": off, "same": rounded, "passes": passes}
     if group.first:
         (folder / f"{group.workers}.json").write_text(json.dumps(found))
 
@@ -232,3 +245,4 @@ def test_training_is_a_plain_loop_with_fp32_weights(found: dict[str, Any], case:
         pytest.skip("there are fewer GPUs than workers")
     assert found[case.name]["distance"] < LIMIT[case.dtype]
     assert found[case.name]["same"], "the model's weights are the optimizer's, rounded"
+    assert found[case.name]["passes"] == (2 if case.dropout else 1), "recomputed once, or never"

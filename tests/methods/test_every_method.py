@@ -1,4 +1,4 @@
-"""Nothing stays behind on the CPU: every method on a device that pretends."""
+"""What holds for every method: all of it is on one device, and its base drops nothing out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from plain_trainer import PlainTrainer, make_samples
 from pretended import Pretended
-from tiny_models import make_base, make_inputs
+from tiny_models import llava, make_base, make_inputs
 
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.peers import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA
@@ -59,3 +59,20 @@ def test_two_tasks_are_learned_and_read_again_there(name: str) -> None:
         assert torch.equal(*answers)
         if method.locates:
             assert torch.equal(*(m.locate(m.features(inputs)).tasks for m in (method, again)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_base_with_dropout_is_learned_on_as_one_without(name: str) -> None:
+    """Whatever passes a method makes: of probes, importances, a teacher, features."""
+
+    def learned(dropout: float, training: bool) -> list[torch.Tensor]:
+        config = llava()
+        config.text_config.attention_dropout = config.vision_config.attention_dropout = dropout
+        method = METHODS[name](make_base(config=config).train(training))
+        for start, task in ((0, "one"), (100, "two")):
+            samples = make_samples(16, start)
+            primitive = method.learn(task, samples, PlainTrainer(method.module, steps=2))
+        return [t for tensors in primitive.parts().values() for t in tensors.values()]
+
+    for found, wanted in zip(learned(0.5, True), learned(0.0, False), strict=True):
+        assert torch.equal(found, wanted)
