@@ -75,16 +75,14 @@ class PlainTrainer:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=0.0)
         stream = cycle(samples)
-        self.module.train()
         for _ in range(steps or self.steps):
-            inputs = self.collate(list(islice(stream, 4)), answers=True)
+            inputs = self._batch(list(islice(stream, 4)), answers=True)
             optimizer.zero_grad()
             value = loss(self.module, inputs, float((inputs["labels"] != -100).sum()))
             value.backward()
             self.curves[phase].append(value.item())
             optimizer.step()
         optimizer.zero_grad()
-        self.module.eval()
 
     def map(
         self,
@@ -96,14 +94,19 @@ class PlainTrainer:
     ) -> list[Tensor]:
         self.seen[phase] = list(samples)
         batches = [samples[i : i + 5] for i in range(0, len(samples), 5)]
-        return [compute(self.collate(b, answers=answers)).float().cpu() for b in batches]
+        return [compute(self._batch(b, answers=answers)).float().cpu() for b in batches]
 
     def total(
         self, phase: str, samples: Sequence[Sample], compute: Callable[[Inputs], Tensor]
     ) -> Tensor:
         self.seen[phase] = list(samples)
-        parts = [compute(self.collate([s], answers=True)) for s in samples]
+        parts = [compute(self._batch([s], answers=True)) for s in samples]
         return torch.stack(parts).sum(0)
+
+    def _batch(self, samples: Sequence[Sample], *, answers: bool) -> dict[str, Tensor]:
+        device = next(self.module.parameters()).device
+        batch = self.collate(samples, answers=answers)
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         return make()

@@ -125,9 +125,12 @@ CONFIGS: dict[str, tuple[Callable[[], PretrainedConfig], int]] = {
 }
 
 
-def make_base(family: str = "llava", seed: int = 0) -> PreTrainedModel:
+def make_base(
+    family: str = "llava", seed: int = 0, config: PretrainedConfig | None = None
+) -> PreTrainedModel:
+    """A base of a family, or of a configuration of one's own."""
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(CONFIGS[family][0]())
+    model = AutoModelForImageTextToText.from_config(config or CONFIGS[family][0]())
     # Initial weights of 0.02 make every function nearly linear: use some that tell errors apart.
     with torch.no_grad():
         for p in model.parameters():

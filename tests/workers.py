@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from devices import BACKEND, DEVICE
 from ports import free_port
 
 from cmoe.config import RunConfig
@@ -48,7 +49,7 @@ def small_config(folder: Path, name: str, **changes: Any) -> RunConfig:
 
 
 def run_group(workers: int, work: Callable[..., None], *args: Any) -> None:
-    """`work(group, *args)` in as many processes, over gloo. An error of one ends all."""
+    """`work(group, *args)` in as many processes, on the tests' device. An error of one ends all."""
     port = free_port()
     mp.spawn(_member, (workers, port, work, args), nprocs=workers)
 
@@ -57,8 +58,12 @@ def _member(rank: int, workers: int, port: int, work: Callable[..., None], args:
     torch.set_num_threads(1)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": workers}
     os.environ.update({n: str(v) for n, v in place.items()} | {"LOCAL_RANK": str(rank)})
-    dist.init_process_group("gloo", rank=rank, world_size=workers)
-    work(Group(rank, workers), *args)
+    device = DEVICE
+    if device.type == "cuda":
+        device = torch.device("cuda", (device.index or 0) + rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(BACKEND, rank=rank, world_size=workers)
+    work(Group(rank, workers, device), *args)
     dist.barrier()
     sys.stdout.flush()
     sys.stderr.flush()

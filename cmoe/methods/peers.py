@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
 from cmoe.methods.settings import LoRAConfig, MoELoRAConfig
-from cmoe.modeling.base import arguments, find_decoder, fingerprint
+from cmoe.modeling.base import arguments, checkpoint_layers, find_decoder, fingerprint, freeze
 from cmoe.modeling.growing import Inputs
 from cmoe.modeling.locator import Location
 from cmoe.modeling.moelora import add_moelora
@@ -45,10 +45,10 @@ class Peer:
         self.tasks: tuple[str, ...] = ()
         self._base_flops = decoder_flops(base)
         self._base = base
-        base.requires_grad_(False)
+        freeze(base)
 
     def enable_gradient_checkpointing(self) -> None:
-        self._base.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(self._base)
 
     def learning_flops(self, task: int, tokens: Mapping[str, int]) -> int:
         """All of their passes have a backward one."""
@@ -192,7 +192,8 @@ class SequentialLoRA(Adapter):
         )
         with torch.random.fork_rng():  # PEFT draws from the global state
             torch.manual_seed(seed_of(seed, "lora"))
-            self.module = get_peft_model(base, settings)
+            # In the base's dtype from the start, which it has once it was trained.
+            self.module = get_peft_model(base, settings, autocast_adapter_dtype=False)
 
     def settings(self) -> dict[str, Any]:
         return {"method": self.name, **asdict(self.config)}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from cmoe.modeling.settings import Pooling
+
+Context = AbstractContextManager[None]
 
 LAYERS_NAMES = ("layers", "h", "blocks")
 FFN_NAMES = ("mlp", "feed_forward", "ffn")
@@ -205,6 +209,48 @@ def hidden_state(model: nn.Module, layer: int, inputs: Mapping[str, Tensor]) -> 
 
 class _ReachedError(Exception):
     """Ends a forward pass at the layer that it was for."""
+
+
+def freeze(model: nn.Module) -> None:
+    """No weight learns, and no dropout changes what the model says."""
+    model.requires_grad_(False)
+    model.eval()
+
+
+def checkpoint_layers(
+    model: nn.Module, context_fn: Callable[[], tuple[Context, Context]] = noop_context_fn
+) -> None:
+    """Recompute each decoder layer in the backward pass, once and for all.
+
+    The model's own switch for it works in training mode alone, which turns dropout on as well.
+
+    Args:
+        model: Changed in place.
+        context_fn: Makes the contexts of a layer's forward pass and of its recomputation.
+    """
+    for layer in find_layers(model):
+        layer.forward = partial(_recomputed, layer.forward, context_fn)
+
+
+def _recomputed(
+    forward: Callable[..., Any],
+    context_fn: Callable[[], tuple[Context, Context]],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    if "past_key_values" in kwargs:
+        kwargs["past_key_values"] = None  # the recomputation would write into it again
+    # Nothing is drawn in evaluation mode: no random state has to come back.
+    return checkpoint(
+        forward,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=context_fn,
+        **kwargs,
+    )
 
 
 @contextmanager

@@ -187,6 +187,9 @@ class ExpertLinear(nn.Module):
         self._call = call
 
     def forward(self, u: Tensor) -> Tensor:
+        # The gradients of what reads it are summed here, apart from other modules': in bf16 another
+        # order gives other sums, and ZeRO 3's hooks sum by modules.
+        u = u.view_as(u)
         out: Tensor = self.linear(u)
         if not self._call.active:
             return out

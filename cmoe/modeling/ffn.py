@@ -70,7 +70,8 @@ class GrowingFFN(nn.Module):
         call.frozen = self.frozen.dispatch(gates, dtype)
         call.learning = None if self.learning is None else self.learning.dispatch(gates, dtype)
         try:
-            return self.ffn(hidden_bsd)  # type: ignore[no-any-return]
+            # A view of its own for the order of sums, as in `ExpertLinear`.
+            return self.ffn(hidden_bsd.view_as(hidden_bsd))  # type: ignore[no-any-return]
         finally:
             call.frozen = call.learning = None
 

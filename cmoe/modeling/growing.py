@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from cmoe.modeling.base import (
     arguments,
+    checkpoint_layers,
     find_ffns,
     fingerprint,
+    freeze,
     hidden_state,
     pooled,
     pooling_weights,
@@ -32,9 +34,10 @@ Inputs = Mapping[str, Tensor]
 Tasks = str | int | Sequence[str | int] | Routing
 
 
-@dataclass(frozen=True)
-class GrowingOutput:
+class GrowingOutput(NamedTuple):
     """What a forward pass gives.
+
+    A tuple, as DeepSpeed looks for the tensors that a backward pass starts from in tuples alone.
 
     Attributes:
         logits: [B, S, vocabulary]; with `labels` [B, T] of the last T places.
@@ -107,7 +110,7 @@ class GrowingVLM(nn.Module):
         self.base_digest = fingerprint(base)
         self.base_parameters = sum(p.numel() for p in base.parameters())
         self.base: PreTrainedModel = base
-        self.base.requires_grad_(False)
+        freeze(base)
         self.top_k = top_k
         self.locator = replace(locator, layer=len(sites) if locator.layer < 0 else locator.layer)
         self.bank = make_bank(locator)
@@ -116,6 +119,7 @@ class GrowingVLM(nn.Module):
         self._learning: Primitive | None = None  # its tensors are still parameters
         self._context = Context()
         self.ffns = tuple(GrowingFFN(s, i, top_k, self._context) for i, s in enumerate(sites))
+        self.eval()
 
     @property
     def device(self) -> torch.device:
@@ -410,11 +414,15 @@ class GrowingVLM(nn.Module):
 
     # Training
 
+    def train(self, mode: bool = True) -> Self:
+        """The frozen base stays in evaluation mode, and with it what it holds."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass, with the routing of its forward pass."""
-        self.base.activation_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
-        )
+        checkpoint_layers(self.base, self._checkpoint_contexts)
 
     def _checkpoint_contexts(
         self,

@@ -52,7 +52,7 @@ class Bank(Protocol):
 
     @property
     def limits(self) -> Tensor:
-        """Per task the score [T] beyond which a sample is unknown."""
+        """Per task the score [T] beyond which a sample is unknown; where `score` last was."""
         ...
 
 
@@ -218,12 +218,29 @@ def _seeded_vae(width: int, config: LocatorConfig, generator: torch.Generator) -
     return vae
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """What distances are measured by, on the device of the features.
+
+    Attributes:
+        root: Cholesky factor [d, d] of the shrunk covariance.
+        means: The whitened means [T, d].
+        limits: [T].
+    """
+
+    root: Tensor
+    means: Tensor
+    limits: Tensor
+
+
 class GaussianBank:
     """Mahalanobis distances to class means under one covariance, pooled by running sums.
 
     An entry is a task's mean, its scatter matrix and its number of samples: no feature is kept.
     A later task changes the pooled covariance, and thereby earlier tasks' scores; the limits of
     `unknown` are those of the covariance at the time a task was learned.
+
+    Entries stay on the CPU, as they come; what they are scored with follows the features.
     """
 
     def __init__(self, config: LocatorConfig) -> None:
@@ -232,7 +249,7 @@ class GaussianBank:
         self._limits = torch.empty(0)
         self._scatter = torch.empty(0)
         self._freedom = 0.0
-        self._whiten: tuple[Tensor, Tensor] | None = None
+        self._scale: _Scale | None = None
 
     def __len__(self) -> int:
         return len(self._means)
@@ -255,40 +272,36 @@ class GaussianBank:
             return
         for entry in entries:
             _require(entry, ("mean", "scatter", "count", "limit"))
-        means = [e["mean"].double().to(self._means.device) for e in entries]
-        limits = [e["limit"].double().to(self._means.device) for e in entries]
-        self._means = torch.stack([*self._means, *means])
-        self._limits = torch.stack([*self._limits, *limits])
+        self._means = torch.stack([*self._means, *(e["mean"].cpu().double() for e in entries)])
+        self._limits = torch.stack([*self._limits, *(e["limit"].cpu().double() for e in entries)])
         for e in entries:
-            scatter = e["scatter"].double().to(self._means.device)
+            scatter = e["scatter"].cpu().double()
             self._scatter = self._scatter + scatter if self._scatter.numel() else scatter
             self._freedom += float(e["count"]) - 1
-        self._whiten = None
+        self._scale = None
 
     def covariance(self) -> Tensor:
         """The pooled within-class covariance [d, d]."""
         return self._scatter / max(self._freedom, 1.0)
 
     def score(self, features_bd: Tensor) -> Tensor:
-        if self._whiten is None or self._whiten[0].device != features_bd.device:
-            self._whiten = self._whitening(features_bd.device)
-        root_dd, means_td = self._whiten
+        if self._scale is None or self._scale.limits.device != features_bd.device:
+            self._scale = self._scaled(features_bd.device)
+        root_dd, means_td = self._scale.root, self._scale.means
         white_bd = torch.linalg.solve_triangular(root_dd, features_bd.double().T, upper=False).T
         return torch.cdist(white_bd, means_td).square().float()
 
     @property
     def limits(self) -> Tensor:
-        return self._limits.float()
+        return self._limits.float() if self._scale is None else self._scale.limits
 
-    def _whitening(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cholesky factor [d, d] of the shrunk covariance, and the whitened means [T, d]."""
-        self._means, self._limits = self._means.to(device), self._limits.to(device)
-        self._scatter = self._scatter.to(device)
-        covariance = self.covariance()
+    def _scaled(self, device: torch.device) -> _Scale:
+        covariance = self.covariance().to(device)
         share, variance = self.config.shrinkage, covariance.diagonal().mean().clamp_min(1e-12)
         ridge = share * variance * torch.eye(len(covariance), dtype=torch.double, device=device)
         root = torch.linalg.cholesky((1 - share) * covariance + ridge)
-        return root, torch.linalg.solve_triangular(root, self._means.T, upper=False).T
+        means = torch.linalg.solve_triangular(root, self._means.to(device).T, upper=False).T
+        return _Scale(root, means, self._limits.float().to(device))
 
 
 def split(

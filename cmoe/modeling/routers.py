@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,7 @@ from cmoe.modeling.experts import Gates
 BASE = -1  # the task of a sample that the base alone answers
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """What one layer's router did with the non-padding tokens of a batch.
 
     Attributes:

@@ -10,33 +10,71 @@ import gc
 import inspect
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmoe.modeling.base import find_optional
+from cmoe.training.optimizer import MasterAdamW
 from cmoe.training.settings import TrainingConfig
 
 TAG = "state"  # DeepSpeed's folder in a checkpoint
+LINEAR = F.linear
 BUCKET = 500_000_000  # gradients that DeepSpeed reduces at once at most, its own default
 
 
-def prepare() -> Any:
-    """Import DeepSpeed for the device there is, over the process group that is there already."""
-    if not torch.cuda.is_available():
+def prepare(device: torch.device | None = None) -> Any:
+    """Import DeepSpeed over the process group that is there already.
+
+    Args:
+        device: Where it is to work, if it is said; once in a process. By itself DeepSpeed takes a
+            GPU that is there, and brings the module to it.
+    """
+    if not torch.cuda.is_available() or (device is not None and device.type == "cpu"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     import deepspeed.ops
+    import deepspeed.runtime.bf16_optimizer as bf16
+    import deepspeed.runtime.zero.partition_parameters as sharding
 
+    # It prints, and forgets the device's peak memory, whenever such an optimizer is made.
+    bf16.see_memory_usage = _nothing
+    sharding.zero3_linear_wrap = _sharded_linear()
     # A kernel that gloo ranks on one machine could use: compiling it takes half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=None, verbose=False)
     return deepspeed
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Take a place."""
+
+
+@cache
+def _sharded_linear() -> Callable[..., Tensor]:
+    """What ZeRO 3 puts in the place of `F.linear`: in its backward pass it gathers the weight anew.
+
+    DeepSpeed's own adds a bias behind the product, which rounds twice in bf16: a base would answer
+    in another way than without ZeRO 3.
+    """
+    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
+
+    class Sharded(LinearFunctionForZeroStage3):
+        @staticmethod
+        def forward(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return LINEAR(input, weight, bias)
+
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return Sharded.apply(input, weight, bias)  # type: ignore[no-any-return]
+
+    return linear
 
 
 class Engine:
@@ -59,12 +97,14 @@ class Engine:
         *,
         converted: bool = False,
     ) -> None:
-        deepspeed = prepare()
+        deepspeed = prepare(next(module.parameters()).device)
         self.module = module
         self.zero = config.zero
         self.accumulation = config.accumulation(workers)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
+        # ZeRO's optimizers keep fp32 copies of bf16 weights themselves.
+        masters = config.zero == 0 and _dtype(module) != torch.float32
+        optimizer = (MasterAdamW if masters else torch.optim.AdamW)(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         warmup = round(config.warmup * steps)
@@ -77,7 +117,7 @@ class Engine:
             "gradient_clipping": config.clip,
             "checkpoint": {"load_universal": converted},
         }
-        module.train()
+        module.eval()  # what is frozen drops nothing out, and what learns has nothing to
         self._hidden = _hide_optional(module, config.zero)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=settings
@@ -86,6 +126,8 @@ class Engine:
     def step(self, losses: Iterator[Tensor]) -> Tensor:
         """One optimizer step; its loss on this rank, on the device."""
         total = torch.zeros((), device=self.engine.device)
+        if isinstance(self.engine.optimizer, MasterAdamW):
+            self.engine.optimizer.allocate_gradients()
         for loss in losses:
             self.engine.backward(loss)
             self.engine.step()
@@ -98,12 +140,12 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote with the same number of workers, or `convert` made of it."""
-        self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # it prints a trace
+            self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
 
     def close(self) -> None:
         """Free the engine; the trained parameters are whole again on every rank."""
         _free(self.engine, self.module, self._hidden, self.zero)
-        self.module.eval()
         del self.engine, self.parameters
         gc.collect()
 
@@ -138,7 +180,7 @@ def running(module: nn.Module, zero: int) -> Iterator[None]:
     if zero < 3:
         yield
         return
-    deepspeed = prepare()
+    deepspeed = prepare(next(module.parameters()).device)
     settings = _settings(module, zero) | {"train_micro_batch_size_per_gpu": 1}
     hidden = _hide_optional(module, zero)
     engine, *_ = deepspeed.initialize(model=module, config=settings)
@@ -174,7 +216,6 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def _settings(module: nn.Module, zero: int) -> dict[str, Any]:
-    dtype = next(module.parameters()).dtype
     learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {
         "zero_optimization": {
@@ -184,9 +225,16 @@ def _settings(module: nn.Module, zero: int) -> dict[str, Any]:
             "reduce_bucket_size": min(max(learning, 1), BUCKET),
         },
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        "bf16": {"enabled": zero > 0 and _dtype(module) == torch.bfloat16},
+        # By default gradients of micro-batches and of workers are summed in the weights' dtype.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "steps_per_print": 1_000_000_000,
     }
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def _free(
@@ -221,6 +269,7 @@ def _free(
     for parent, name in hidden:
         parent._modules[name] = parent.__dict__.pop(name)
     if zero == 3:
+        F.linear = LINEAR  # DeepSpeed leaves its own there
         from deepspeed.runtime.zero.partitioned_param_coordinator import (
             PartitionedParameterCoordinator,
         )

@@ -151,7 +151,7 @@ class Phases:
         with self._named(phase):
             engine, start = self._engine(phase, steps)
         self._from[phase] = start
-        mine, weights = _micro_batches(order[start:], cfg.micro_batch, group)
+        mine, weights = micro_batches(order[start:], cfg.micro_batch, group)
         batches = loader(samples, mine, self.collator.training, self.loader_workers)
         # A micro-batch's share of the answer tokens of its whole global batch.
         tokens = counts[order].sum(1) * cfg.micro_batch / cfg.global_batch
@@ -348,7 +348,7 @@ class Phases:
         return {"index": self.progress.index, "task": self.progress.task, "phase": phase}
 
 
-def _micro_batches(
+def micro_batches(
     order: Any, micro_batch: int, group: Group
 ) -> tuple[list[list[int]], list[float]]:
     """This rank's micro-batches of every step, and how much each of a step's counts.
