@@ -1,4 +1,4 @@
-"""The commands and snippets that the documentation shows, as a reader would copy them."""
+"""The commands and snippets that the documentation shows, and which of them are run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,37 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "SECURITY.md", "cluster/README.md", "cmoe/assets/mini_base/README.md")
 COMMENTED = ("configs/*.yaml", "cluster/*.yaml", "cluster/Containerfile")
-PROGRAMS = [
-    "python",
-    "make",
-    "ray",
-    "serve",
-    "kubectl",
-    "helm",
-    "docker",
-    "aws",
-    "grep",
-    "pip",
-    "printf",
-]
+PROGRAMS = ("python", "make", "ray", "serve", "kubectl", "helm", "docker", "aws", "grep", "printf")
+
+SHORT = (
+    "--data.tasks '[GQA, VizWiz]' --data.train_samples 32 --data.test_samples 4 "
+    "--training.steps 2 --training.global_batch 16 --training.micro_batch 8 --probe.steps 2 "
+    "--locator.steps 20 --cluster.workers 1 --wandb.mode disabled"
+)
+ON_THE_MINI_BASE = "--model.name mini --model.revision null --model.dtype float32"
+LEARNING = "python ray_jobs/coin_stream.py --config configs/coin_mini.yaml"
+KEYS = "read -rs CMOE_API_KEYS && export CMOE_API_KEYS"
+SERVING = "python ray_jobs/coin_serve.py --config configs/serve_mini.yaml --store"
+JOB = "ray job submit (--no-wait )?--working-dir \\. -- python ray_jobs/coin_stream.py "
+
+RUN = {
+    re.escape(LEARNING): SHORT,
+    "python ray_jobs/coin_stream.py --help": "",
+    "python ray_jobs/coin_stream.py .* --plan.gpus 8 --plan.memory 80": ON_THE_MINI_BASE,
+    "python ray_jobs/coin_locate.py --config configs/coin_mini.yaml": SHORT,
+    "python ray_jobs/coin_prepare.py --root data/coin --dry-run": "",
+    "python ray_jobs/coin_prepare.py --root data/coin --out .*": "",
+    "python -m cmoe.evaluation.scorers .*": "",
+    KEYS: "",
+    f"{SERVING} runs/coin_mini/store": "",
+    f"{JOB}.*": "--print_config",
+    "ray job (logs --follow|stop) raysubmit_\\.\\.\\.": "",
+    "ray get-auth-token --generate > /dev/null": "",
+    "(chmod 600 ~/.ray/auth_token|export .*|IMAGE=.*)": "",
+    "grep -rn YOUR- cluster configs": "",
+    'printf %s "\\$KEY" \\| sha256sum > api_keys': "",
+}
+"""Patterns of commands that are run, and what is appended: few steps, a small model."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,11 @@ def commands() -> list[Command]:
     for file, line, text in [*_of_pages(), *_of_comments()]:
         found.setdefault(text, f"{file}:{line}")
     return [Command(text, place) for text, place in found.items()]
+
+
+def appended(command: str) -> str | None:
+    """What is appended to a command that is run; None for one that isn't."""
+    return next((more for each, more in RUN.items() if re.fullmatch(each, command)), None)
 
 
 def snippets(page: str) -> list[str]:
