@@ -125,7 +125,7 @@ class ImageLimits:
         side: Pixels that each side needs at least.
         processed: Pixels of the largest picture that the base's processor makes of it on its way.
         formats: Of `FORMATS`.
-        resizing: What the processor does; nothing where the base isn't known.
+        resizing: What the processor does; where the base isn't known, what LLaVA-1.5's own does.
     """
 
     file_bytes: int = 128 * 2**20
@@ -133,7 +133,7 @@ class ImageLimits:
     side: int = 1
     processed: int = 178_956_970
     formats: tuple[str, ...] = FORMATS
-    resizing: Resizing = Resizing()
+    resizing: Resizing = Resizing(shortest=336, crop=336)
 
 
 def limits_of(processor: Any, limits: ImageLimits = ImageLimits()) -> ImageLimits:

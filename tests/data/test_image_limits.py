@@ -120,6 +120,12 @@ def test_a_picture_is_refused_for_what_the_base_would_make_of_it() -> None:
         open_image(thin(1, 10_000), limits_of(Processor(_padding(clip())), few))
 
 
+def test_a_base_that_is_not_known_is_taken_for_llavas_own() -> None:
+    assert ImageLimits().resizing == Resizing.of(clip())
+    with pytest.raises(ImageTooLargeError, match="makes up to 1,128,960,000"):
+        open_image(thin(1, 10_000), ImageLimits())
+
+
 def test_a_ratio_that_the_processor_refuses_is_refused_before() -> None:
     limits = limits_of(Processor(transformers.Qwen2VLImageProcessor()))
     with pytest.raises(ImageError, match=r"1 x 201 pixels; the base's processor takes no picture"):
