@@ -147,6 +147,16 @@ def test_a_transparent_grey_of_16_bits_is_that_grey_alone() -> None:
     assert pixels(png([row], 3, trns, depth=16, kind=GREY)) == grey(1, 255, 1)
 
 
+def test_a_picture_may_be_asked_for_twice() -> None:
+    trns = chunk(b"tRNS", struct.pack(">H", 2))
+    for data in (
+        png([b"\x1b"], 4, trns, depth=2, kind=GREY),
+        png([bytes([0, 2, 0, 3])], 2, trns, depth=16, kind=GREY),
+    ):
+        image = open_image(data, LIMITS)
+        assert same(to_rgb(image), to_rgb(image))
+
+
 def test_a_transparent_colour_is_white() -> None:
     row, trns = bytes([1, 2, 3, 4, 5, 6]), struct.pack(">3H", 4, 5, 6)
     assert pixels(png([row], 2, chunk(b"tRNS", trns))) == [[1, 2, 3], [255, 255, 255]]

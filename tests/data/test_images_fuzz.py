@@ -52,7 +52,7 @@ def samples() -> tuple[bytes, ...]:
         found.append(file.getvalue())
 
     for kind in sorted({*Image.SAVE, *Image.SAVE_ALL}):
-        for mode in MODES:
+        for mode in MODES if kind in FORMATS else ("L", "RGB", "RGBA"):
             source = clear if mode in ("LA", "PA", "RGBA") else colours
             try:
                 image = source.convert(mode)
@@ -168,7 +168,7 @@ def test_samples_are_of_every_format() -> None:
     kinds = [open_image(data, LIMITS).format for data in readable()]
     assert {*kinds} == {*FORMATS}
     assert all(kinds.count(kind) > 4 for kind in FORMATS)
-    assert len({data[:2] for data in {*samples()} - {*readable()}}) > 15
+    assert len({data[:2] for data in {*samples()} - {*readable()}}) > 12
 
 
 @settings(max_examples=FUZZ, deadline=None, suppress_health_check=list(HealthCheck))
