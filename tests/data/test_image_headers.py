@@ -250,7 +250,7 @@ def test_what_costs_more_than_its_pixels_is_refused(
 
 
 def test_camera_data_that_points_to_itself_costs_nothing() -> None:
-    """2,500 entries that each stand for the same 60 kB: 150 MB, which Pillow would copy."""
+    """2,500 entries that each stand for the same 60 kB: 150 MB, which older Pillows copy."""
     entries = b"".join(struct.pack("<HHII", n, 7, 60_000, 0) for n in range(2500))
     exif = EXIF + struct.pack("<H", 2500) + entries + bytes(4)
     data = _jpeg(segment(0xE1, b"Exif\0\0" + exif.ljust(65_500, b"\0")))
