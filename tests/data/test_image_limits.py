@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import transformers
+from picture_files import saved
 from PIL import Image
 
 from cmoe.data.image_limits import ImageLimits, Resizing, limits_of
@@ -100,9 +100,7 @@ class Processor:
 
 
 def thin(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("1", (width, height)).save(file, "PNG")
-    return file.getvalue()
+    return saved(Image.new("1", (width, height)), "PNG")
 
 
 def test_a_picture_is_refused_for_what_the_base_would_make_of_it() -> None:

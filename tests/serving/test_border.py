@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_store import collator, make_data, make_model
+from picture_files import saved
 from PIL import Image
 from transformers import CLIPImageProcessor
 
@@ -177,12 +177,6 @@ def clip(side: int) -> Any:
     return SimpleNamespace(image_processor=image_processor)
 
 
-def png(width: int, height: int, mode: str = "1") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, (width, height)).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("size", "made"),
     [
@@ -198,11 +192,12 @@ def test_the_cost_of_a_picture_is_that_of_the_bases_own_processor(
 ) -> None:
     """Padded to a square, the first two would have 16 million pixels at most, the limit."""
     limits = limits_of(clip(336), LimitsConfig(picture_side=1).image)
+    data = saved(Image.new("1", size), "PNG")
     if made is None:
-        assert decoded(opened(png(*size), limits)).size == size
+        assert decoded(opened(data, limits)).size == size
         return
     with pytest.raises(RequestError, match=f"processor makes up to {made:,} on its way") as refused:
-        opened(png(*size), limits)
+        opened(data, limits)
     assert (refused.value.status, refused.value.code) == (400, "image_too_large")
 
 
