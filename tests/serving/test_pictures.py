@@ -1,4 +1,4 @@
-"""Pictures that clients send: their formats, their cost for the base, and the URLs that hold them."""
+"""Pictures that clients send: formats, what they cost the base, and the URLs that hold them."""
 
 from __future__ import annotations
 
