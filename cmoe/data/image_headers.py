@@ -148,7 +148,7 @@ def gif_size(data: bytes) -> tuple[int, int] | None:
     Pillow fills a frame of that size before it says so.
 
     Raises:
-        UnusableError: More than its frames needs stands before them.
+        UnusableError: Too much stands before the first frame.
     """
     if not data.startswith((b"GIF87a", b"GIF89a")) or len(data) < 13:
         return None

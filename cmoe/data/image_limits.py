@@ -45,27 +45,29 @@ class Resizing:
         def setting(name: str) -> Any:
             return getattr(image_processor, name, None)
 
+        def number(name: str) -> int:
+            return value if isinstance(value := setting(name), int) else 0
+
         crop = _longest(setting("crop_size")) if setting("do_center_crop") else 0
         size = _sides(setting("size")) if setting("do_resize") else {}
         if tiled := setting("image_grid_pinpoints"):
             tile = crop or _longest(size) or 1
-            most = max(-(-h // tile) * -(-w // tile) for h, w in tiled)
-            return cls(fixed=(most + 1) * max(tile, _longest(size)) ** 2)
-        made = cls(
-            squared=bool(setting("do_pad") and hasattr(image_processor, "pad_to_square")), crop=crop
-        )
+            tiles = 1 + max(-(-high // tile) * -(-wide // tile) for high, wide in tiled)
+            return cls(fixed=tiles * max(tile, _longest(size)) ** 2)
+        padded = bool(setting("do_pad") and hasattr(image_processor, "pad_to_square"))
+        made = cls(squared=padded, crop=crop)
         short, long = size.get("shortest_edge"), size.get("longest_edge")
-        patch, merge = setting("patch_size"), setting("merge_size")
-        if short and long and isinstance(patch, int) and isinstance(merge, int):
-            return replace(made, budget=(short, long), multiple=patch * merge)
+        multiple = number("patch_size") * number("merge_size")
+        if short and long and multiple:
+            return replace(made, budget=(short, long), multiple=multiple)
         if short:
             return replace(made, shortest=short, longest=long)
         if long:  # rounded up to whole tiles
             return replace(made, fixed=(long + _longest(setting("max_image_size"))) ** 2)
-        tiles = 1 + max(setting("max_patches") or 0, setting("max_image_tiles") or 0)
+        tiles = 1 + max(number("max_patches"), number("max_image_tiles"))
         one = size.get("height", 0) * size.get("width", 0)
         most = size.get("max_height", 0) * size.get("max_width", 0)
-        patches = (setting("max_num_patches") or 0) * (patch if isinstance(patch, int) else 0) ** 2
+        patches = number("max_num_patches") * number("patch_size") ** 2
         return replace(made, fixed=max(tiles * one, most, patches))
 
     def pixels(self, width: int, height: int) -> int:
@@ -125,7 +127,7 @@ class ImageLimits:
         side: Pixels that each side needs at least.
         processed: Pixels of the largest picture that the base's processor makes of it on its way.
         formats: Of `FORMATS`.
-        resizing: What the processor does; nothing where the base isn't known.
+        resizing: What the processor does; where the base isn't known, what LLaVA-1.5's own does.
     """
 
     file_bytes: int = 128 * 2**20
@@ -133,7 +135,7 @@ class ImageLimits:
     side: int = 1
     processed: int = 178_956_970
     formats: tuple[str, ...] = FORMATS
-    resizing: Resizing = Resizing()
+    resizing: Resizing = Resizing(shortest=336, crop=336)
 
 
 def limits_of(processor: Any, limits: ImageLimits = ImageLimits()) -> ImageLimits:

@@ -181,8 +181,6 @@ def to_rgb(image: Image.Image, name: str = PICTURE) -> Image.Image:
     with _decoding(name):
         transparent = _transparent(image)
         image.load()
-        # Texts behind the pixels of a PNG come into `info` under names of their own choice.
-        image.info.pop("transparency", None)
         if image.mode in _GREY_16:
             return _scaled(image, transparent)
         if image.mode not in (*_OPAQUE, *_ALPHA):
@@ -191,8 +189,10 @@ def to_rgb(image: Image.Image, name: str = PICTURE) -> Image.Image:
             raise UnusableError("its colours have no palette")
         if transparent is not None:
             image.info["transparency"] = transparent
-        elif image.mode not in _ALPHA and not _has_alpha_palette(image):
-            return image.convert("RGB")
+        else:  # a PNG's text of that name, before its pixels or behind them
+            image.info.pop("transparency", None)
+            if image.mode not in _ALPHA and not _has_alpha_palette(image):
+                return image.convert("RGB")
         if image.mode == "La":
             image = image.convert("LA")
         colours = image.convert("RGBA")

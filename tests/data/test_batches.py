@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import chunk, png
 from PIL import Image
-from pngs import chunk, png
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFast

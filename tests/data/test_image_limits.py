@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import transformers
+from picture_files import saved
 from PIL import Image
 
 from cmoe.data.image_limits import ImageLimits, Resizing, limits_of
@@ -100,9 +100,7 @@ class Processor:
 
 
 def thin(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("1", (width, height)).save(file, "PNG")
-    return file.getvalue()
+    return saved(Image.new("1", (width, height)), "PNG")
 
 
 def test_a_picture_is_refused_for_what_the_base_would_make_of_it() -> None:
@@ -118,6 +116,12 @@ def test_a_picture_is_refused_for_what_the_base_would_make_of_it() -> None:
         ImageTooLargeError, match=r"makes up to 100,000,000 on its way; at most 1,0"
     ):
         open_image(thin(1, 10_000), limits_of(Processor(_padding(clip())), few))
+
+
+def test_a_base_that_is_not_known_is_taken_for_llavas_own() -> None:
+    assert ImageLimits().resizing == Resizing.of(clip())
+    with pytest.raises(ImageTooLargeError, match="makes up to 1,128,960,000"):
+        open_image(thin(1, 10_000), ImageLimits())
 
 
 def test_a_ratio_that_the_processor_refuses_is_refused_before() -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from picture_files import GREY, PALETTE, SIGNATURE, chunk, header, png
 from PIL import Image
-from pngs import GREY, PALETTE, SIGNATURE, chunk, header, png
 
 from cmoe.data.image_limits import FORMATS, ImageLimits, Resizing
 from cmoe.data.images import ImageError, open_image, to_rgb
@@ -52,7 +52,7 @@ def samples() -> tuple[bytes, ...]:
         found.append(file.getvalue())
 
     for kind in sorted({*Image.SAVE, *Image.SAVE_ALL}):
-        for mode in MODES:
+        for mode in MODES if kind in FORMATS else ("L", "RGB", "RGBA"):
             source = clear if mode in ("LA", "PA", "RGBA") else colours
             try:
                 image = source.convert(mode)
@@ -168,7 +168,7 @@ def test_samples_are_of_every_format() -> None:
     kinds = [open_image(data, LIMITS).format for data in readable()]
     assert {*kinds} == {*FORMATS}
     assert all(kinds.count(kind) > 4 for kind in FORMATS)
-    assert len({data[:2] for data in {*samples()} - {*readable()}}) > 15
+    assert len({data[:2] for data in {*samples()} - {*readable()}}) > 12
 
 
 @settings(max_examples=FUZZ, deadline=None, suppress_health_check=list(HealthCheck))

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from picture_files import SIGNATURE, chunk, header, png
 from PIL import Image
-from pngs import SIGNATURE, chunk, header, png
 
 from cmoe.data import prepare as preparing
 from cmoe.data.batches import slices
@@ -334,6 +334,7 @@ def odd_pictures(folder: Path) -> dict[str, str]:
     written("pixels.png", (folder / "pixels.png").read_bytes()[:-900])
     written("claim.png", SIGNATURE + header(60_000, 60_000) + chunk(b"IDAT", b""))
     written("empty.png", b"")
+    Image.new("1", (1, 10_000)).save(folder / "thin.png")
     os.mkfifo(folder / "fifo.png")
     (folder / "folder.png").mkdir()
     formats = "can't be decoded: not a picture that can be read; formats are JPEG, PNG, WEBP"
@@ -342,6 +343,7 @@ def odd_pictures(folder: Path) -> dict[str, str]:
         **dict.fromkeys(("a.tif", "a.ppm", "a.dds", "a.eps", "profile.png"), formats),
         **dict.fromkeys(("photo.jpg", "chunk.png", "pixels.png"), damaged),
         "claim.png": "has many more pixels",
+        "thin.png": "has 1 x 10000 pixels, of which the base's processor makes up to",
         "empty.png": "can't be read: its file is empty",
         "fifo.png": "can't be read: it is a device, pipe or socket",
         "folder.png": "can't be read: it is a folder",
