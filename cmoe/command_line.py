@@ -9,10 +9,9 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
-NEAR = 0.7  # of difflib's ratio: what is further away is no slip of the pen
+from cmoe.nearest import near
 
 
 class Parser(ArgumentParser):
@@ -52,19 +51,6 @@ def _unknown(words: Iterable[str], known: Collection[str]) -> Iterator[str]:
             return
         if is_flag(word) and (name := word.partition("=")[0]) not in known:
             yield name
-
-
-def near(word: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """The known words that one may have been meant to be, the nearest first.
-
-    Case, and `-` for `_`, make no difference.
-    """
-    alike = {_plain(each): each for each in known}
-    return [alike[each] for each in get_close_matches(_plain(word), alike, most, NEAR)]
-
-
-def _plain(word: str) -> str:
-    return word.strip("-").replace("-", "_").lower()
 
 
 def did_you_mean(words: Sequence[str]) -> str:

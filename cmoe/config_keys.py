@@ -10,7 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from cmoe.command_line import did_you_mean, near
+from cmoe.command_line import did_you_mean
+from cmoe.nearest import near
 
 Tree = dict[str, Any]
 """A configuration's keys: by name the type of a value, or the tree of a section."""

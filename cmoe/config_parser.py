@@ -17,8 +17,9 @@ from typing import Any, NoReturn, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
-from cmoe.command_line import did_you_mean, is_flag, listed, near
+from cmoe.command_line import did_you_mean, is_flag, listed
 from cmoe.config_keys import Tree, key_type, tree_of, unknown_key, wrong_type
+from cmoe.nearest import near
 from cmoe.parsing import compose_yaml
 
 FILE = "config"

@@ -1,18 +1,33 @@
-"""A name that isn't known is refused with those that are, and the one that was probably meant."""
+"""A name that isn't known, and the known ones that were probably meant."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NEAR = 0.65  # of difflib's ratio: what is further away is no slip of the pen
+LONGEST = 100  # characters of a name that is compared: the time grows with their square
+
+
+def near(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The known names that one may have been meant to be, the nearest first.
+
+    Case, and `-` for `_`, make no difference.
+    """
+    alike = {_plain(each): each for each in known}
+    return [alike[each] for each in get_close_matches(_plain(name), alike, most, NEAR)]
+
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """What an error says behind an unknown name: `there are A, B; the nearest is B`.
 
-    Case doesn't count; without a name that is near, the known ones alone.
+    Without a name that is near, the known ones alone.
     """
     names = list(known)
-    folded = {each.casefold(): each for each in reversed(names)}
-    near = get_close_matches(str(name)[:100].casefold(), folded, n=1)
     there = f"there are {', '.join(names)}"
-    return f"{there}; the nearest is {folded[near[0]]}" if near else there
+    close = near(str(name), names)
+    return f"{there}; the nearest is {close[0]}" if close else there
+
+
+def _plain(name: str) -> str:
+    return name[:LONGEST].strip("-").replace("-", "_").casefold()

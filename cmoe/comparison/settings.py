@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from cmoe.command_line import did_you_mean, near
+from cmoe.command_line import did_you_mean
 from cmoe.config import MethodName
+from cmoe.nearest import near
 from cmoe.ranges import require
 
 STUDIED: MethodName = "cmoe"

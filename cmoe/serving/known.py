@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
-NEAR = 0.6  # of difflib's ratio: what is further away was meant to be something else
-LONGEST = 60  # characters of a word that is compared
+from cmoe.nearest import near
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """What follows an unknown word: the known one that is nearest, if any is near."""
-    spelled = {each.lower(): each for each in known}
-    close = get_close_matches(word[:LONGEST].lower(), spelled, 1, NEAR)
-    return f"; did you mean {spelled[close[0]]}?" if close else ""
+    close = near(word, known)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def require_known(value: Any, kind: Any, at: str = "") -> None:
