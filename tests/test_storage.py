@@ -24,7 +24,7 @@ from flaky import Flaky, flaky
 from jobs import REPOSITORY
 
 from cmoe.exclusive import require_exclusive
-from cmoe.files import whole
+from cmoe.files import Log, whole
 from cmoe.storage import (
     READ,
     WRITTEN,
@@ -112,6 +112,21 @@ def test_a_full_disk_and_what_was_there_stays(tmp_path: Path) -> None:
         open("/dev/full", "w") as full,
     ):
         full.write("a")
+
+
+def test_a_log_that_can_not_be_written_is_said_once_and_stops_nothing(tmp_path: Path) -> None:
+    told: list[str] = []
+    log = Log(tmp_path / "run.log", told.append)
+    log.write("begun\n")
+    with no_larger_than(0):
+        for _ in range(3):
+            log.write("lost\n")
+        assert len(told) == 1
+        assert told[0].startswith(f"{tmp_path / 'run.log'}: can't be written: ")
+    log.write("room again\n")
+    log.close()
+    assert (tmp_path / "run.log").read_text().startswith("begun\n")
+    assert (tmp_path / "run.log").read_text().endswith("room again\n")
 
 
 def test_who_may_not_write_is_told_whose_folder_it_is(tmp_path: Path) -> None:
