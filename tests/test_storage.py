@@ -82,6 +82,7 @@ BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "links in a circle": (a_circle, "symbolic links in it lead in a circle"),
     "a long name": (lambda root: root / ("n" * 300) / "a", "a name in it is too long"),
     "a NUL": (lambda root: root / "n\0n" / "a", "no file can be named so"),
+    "a lone surrogate": (lambda root: root / "n\ud800n" / "a", "no file can be named so"),
     "no folder": (lambda root: root / "none" / "a", "the folder .*none isn't there"),
     "nobody's folder": (lambda _: Path("/proc/cmoe/a"), "the folder /proc/cmoe isn't there"),
     "a folder where a file should be": (a_folder, "folder: can't be written: "),
@@ -172,6 +173,8 @@ def test_errors_of_programs_are_no_errors_of_storage() -> None:
         with pytest.raises(type(error)), explained("s3://b/a", READ):
             raise error
     assert storage_error(ConnectionResetError("of another network")) is None
+    for text in ("embedded null byte", "null"):  # of what is read or written, not of its path
+        assert storage_error(ValueError(text), "/a") is None
 
 
 def test_a_sentence_passes_between_processes() -> None:
