@@ -183,8 +183,9 @@ Found = tuple[type[StorageError], str]
 def _local(error: BaseException, path: str, done: str) -> Found | None:
     """An error of a disk."""
     if isinstance(error, ValueError):
-        odd = isinstance(error, UnicodeEncodeError) or "null" in str(error)
-        return (StorageError, f"no file can be named so ({error}); correct it") if odd else None
+        if "\0" not in path and not _UNENCODABLE.search(path):
+            return None
+        return StorageError, f"no file can be named so ({error}); correct it"
     if not isinstance(error, OSError):
         return None
     number = error.errno or 0
@@ -195,6 +196,9 @@ def _local(error: BaseException, path: str, done: str) -> Found | None:
         text = f"its disk or network file system doesn't answer ({code}: {error.strerror})"
         return StorageAwayError, f"{text}; check it"
     return StorageError, f"{error}; check the path and its disk"
+
+
+_UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of surrogates, all but escaped bytes
 
 
 def _existing(path: str) -> Path:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,18 @@ import pytest
 import s3fs
 from flaky import flaky
 from jobs import REPOSITORY, until
+from workers import small_config
 
 from cmoe import lease
+from cmoe.comparison import compare
+from cmoe.comparison.settings import CompareConfig
 from cmoe.lease import LeaseError, held
 from cmoe.storage import StorageError, filesystem
+from cmoe.training import launch
+from cmoe.training.launch import RunError
+from cmoe.tuning import sweep
+from cmoe.tuning.settings import BudgetConfig, SearchConfig
+from cmoe.tuning.sweep import SweepConfig
 
 HOLD = (
     "import sys, time\n"
@@ -298,3 +307,54 @@ def test_a_damaged_lease_is_said(tmp_path: Path) -> None:
     (tmp_path / "lease" / "0001.json").write_text("{")
     with pytest.raises(LeaseError, match=r"0001\.json: damaged .*remove it"), held(str(tmp_path)):
         raise AssertionError("it can't be held")
+
+
+# Who drives what
+
+
+def nested(refused: list[str], again: Callable[[], object]) -> Callable[..., Any]:
+    """In the place of the work itself: begin the same once more."""
+
+    def work(*_: object, **__: object) -> None:
+        with pytest.raises(RunError) as raised:
+            again()
+        refused.append(str(raised.value))
+        raise KeyboardInterrupt
+
+    return work
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_run_is_driven_once_at_a_time(
+    tmp_path: Path, where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tmp_path, "twice")
+    if where == "s3":
+        config = replace(config, runs=str(request.getfixturevalue("bucket")))
+    refused: list[str] = []
+    monkeypatch.setattr(launch, "_run", nested(refused, lambda: launch.run(config, silent)))
+    for _ in range(2):  # the second begins where the first has been released
+        with pytest.raises(KeyboardInterrupt):
+            launch.run(config, silent)
+    assert len(refused) == 2
+    assert all(f"another job works on it: process {os.getpid()} " in text for text in refused)
+    left = files(config.url)
+    assert [one["released"] for one in left.values()] == [True]
+
+
+def test_a_comparison_and_a_sweep_are_driven_once_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tmp_path, "twice")
+    config = replace(config, data=replace(config.data, selection=0.2))
+    how, plan = CompareConfig(methods="lora"), SweepConfig(config, SearchConfig(), BudgetConfig())
+    whole: dict[str, tuple[Any, str, Callable[[], object]]] = {
+        "comparison": (compare, "_carried", lambda: compare.compare(config, how, silent)),
+        "sweep": (sweep, "_swept", lambda: sweep.sweep(plan, silent)),
+    }
+    for module, work, begin in whole.values():
+        refused: list[str] = []
+        monkeypatch.setattr(module, work, nested(refused, begin))
+        with pytest.raises(KeyboardInterrupt):
+            begin()
+        assert f"another job works on it: process {os.getpid()} " in refused[0]

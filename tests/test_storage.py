@@ -24,7 +24,7 @@ from flaky import Flaky, flaky
 from jobs import REPOSITORY
 
 from cmoe.exclusive import require_exclusive
-from cmoe.files import whole
+from cmoe.files import Log, whole
 from cmoe.storage import (
     READ,
     WRITTEN,
@@ -82,6 +82,7 @@ BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "links in a circle": (a_circle, "symbolic links in it lead in a circle"),
     "a long name": (lambda root: root / ("n" * 300) / "a", "a name in it is too long"),
     "a NUL": (lambda root: root / "n\0n" / "a", "no file can be named so"),
+    "a lone surrogate": (lambda root: root / "n\ud800n" / "a", "no file can be named so"),
     "no folder": (lambda root: root / "none" / "a", "the folder .*none isn't there"),
     "nobody's folder": (lambda _: Path("/proc/cmoe/a"), "the folder /proc/cmoe isn't there"),
     "a folder where a file should be": (a_folder, "folder: can't be written: "),
@@ -112,6 +113,21 @@ def test_a_full_disk_and_what_was_there_stays(tmp_path: Path) -> None:
         open("/dev/full", "w") as full,
     ):
         full.write("a")
+
+
+def test_a_log_that_can_not_be_written_is_said_once_and_stops_nothing(tmp_path: Path) -> None:
+    told: list[str] = []
+    log = Log(tmp_path / "run.log", told.append)
+    log.write("begun\n")
+    with no_larger_than(0):
+        for _ in range(3):
+            log.write("lost\n")
+        assert len(told) == 1
+        assert told[0].startswith(f"{tmp_path / 'run.log'}: can't be written: ")
+    log.write("room again\n")
+    log.close()
+    assert (tmp_path / "run.log").read_text().startswith("begun\n")
+    assert (tmp_path / "run.log").read_text().endswith("room again\n")
 
 
 def test_who_may_not_write_is_told_whose_folder_it_is(tmp_path: Path) -> None:
@@ -157,6 +173,8 @@ def test_errors_of_programs_are_no_errors_of_storage() -> None:
         with pytest.raises(type(error)), explained("s3://b/a", READ):
             raise error
     assert storage_error(ConnectionResetError("of another network")) is None
+    for text in ("embedded null byte", "null"):  # of what is read or written, not of its path
+        assert storage_error(ValueError(text), "/a") is None
 
 
 def test_a_sentence_passes_between_processes() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cmoe.config import RunConfig
+from cmoe.files import Log
 from cmoe.training.remaining import Remaining
 from cmoe.training.watch import stage
 
@@ -35,7 +36,7 @@ class Display:
         self.tasks = config.data.tasks
         self.out = out
         self.live = out.isatty()
-        self._log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
+        self._log = Log(folder / LOG, lambda text: print(text, file=out, flush=True))
         self._wandb = _wandb_run(config, folder)
         self._phase: tuple[Any, ...] = ()
         self._remaining = remaining
@@ -61,7 +62,6 @@ class Display:
         self.out.write(f"{text}\n")
         self.out.flush()
         self._log.write(stamped(text))
-        self._log.flush()
 
     def event(self, event: Mapping[str, Any]) -> None:
         """One event of the worker program."""

@@ -15,6 +15,7 @@ from workers import TASKS, run_group, small_config
 
 from cmoe.config import RunConfig
 from cmoe.group import Group
+from cmoe.storage import StorageAwayError, StorageError
 from cmoe.store import Store
 from cmoe.training import launch
 from cmoe.training.worker import is_own
@@ -197,8 +198,10 @@ def judged(_: Group) -> None:
     assert is_own(AssertionError("of ours"))
     assert not is_own(TimeoutError("a peer's"))
     assert not is_own(RuntimeError("a collective lost its peer"))
+    assert not is_own(StorageAwayError("it may come back"))
     dist.destroy_process_group()  # as Ray does where another worker has died
     assert not is_own(AssertionError("DeepSpeed backend not set"))
+    assert is_own(StorageError("a full disk, whoever fell behind it"))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
 
