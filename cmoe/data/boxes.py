@@ -84,7 +84,7 @@ def read_answer(text: str, field: str = "answer") -> Box:
     return box
 
 
-def checked(sample: Sample, own: Callable[[], Size | None], field: str = "answer") -> Sample:
+def checked(sample: Sample, own: Callable[[], Size | None]) -> Sample:
     """A sample of Grounding whose answer is a box in its picture.
 
     A box in pixels needs the picture's size: the row's, or else the picture's own, which the sample
@@ -94,16 +94,15 @@ def checked(sample: Sample, own: Callable[[], Size | None], field: str = "answer
     Args:
         sample: With its answer.
         own: Width and height of its picture; None where that can't be known.
-        field: What an error calls the answer.
 
     Raises:
         DataError: The answer isn't a box, or leaves the picture; its corners are swapped; or the
             size is missing or another picture's.
     """
-    box = read_answer(sample.answer, field)
+    box = read_answer(sample.answer)
     width, height = 1, 1
     if in_pixels(box):
-        sample = replace(sample, size=_size(sample.size, own(), field))
+        sample = replace(sample, size=_size(sample.size, own()))
         assert sample.size is not None
         width, height = sample.size
     left, top, right, bottom = box
@@ -115,10 +114,10 @@ def checked(sample: Sample, own: Callable[[], Size | None], field: str = "answer
     )
 
 
-def _size(stated: Size | None, own: Size | None, field: str) -> Size:
+def _size(stated: Size | None, own: Size | None) -> Size:
     if stated is None and own is None:
         raise DataError(
-            f"{field} is a box in pixels, and the row has no size; give size, [width, height] of "
+            "answer is a box in pixels, and the row has no size; give size, [width, height] of "
             "its picture, or a box in parts of the picture"
         )
     if stated is not None and own is not None and not _same_shape(stated, own):

@@ -249,13 +249,17 @@ def _said(text: Any, field: str, rule: RowRule, turn: int) -> str:
 def _without_placeholder(text: str, field: str, *, pictured: bool) -> str:
     if not pictured:
         raise DataError(f"{field} holds {PLACEHOLDER!r}, and the row has no image")
-    if text.count(PLACEHOLDER) > 1:
+    before, _, after = text.partition(PLACEHOLDER)
+    if PLACEHOLDER in after:
         raise DataError(f"{field} holds {PLACEHOLDER!r} more than once; a row has one image")
-    before, after = text.split(PLACEHOLDER)
-    alone = not before.rpartition("\n")[2].strip() and not after.partition("\n")[0].strip()
-    if before.strip() and after.strip() and not alone:
+    if before.strip() and after.strip() and not _own_line(before, after):
         raise DataError(
             f"{field} holds {PLACEHOLDER!r} within a line; it stands at the beginning, at the end "
             "or on a line of its own"
         )
     return before + after
+
+
+def _own_line(before: str, after: str) -> bool:
+    """Whether what stands between the two has a line of its own."""
+    return not before.rpartition("\n")[2].strip() and not after.partition("\n")[0].strip()

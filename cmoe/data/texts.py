@@ -68,6 +68,6 @@ class TextRule:
 def is_blank(text: str) -> bool:
     """Whether a reader would see nothing: no text at all, or only characters without a mark."""
     bare = text.strip()
-    if not bare:
-        return True
+    if not bare or bare[0].isalnum():
+        return not bare
     return not bare.isprintable() and all(unicodedata.category(c) in INVISIBLE for c in bare)

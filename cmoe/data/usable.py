@@ -213,13 +213,12 @@ def require_picture(file: Path) -> None:
     Raises:
         DataError: Names the path.
     """
-    name = name_of(file)
     try:
-        regular = stat.S_ISREG(os.stat(file).st_mode)
+        if stat.S_ISREG(os.stat(file).st_mode):
+            return
+        why = "is missing: this is no regular file"
     except FileNotFoundError:
-        raise DataError(f"{name} is missing; see data.images") from None
+        why = "is missing"
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"{name} can't be read: {why}; see data.images") from None
-    if not regular:
-        raise DataError(f"{name} is missing: this is no regular file; see data.images")
+        why = f"can't be read: {getattr(error, 'strerror', None) or error}"
+    raise DataError(f"{name_of(file)} {why}; see data.images")
