@@ -1,7 +1,7 @@
 """Commands and snippets of the documentation, run as they are written.
 
-In a folder that looks like a clone, with the mini data where CoIN would lie, and a
-real S3 wire. What isn't run is checked by `test_documentation.py`.
+In a folder that looks like a clone, with the mini data where CoIN would lie, and a real S3 wire.
+What isn't run is checked by `test_documentation.py`.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ def service(walk: Walk, learned: str) -> Iterator[str]:
         assert process.stdout is not None
         process.stdin.write("key\n")
         process.stdin.flush()
-        said = [line for line in iter(process.stdout.readline, "") if "answers; Ctrl-C" in line][:1]
+        lines = iter(process.stdout.readline, "")
+        assert any("answers; Ctrl-C" in line for line in lines), "it ended"
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(MINUTES)
-    assert said
 
 
 RUN_ALONE = [
