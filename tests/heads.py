@@ -25,7 +25,6 @@ class Head:
     """A head's job server, and the environment of those who may use it."""
 
     url: str
-    address: str
     environment: dict[str, str]
     token: str
 
@@ -98,7 +97,7 @@ def running_head(
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=cwd)
         try:
             url = f"http://127.0.0.1:{dashboard}"
-            found = Head(url, f"127.0.0.1:{port}", environment, token.read_text().strip())
+            found = Head(url, environment, token.read_text().strip())
             until(found.up, minutes=2)
             yield found
         finally:

@@ -1,7 +1,7 @@
 """Commands and snippets of the documentation, run as they are written.
 
-In a folder that looks like a clone, with the mini data where CoIN would lie, a real S3 wire, and
-one Ray cluster for all. What isn't run is checked by `test_documentation.py`.
+In a folder that looks like a clone, with the mini data where CoIN would lie, and a real S3 wire.
+What isn't run is checked by `test_documentation.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,17 +76,14 @@ class Walk:
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
-    import s3fs
-
     folder = tmp_path_factory.mktemp("clone")
     for name in ("README.md", ".gitignore", "cmoe", "configs", "cluster", "ray_jobs"):
         (folder / name).symlink_to(ROOT / name)
     write_mini_coin(folder / "data" / "coin", train=8, test=4)
     home = folder / "home"
     home.mkdir()
-    fs = s3fs.S3FileSystem(**s3_server.storage_options)
-    if not fs.exists("bucket"):
-        fs.mkdir("bucket")
+    made = urllib.request.Request(f"{s3_server.endpoint}/bucket", method="PUT")
+    urllib.request.urlopen(made, timeout=MINUTES).close()
     environment = os.environ | {
         "HOME": str(home),
         "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -105,19 +103,18 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
 
 @pytest.fixture(scope="module")
 def head(walk: Walk) -> Iterator[Head]:
-    """A Ray cluster with the token that the documented command makes; all jobs share it."""
+    """A job server with the token that the documented commands make."""
     done = walk.do("ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token")
     assert done.returncode == 0, done.stdout
     token = Path(walk.environment["HOME"], ".ray", "auth_token")
     log = walk.folder / "head.log"
     with running_head(token, log, walk.environment, walk.folder) as head:
-        walk.environment["RAY_ADDRESS"] = head.address
         walk.environment["RAY_API_SERVER_ADDRESS"] = head.url
         yield head
 
 
 @pytest.fixture(scope="module")
-def learned(walk: Walk, head: Head) -> str:
+def learned(walk: Walk) -> str:
     """What the documented stream says, and `runs/coin_mini` in the folder."""
     done = walk.do(f"{LEARNING} {SHORT}")
     assert done.returncode == 0, done.stdout
@@ -143,12 +140,12 @@ def service(walk: Walk, learned: str) -> Iterator[str]:
         assert process.stdout is not None
         process.stdin.write("key\n")
         process.stdin.flush()
-        said = [line for line in iter(process.stdout.readline, "") if "answers; Ctrl-C" in line][:1]
+        lines = iter(process.stdout.readline, "")
+        assert any("answers; Ctrl-C" in line for line in lines), "it ended"
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(MINUTES)
-    assert said
 
 
 RUN_ALONE = [
@@ -159,7 +156,7 @@ RUN_ALONE = [
 
 
 @pytest.mark.parametrize("command", RUN_ALONE, ids=lambda c: f"{c.place} {c.text[:60]}")
-def test_what_is_run_ends_well(walk: Walk, learned: str, command: Command) -> None:
+def test_what_is_run_ends_well(walk: Walk, learned: str, head: Head, command: Command) -> None:
     text = command.text
     if "scorers" in text:  # of the run that was just made
         text = text.replace("gqa.jsonl", "runs/coin_mini/coin/GQA.jsonl")
@@ -235,7 +232,7 @@ def test_a_model_grows_as_the_page_says(walk: Walk, monkeypatch: pytest.MonkeyPa
 # The working directory
 
 
-def test_coin_where_the_pages_put_it_is_not_uploaded(walk: Walk, learned: str) -> None:
+def test_coin_where_the_pages_put_it_is_not_uploaded(walk: Walk, head: Head) -> None:
     """CoIN lies in `data/coin`, and is far too large for Ray's job server."""
     (command,) = [
         c.text for c in WRITTEN if re.fullmatch(f"{JOB}.*", c.text) and "no-wait" not in c.text
