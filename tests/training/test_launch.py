@@ -54,7 +54,7 @@ def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path,
     for text in (out, (folder / "run.log").read_text()):
         assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f]", text)
         assert re.search(r"task 2/3 VizWiz +train +\d+/12 +loss \d", text)
-        assert re.search(r"finished after \d+ s\n", text)
+        assert re.search(r"finished after \d+ (s|min)\n", text)
         assert "no progress" not in text
         assert "waiting" not in text
 
