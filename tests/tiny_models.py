@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from devices import DEVICE
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
@@ -136,11 +137,16 @@ def make_base(
         for p in model.parameters():
             if p.ndim >= 2:
                 p.mul_(8)
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def make_inputs(family: str = "llava", batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
     """Prompts of several lengths, padded on the left, each with a picture."""
+    inputs = _inputs(family, batch, seed)
+    return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
+
+
+def _inputs(family: str, batch: int, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     rows, length = [], 0
     for i in range(batch):
@@ -189,7 +195,7 @@ def make_wide_base() -> PreTrainedModel:
         vision_feature_layer=-1,
     )
     torch.manual_seed(0)
-    return AutoModelForImageTextToText.from_config(config)
+    return AutoModelForImageTextToText.from_config(config).to(DEVICE)
 
 
 def make_wide_inputs(batch: int, text: int) -> dict[str, Tensor]:
@@ -198,9 +204,10 @@ def make_wide_inputs(batch: int, text: int) -> dict[str, Tensor]:
     ids = torch.randint(4, 8000, (batch, 64 + text), generator=generator)
     ids[:, :64] = IMAGE
     pixels = torch.randn(batch, 3, 32, 32, generator=generator)
-    return {
+    inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "labels": ids,
         "pixel_values": pixels,
     }
+    return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}

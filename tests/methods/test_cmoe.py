@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from plain_trainer import PlainTrainer, make_batch, make_samples
 from tiny_models import LAYERS, make_base, make_inputs
 from torch import Tensor
@@ -204,7 +205,7 @@ def partial_first() -> Primitive:
     model = GrowingVLM(make_base())
     generator = torch.Generator().manual_seed(5)
     for p in model.grow("one", {0: 1, 2: 3}, rank=4, lora_alpha=8, seed=5):
-        p.data += 0.2 * torch.randn(p.shape, generator=generator)
+        p.data += 0.2 * torch.randn(p.shape, generator=generator).to(p)
     return model.commit({})
 
 
@@ -485,7 +486,7 @@ def test_operations_are_those_that_torch_counts() -> None:
 
     decoder = make_base().get_decoder()
     with FlopCounterMode(display=False) as counter:
-        decoder(inputs_embeds=torch.zeros(1, 10, decoder.config.hidden_size))
+        decoder(inputs_embeds=torch.zeros(1, 10, decoder.config.hidden_size, device=DEVICE))
     products = counter.get_flop_counts()["Global"]
     linear = sum(n for op, n in products.items() if str(op) in ("aten.mm", "aten.addmm"))
     assert method.flops_per_token(BASE) == pytest.approx(linear / 10, rel=0.01)

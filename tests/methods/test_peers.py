@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 import pytest
 import torch
+from devices import DEVICE
 from plain_trainer import PlainTrainer, make_batch, make_samples
 from tiny_models import CONFIGS, make_base, make_inputs, make_wide_base, make_wide_inputs
 from torch import Tensor, nn
@@ -367,7 +368,7 @@ def test_an_adapted_map_adds_its_scaled_product() -> None:
     assert wrapped
     for m in wrapped.values():
         (A,), (B,) = m.lora_A.values(), m.lora_B.values()
-        x = torch.randn(5, A.in_features, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(5, A.in_features, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         added = CONFIG.lora_alpha / CONFIG.rank * (x @ A.weight.T @ B.weight.T)
         assert added.abs().max() > 1e-3
         torch.testing.assert_close(m(x), m.base_layer(x) + added)

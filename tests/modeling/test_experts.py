@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -18,7 +19,6 @@ from cmoe.modeling import experts
 from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, Gates
 from cmoe.modeling.growing import GrowingVLM
 
-CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 4e-2}
 
 
@@ -66,6 +66,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=200, deadline=None)
 @given(case=cases())
+@on_device
 def test_the_stacked_computation_equals_the_loop(case: dict[str, Any]) -> None:
     torch.manual_seed(case["seed"])
     dtype, scales, n = case["dtype"], case["scales"], len(case["frozen"])
@@ -86,10 +87,12 @@ def test_the_stacked_computation_equals_the_loop(case: dict[str, Any]) -> None:
     with forced(case["way"]):
         if case["frozen"]:
             module.freeze([A[None] for A in As[:n]], [B[None] for B in Bs[:n]])
-            call.frozen = ExpertStack(ranks[:n], scales[:n], 0, widths, CPU).dispatch(gates, dtype)
+            call.frozen = ExpertStack(ranks[:n], scales[:n], 0, widths, DEVICE).dispatch(
+                gates, dtype
+            )
         if case["learning"]:
             module.learn(torch.stack(As[n:]), torch.stack(Bs[n:]))
-            call.learning = ExpertStack(ranks[n:], scales[n:], n, widths, CPU).dispatch(
+            call.learning = ExpertStack(ranks[n:], scales[n:], n, widths, DEVICE).dispatch(
                 gates, dtype
             )
     u = torch.randn(case["tokens"], case["width_in"]).to(dtype)
@@ -101,6 +104,7 @@ def test_the_stacked_computation_equals_the_loop(case: dict[str, Any]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(tokens=st.integers(1, 9), slots=st.integers(1, 4), seed=st.integers(0, 999))
+@on_device
 def test_slots_are_summed_in_a_fixed_order_as_index_add_sums_them(
     tokens: int, slots: int, seed: int
 ) -> None:
@@ -111,6 +115,7 @@ def test_slots_are_summed_in_a_fixed_order_as_index_add_sums_them(
     torch.testing.assert_close(experts.slots_summed(rows, order, slots), wanted)
 
 
+@on_device
 def test_both_ways_have_the_loops_gradients(way: str) -> None:
     torch.manual_seed(0)
     As, Bs = torch.randn(5, 8, 12), torch.randn(5, 16, 8)
@@ -120,7 +125,9 @@ def test_both_ways_have_the_loops_gradients(way: str) -> None:
     call, linear = FFNCall(), nn.Linear(12, 16)
     module = ExpertLinear(linear, call)
     module.learn(As, Bs)
-    call.learning = ExpertStack([8] * 5, [2.0] * 5, 0, (12, 16), CPU).dispatch(gates, torch.float32)
+    call.learning = ExpertStack([8] * 5, [2.0] * 5, 0, (12, 16), DEVICE).dispatch(
+        gates, torch.float32
+    )
     assert type(call.learning).__name__ == f"_{way.capitalize()}"
     module(u).square().sum().backward()
     assert module.A is not None
@@ -175,12 +182,13 @@ def test_one_expert_with_gate_one_is_pefts_lora(family: str) -> None:
         torch.testing.assert_close(linear.B.grad, B.grad.T, rtol=1e-4, atol=1e-6)
 
 
+@on_device
 def test_the_way_is_chosen_by_size() -> None:
     def way(
         tokens: int, experts_: int, k: int, rank: int, dtype: torch.dtype, width: int = 16
     ) -> str:
         chosen = torch.stack([torch.randperm(experts_)[:k] for _ in range(tokens)])
-        stack = ExpertStack([rank] * experts_, [1.0] * experts_, 0, (16, width), CPU)
+        stack = ExpertStack([rank] * experts_, [1.0] * experts_, 0, (16, width), DEVICE)
         dispatch = stack.dispatch(Gates(torch.rand(tokens, k), chosen, experts_), dtype)
         return type(dispatch).__name__
 

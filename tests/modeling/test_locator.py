@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor
 from torch.nn.functional import gelu
 
@@ -22,7 +23,8 @@ def features(task: int, n: int = 200, seed: int = 0) -> Tensor:
     mean, spread = torch.randn(WIDTH, generator=own), torch.randn(3, WIDTH, generator=own)
     noise = torch.Generator().manual_seed(1000 * seed + task)
     codes = torch.randn(n, 3, generator=noise)
-    return 3 * mean + codes @ spread + 0.1 * torch.randn(n, WIDTH, generator=noise)
+    made = 3 * mean + codes @ spread + 0.1 * torch.randn(n, WIDTH, generator=noise)
+    return made.to(DEVICE)
 
 
 def filled(config: LocatorConfig, tasks: int = 3) -> VAEBank | GaussianBank:
@@ -40,7 +42,7 @@ def test_batched_scores_equal_each_vae_alone(score: str) -> None:
     bank = VAEBank(config)
     bank.append(*entries)
     x = features(1, n=7, seed=5)
-    scores = bank.score(x)
+    scores, x = bank.score(x).cpu(), x.cpu()
     for t, e in enumerate(entries):
         for b in range(7):
             standard = (x[b] - e["mean"]) / e["std"]
@@ -58,7 +60,7 @@ def test_the_pooled_covariance_by_running_sums_is_that_of_all_data() -> None:
     data = [features(t, n=50 + 30 * t) for t in range(4)]
     for t, x in enumerate(data):
         bank.append(bank.fit(x, seed=t))
-    centred = torch.cat([x.double() - x.double().mean(0) for x in data])
+    centred = torch.cat([x.double() - x.double().mean(0) for x in data]).cpu()
     wanted = centred.T @ centred / (len(centred) - len(data))
     torch.testing.assert_close(bank.covariance(), wanted, rtol=1e-5, atol=1e-6)
 
@@ -69,9 +71,9 @@ def test_mahalanobis_is_the_distance_under_that_covariance() -> None:
     x = features(2, n=5, seed=3)
     inverse = torch.linalg.inv(bank.covariance())
     for t in range(3):
-        d = x.double() - features(t).double().mean(0)
+        d = (x.double() - features(t).double().mean(0)).cpu()
         wanted = torch.einsum("bi,ij,bj->b", d, inverse, d).float()
-        torch.testing.assert_close(bank.score(x)[:, t], wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(bank.score(x)[:, t].cpu(), wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("score", ["z", "raw", "mahalanobis"])

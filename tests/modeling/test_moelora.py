@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor, nn
 
 from cmoe.modeling.moelora import MoELoRALinear, Switch, add_moelora
@@ -17,7 +18,7 @@ def make_map(
     torch.manual_seed(0)
     linear = nn.Linear(IN, OUT, bias=bias).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    return MoELoRALinear(linear, experts, RANK, SCALE, switch or Switch(), generator)
+    return MoELoRALinear(linear.to(DEVICE), experts, RANK, SCALE, switch or Switch(), generator)
 
 
 def trained(module: MoELoRALinear) -> MoELoRALinear:
@@ -30,7 +31,7 @@ def trained(module: MoELoRALinear) -> MoELoRALinear:
 
 
 def tokens(*shape: int) -> Tensor:
-    return torch.randn(*shape, IN, generator=torch.Generator().manual_seed(2))
+    return torch.randn(*shape, IN, generator=torch.Generator().manual_seed(2)).to(DEVICE)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -100,6 +101,7 @@ def test_half_precision_gives_the_same_but_for_rounding() -> None:
 @torch.no_grad()
 def test_one_switch_turns_all_maps_off_and_on_again() -> None:
     decoder = nn.Sequential(nn.Linear(IN, IN), nn.ModuleDict({"inner": nn.Linear(IN, OUT)}))
+    decoder.to(DEVICE)
     head = decoder[1]["inner"]  # type: ignore[index]
     plain = [decoder[0], head]
     switch = add_moelora(decoder, 3, RANK, SCALE, torch.Generator().manual_seed(0))

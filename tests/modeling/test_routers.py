@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -13,6 +14,7 @@ from cmoe.modeling.routers import BASE, Routing, TaskRouters, balance_loss, choo
 
 @settings(max_examples=100, deadline=None)
 @given(experts=st.integers(1, 7), top_k=st.integers(1, 4), seed=st.integers(0, 999))
+@on_device
 def test_gates_are_the_renormalised_top_k(experts: int, top_k: int, seed: int) -> None:
     torch.manual_seed(seed)
     probs = torch.randn(5, experts).softmax(-1)
@@ -26,6 +28,7 @@ def test_gates_are_the_renormalised_top_k(experts: int, top_k: int, seed: int) -
         torch.testing.assert_close(weights, p[chosen] / total)
 
 
+@on_device
 def test_a_single_expert_per_token_keeps_its_probability_so_that_the_router_learns() -> None:
     logits = torch.randn(4, 3, requires_grad=True)
     choose_experts(logits.softmax(-1), top_k=1).weights.sum().backward()
@@ -35,6 +38,7 @@ def test_a_single_expert_per_token_keeps_its_probability_so_that_the_router_lear
 
 @settings(max_examples=50, deadline=None)
 @given(experts=st.integers(2, 6), top_k=st.integers(1, 3), seed=st.integers(0, 999))
+@on_device
 def test_balance_loss_is_the_published_one(experts: int, top_k: int, seed: int) -> None:
     torch.manual_seed(seed)
     k = min(top_k, experts)
@@ -48,6 +52,7 @@ def test_balance_loss_is_the_published_one(experts: int, top_k: int, seed: int) 
     torch.testing.assert_close(mine * k, theirs)
 
 
+@on_device
 def test_balance_loss_is_one_where_experts_are_used_evenly() -> None:
     probs = torch.full((4, 4), 0.25)
     chosen = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]])
@@ -58,6 +63,7 @@ def test_balance_loss_is_one_where_experts_are_used_evenly() -> None:
 
 
 @pytest.fixture
+@on_device
 def routers() -> TaskRouters:
     """Tasks 0 and 1 with 2 and 4 experts, task 2 without a router here, task 3 being learned."""
     torch.manual_seed(0)
@@ -68,6 +74,7 @@ def routers() -> TaskRouters:
     return routers
 
 
+@on_device
 def test_a_mixed_batch_gates_every_sample_by_its_own_router(routers: TaskRouters) -> None:
     hidden = torch.randn(5, 3, 8)
     tasks = (1, BASE, 3, 0, 2)
@@ -85,6 +92,7 @@ def test_a_mixed_batch_gates_every_sample_by_its_own_router(routers: TaskRouters
         torch.testing.assert_close(dense[i], wanted)
 
 
+@on_device
 def test_the_record_counts_tokens_of_routed_samples_without_padding(routers: TaskRouters) -> None:
     hidden = torch.randn(3, 4, 8)
     tokens = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
