@@ -15,7 +15,8 @@ from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file, read_n
 from cmoe.mirror import mirrored
 from cmoe.storage import exists
 from cmoe.store import HEADER, Store
-from cmoe.training.launch import claim_folder, finished, rooted
+from cmoe.training.launch import claim_folder, finished
+from cmoe.training.ray_train import rooted
 
 
 def adopt(run: RunConfig, learned: RunConfig) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 from cmoe.config import RunConfig
 from cmoe.lease import held
-from cmoe.training.launch import drive, read_finished, session
+from cmoe.training.launch import drive, read_finished
+from cmoe.training.ray_train import session
 
 
 def carry(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cmoe.cluster import connect, named_cluster
 from cmoe.config import RunConfig, differences
 from cmoe.data.coin import ensure_data, read_tasks
 from cmoe.data.samples import DataError, Task
@@ -22,26 +19,18 @@ from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.identity import DATA, claim_data, fingerprints
 from cmoe.evaluation.report import HTML, write_report
 from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, TRAIN, read_config, read_matrix
+from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, read_config, read_matrix
 from cmoe.evaluation.targets import stream_targets
 from cmoe.files import WORKING_COPIES, whole
 from cmoe.lease import LeaseError, held
 from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
-from cmoe.storage import StorageError, filesystem, is_remote, require_reachable
-from cmoe.training.board import Board
+from cmoe.storage import StorageError, is_remote, require_reachable
 from cmoe.training.display import LOG, Display, refused
-from cmoe.training.following import Follower, following
+from cmoe.training.ray_train import RunError as RunError
+from cmoe.training.ray_train import session, train
 from cmoe.training.remaining import remaining_of
-from cmoe.training.watch import fitting, has, lacking, needed
-from cmoe.training.worker import work
-
-HEALTH_S = 600  # Ray Train's own limit for a worker's process that doesn't answer
-
-
-class RunError(Exception):
-    """A run can't start or go on; the message says why, and what would help."""
 
 
 def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
@@ -115,7 +104,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
             show(f"{config.url}: has no {DATA}; the run goes on with the data as it is now")
         claim_folder(config, folder)
         claim_data(folder, fingerprints(tasks, targets, config.data, config.evaluation))
-    except (RunError, DataError) as error:
+    except (RunError, DataError, StorageError) as error:
         refused(folder, error)
         raise
     mirror.flush()  # what the run is, before any of its work
@@ -123,7 +112,7 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
         with Display(config, folder, remaining_of(config, tasks, folder)) as display:
             display.line("starting Ray")
             with session(config), _ending_on_sigterm():
-                _train(config, display)
+                train(config, display)
             mirror.fetch()
             write_report(folder, tasks, targets, f"{config.url}/{STORE}")
     except (KeyboardInterrupt, SystemExit):
@@ -248,157 +237,3 @@ def read_stream(config: RunConfig) -> tuple[Task, ...]:
     """
     tokens = reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
     return read_tasks(config.data, config.seed, tokens=tokens, least=config.least_samples)
-
-
-def _train(config: RunConfig, display: Display) -> None:
-    """Let Ray Train carry the worker program, also over lost workers.
-
-    Raises:
-        RunError: The run failed for good, or this machine is too small for its workers.
-    """
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig
-    from ray.train import RunConfig as TrainRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import ScalingConfig
-    from ray.train.v2.api.exceptions import TrainingFailedError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from cmoe.training.causes import Reporter, causes
-
-    cluster = config.cluster
-    gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
-    least = cluster.min_workers or cluster.workers
-    if named_cluster(cluster.address) is None:
-        _require_room(least, resources)
-    _limit_waiting(cluster.timeout_s)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    storage, path = _ray_storage(config.url)
-    lost: TrainingFailedError | None = None
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={"config": rooted(config), "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers
-            if cluster.min_workers is None
-            else (cluster.min_workers, cluster.workers),
-            elastic_resize_monitor_interval_s=cluster.resize_s,
-            use_gpu=gpu,
-            resources_per_worker=resources,
-        ),
-        run_config=TrainRunConfig(
-            name=TRAIN,
-            storage_path=path,
-            storage_filesystem=storage,
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[Reporter(board)],  # type: ignore[list-item]
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=cluster.timeout_s),
-    )
-    try:
-        with following(Follower(board, display, least, resources)):
-            trainer.fit()
-    except TrainingFailedError as error:
-        lost = error
-    finally:
-        cause = ray.get(board.cause.remote())
-    if cause is not None:
-        raise RunError(cause)
-    if lost is not None:
-        last = "; ".join(
-            text if rank is None else f"worker {rank} {text}" for rank, text in causes(lost)
-        )
-        raise RunError(
-            f"the workers failed more than {cluster.max_failures} times (cluster.max_failures); "
-            f"the same command goes on from the last checkpoint. The last time: {last}"
-        )
-
-
-def _require_room(workers: int, each: Mapping[str, float]) -> None:
-    """Refuse workers that the Ray which was started here will never have room for.
-
-    Raises:
-        RunError: Says what they need and what there is.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if (room := fitting(each, nodes)) < workers:
-        raise RunError(
-            f"{needed(workers, each)} are asked for; this machine has {has(each, nodes)}. "
-            f"{lacking(room)} or name a cluster (cluster.address)"
-        )
-
-
-def _limit_waiting(seconds: int) -> None:
-    """Give Ray Train's own collectives and looks at workers the same limit; workers inherit it."""
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(seconds)
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(seconds, HEALTH_S))
-
-
-def _ray_storage(url: str) -> tuple[Any, str]:
-    """Where Ray keeps checkpoints, as it wants to be told: through the same patient door to S3."""
-    if not is_remote(url):
-        return None, str(Path(url).resolve())
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    fs, path = filesystem(url)
-    return PyFileSystem(FSSpecHandler(fs)), path
-
-
-def rooted(config: RunConfig) -> RunConfig:
-    """The same run for a process that works in another folder."""
-    name = config.model.name
-    local = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return replace(
-        config,
-        runs=_absolute(config.runs),
-        model=replace(config.model, name=local),
-        data=replace(config.data, root=_absolute(config.data.root)),
-        evaluation=replace(
-            config.evaluation,
-            answer_files={
-                task: str(Path(file).resolve())
-                for task, file in config.evaluation.answer_files.items()
-            },
-        ),
-    )
-
-
-def _absolute(path: str) -> str:
-    """A path that means the same in any working directory; a URL does already."""
-    return path if is_remote(path) else str(Path(path).resolve())
-
-
-@contextmanager
-def session(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
-    """Ray for as long as the body runs: the cluster that a run names, or one that is started here.
-
-    Within another session it is that one's.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    _connect(config, dashboard)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _connect(config: RunConfig, dashboard: bool) -> None:
-    # Before Ray is there: its processes inherit them.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if not sys.stdout.isatty():
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    needed = config.cluster.workers * config.cluster.cpus_per_worker
-    connect(
-        config.cluster.address,
-        num_cpus=max(needed, os.cpu_count() or 1),
-        include_dashboard=dashboard,
-    )

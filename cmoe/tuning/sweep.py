@@ -38,8 +38,8 @@ from cmoe.training.launch import (
     read_stream,
     require_lasting,
     require_same,
-    rooted,
 )
+from cmoe.training.ray_train import rooted
 from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.tuning.space import (
     Candidate,

@@ -15,7 +15,7 @@ from cmoe.evaluation.reading import read_object
 from cmoe.methods.method import seed_of
 from cmoe.store import HEADER, Store, StoreError
 from cmoe.training.failures import Verdict, described, verdict
-from cmoe.training.launch import RunError, session
+from cmoe.training.ray_train import RunError, session
 from cmoe.training.stream import load, make_method, start_store
 from cmoe.training.worker import Checkpoints
 from cmoe.tuning.settings import SearchConfig

@@ -18,7 +18,8 @@ from cmoe.evaluation.coin_files import Prediction, read_predictions, read_target
 from cmoe.evaluation.scorers import SCORED, Target
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets
-from cmoe.training.launch import rooted, run
+from cmoe.training.launch import run
+from cmoe.training.ray_train import rooted
 
 PEOPLE = ["stop"] * 3 + ["go"] * 6 + ["halt"]
 PROBLEMS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.config import RunConfig, parse
-from cmoe.training import following, heartbeat, launch, watch
+from cmoe.training import following, heartbeat, launch, ray_train, watch
 
 Moment = tuple[str, str]
 STOPPED_S = 8
@@ -26,7 +26,7 @@ SILENT_S, QUIET_S, WAITING_S, BEAT_S = 2.0, 3.0, 1.0, 0.5  # instead of a minute
 def main() -> None:
     moments, arguments = sys.argv[1].split(","), sys.argv[2:]
     config = parse(arguments)
-    work = launch.work
+    work = ray_train.work
     driver = os.getpid()
 
     def work_and_die(settings: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         killing.plant(settings["config"], moments, driver)
         work(settings)
 
-    launch.work = work_and_die
+    ray_train.work = work_and_die
     following.QUIET_S, following.WAITING_S, watch.SILENT_S = QUIET_S, WAITING_S, SILENT_S
     launch.run(config)
 
