@@ -35,7 +35,7 @@ class ConversationError(ValueError):
     """A conversation that a base's chat template doesn't show as it is."""
 
 
-class Turn(NamedTuple):
+class ChatTurn(NamedTuple):
     """What one says in a conversation.
 
     Attributes:
@@ -166,7 +166,9 @@ class Collator:
         self._require_room(samples, inputs["attention_mask"].sum(1), self.max_new_tokens)
         return dict(inputs)
 
-    def conversation(self, turns: Sequence[Turn], picture: Image.Image | None) -> dict[str, Tensor]:
+    def conversation(
+        self, turns: Sequence[ChatTurn], picture: Image.Image | None
+    ) -> dict[str, Tensor]:
         """One prompt, to be answered: the inputs of a batch of one.
 
         A single question behind its picture gives what `prompts` gives for a sample.
@@ -188,7 +190,7 @@ class Collator:
         pictures = None if picture is None else [picture]
         return dict(self.processor(text=[chat], images=pictures, return_tensors="pt"))
 
-    def _rendered(self, turns: Sequence[Turn]) -> str:
+    def _rendered(self, turns: Sequence[ChatTurn]) -> str:
         """A conversation in the template, up to the answer's opening."""
         messages = [
             {
@@ -206,7 +208,7 @@ class Collator:
             raise ConversationError(f"the base's chat template: {error}") from error
         return chat
 
-    def _require_place(self, turns: Sequence[Turn]) -> None:
+    def _require_place(self, turns: Sequence[ChatTurn]) -> None:
         """Refuse a later turn's picture where the template puts pictures first: up to the turn
         before it, the chat must be what it is without the picture.
         """
@@ -214,9 +216,9 @@ class Collator:
         place = next((i for i, turn in enumerate(turns) if None in turn.parts), 0)
         if not asking or place <= asking[0]:
             return
-        texts = [Turn(turn.role, (f"#{i}#",)) for i, turn in enumerate(turns)]
+        texts = [ChatTurn(turn.role, (f"#{i}#",)) for i, turn in enumerate(turns)]
         shown = [*texts]
-        shown[place] = Turn("user", (None, f"#{place}#"))
+        shown[place] = ChatTurn("user", (None, f"#{place}#"))
         before, mark, _ = self._rendered(texts).partition(f"#{place - 1}#")
         if not self._rendered(shown).startswith(before + mark):
             raise ConversationError(

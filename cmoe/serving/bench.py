@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cmoe.data.batches import Collator, Turn
+from cmoe.data.batches import ChatTurn, Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
@@ -99,7 +99,7 @@ def offline(
         picture = None
         if sample.image is not None:
             parts, picture = (None, *parts), load_image(sample.image, collator.limits)
-        prompt = collator.conversation([Turn("user", parts)], picture)
+        prompt = collator.conversation([ChatTurn("user", parts)], picture)
         jobs.append(Job(prompt, None, TOKENS))
     for job, queue in zip(jobs, came, strict=True):
         engine.submit(job, queue.put)

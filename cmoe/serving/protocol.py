@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cmoe.data.batches import Turn
+from cmoe.data.batches import ChatTurn
 from cmoe.serving.errors import RequestError
 from cmoe.serving.fields import (
     Neutral,
@@ -232,7 +232,7 @@ def read_located(body: bytes) -> tuple[Message, ...]:
 class Conversation(NamedTuple):
     """What is asked, and the URLs of its pictures."""
 
-    turns: list[Turn]
+    turns: list[ChatTurn]
     pictures: list[str]
 
 
@@ -249,7 +249,7 @@ def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversat
             code="too_many_messages",
             param="messages",
         )
-    turns: list[Turn] = []
+    turns: list[ChatTurn] = []
     pictures: list[str] = []
     for index, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
@@ -261,7 +261,7 @@ def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversat
                 param=f"messages.{index}.content",
             )
         pictures += urls
-        turns.append(Turn(role, _spoken(message.parts)))
+        turns.append(ChatTurn(role, _spoken(message.parts)))
     if len(pictures) > 1:
         raise RequestError(
             400,

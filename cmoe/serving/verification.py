@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmoe.data.batches import Collator, Turn
+from cmoe.data.batches import ChatTurn, Collator
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
 from cmoe.serving.batch import Batch, Prompt, padding
@@ -91,7 +91,7 @@ def _questions(collator: Collator, tasks: int) -> list[list[_Row]]:
         if size is not None:
             picture = Image.linear_gradient("L").resize(size).convert("RGB")
         parts = (text,) if picture is None else (None, text)
-        return collator.conversation([Turn("user", parts)], picture)
+        return collator.conversation([ChatTurn("user", parts)], picture)
 
     located = None if tasks else BASE
     colours = "Which colours does it have, and where are they?"

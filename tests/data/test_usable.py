@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cmoe.assets import MINI_BASE
-from cmoe.data.batches import Collator, ReservedTokenError
+from cmoe.data.batches import ChatTurn, Collator, ReservedTokenError
 from cmoe.data.coin import read_tasks
 from cmoe.data.prepare import Preparation, prepare, survey
 from cmoe.data.samples import DataError, Sample, Turn
@@ -141,7 +141,7 @@ def test_a_chat_is_held_to_the_rule_of_rows(processor: Any, tmp_path: Path) -> N
     collator = Collator(processor, 512, 16)
     for text in ("a<pad>", "half \ud800", "nul \0"):
         with pytest.raises(ReservedTokenError) as chat:
-            collator.conversation([("user", text)], None)
+            collator.conversation([ChatTurn("user", (text,))], None)
         message = refusal(tmp_path, "test", asked(text=text))
         assert str(chat.value).removeprefix("the text ") in message
 

@@ -18,7 +18,7 @@ import yaml
 from mini_store import collator, make_data, make_model
 from PIL import Image
 
-from cmoe.data.batches import Turn
+from cmoe.data.batches import ChatTurn
 from cmoe.loading import create_store
 from cmoe.serving.errors import RequestError
 from cmoe.serving.keys import Keys
@@ -227,7 +227,7 @@ def test_a_question_is_prompted_as_evaluation_prompts_it(tmp_path: Path) -> None
                 with sample.image.open("rb") as file:
                     picture = Image.open(file).convert("RGB")
             parts = (sample.text,) if picture is None else (None, sample.text)
-            made = collator().conversation([Turn("user", parts)], picture)
+            made = collator().conversation([ChatTurn("user", parts)], picture)
             whole = collator().prompts([sample])
             assert made.keys() == whole.keys()
             assert all(torch.equal(made[name], whole[name]) for name in whole)

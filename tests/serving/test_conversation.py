@@ -9,7 +9,7 @@ import pytest
 from mini_store import processor
 from PIL import Image
 
-from cmoe.data.batches import Collator, ConversationError, Turn
+from cmoe.data.batches import ChatTurn, Collator, ConversationError
 
 # As LLaVA 1.5's and Qwen2-VL's: pictures of a turn first, and where they stand.
 PICTURES_FIRST_IN_TURN = (
@@ -29,14 +29,14 @@ IN_FRONT = (
 )
 PICTURE = Image.new("RGB", (32, 32), "red")
 LATER = [
-    Turn("system", ("Be short.",)),
-    Turn("user", ("One?",)),
-    Turn("assistant", ("yes",)),
-    Turn("user", ("this", None, "that")),
+    ChatTurn("system", ("Be short.",)),
+    ChatTurn("user", ("One?",)),
+    ChatTurn("assistant", ("yes",)),
+    ChatTurn("user", ("this", None, "that")),
 ]
 
 
-def rendered(template: str, turns: list[Turn], picture: Any = PICTURE) -> str:
+def rendered(template: str, turns: list[ChatTurn], picture: Any = PICTURE) -> str:
     """The prompt that a base reads, without how often its picture's token stands in it."""
     made = copy.copy(processor())
     made.chat_template = template
@@ -67,6 +67,6 @@ def test_what_a_template_refuses_is_told_in_its_words() -> None:
 def test_a_picture_that_the_template_would_move_is_refused() -> None:
     with pytest.raises(ConversationError, match="in front of the first question alone"):
         rendered(IN_FRONT, LATER)
-    first = [Turn("system", ("Be short.",)), Turn("user", ("One?", None))]
+    first = [ChatTurn("system", ("Be short.",)), ChatTurn("user", ("One?", None))]
     assert rendered(IN_FRONT, first) == "<image>system: Be short. user: One?"
     assert rendered(IN_FRONT, LATER[:2], None) == "system: Be short. user: One?"

@@ -33,7 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import running_service
 
 from cmoe.assets import MINI_BASE
-from cmoe.data.batches import Turn
+from cmoe.data.batches import ChatTurn
 from cmoe.data.samples import Sample, Task
 from cmoe.loading import load_model
 from cmoe.modeling.growing import GrowingVLM
@@ -255,7 +255,7 @@ def test_a_conversation_goes_on(
     ]
     texts: list[Any] = [{"role": role, "content": text} for role, text in turns]
     for place in (1, 3):  # the turn that shows the picture, in front of its text
-        spoken = [Turn(role, (None, said) if i == place else (said,))
+        spoken = [ChatTurn(role, (None, said) if i == place else (said,))
                   for i, (role, said) in enumerate(turns)]  # fmt: skip
         with sample.image.open("rb") as file:  # type: ignore[union-attr]
             inputs = collator().conversation(spoken, Image.open(file).convert("RGB"))
