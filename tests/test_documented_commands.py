@@ -219,12 +219,13 @@ def test_a_model_grows_as_the_page_says(walk: Walk, monkeypatch: pytest.MonkeyPa
     (snippet,) = [text for text in snippets("README.md") if "GrowingVLM(" in text]
     assert "features: model.features(prompts)" in snippet
     (task,) = read_tasks(DataConfig(root="data/coin", tasks=("VQAv2",)), seed=0)
-    prompts = Collator(load_base(str(MINI_BASE))[1], 512, 4).prompts(task.train[:2])
-    names: dict[str, Any] = {"prompts": prompts}
-    exec(
-        compile(snippet.replace("(features,", "(model.features(prompts),"), "README.md", "exec"),
-        names,
-    )
+    collator = Collator(load_base(str(MINI_BASE))[1], 512, 4)
+    names: dict[str, Any] = {
+        "prompts": collator.prompts(task.train[:2]),  # its last example has two tasks
+        "task": collator.prompts(task.train[:8]),
+    }
+    snippet = snippet.replace("(features,", "(model.features(task),")
+    exec(compile(snippet, "README.md", "exec"), names)
     assert names["same"].tasks == names["model"].tasks
     assert Path("runs/demo/store/000.json").is_file()
 
