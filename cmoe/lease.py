@@ -128,6 +128,8 @@ class Holder:
 def held(url: str, show: Callable[[str], object] = print) -> Iterator[None]:
     """Drive a run for as long as the body runs, alone.
 
+    Where nothing was begun meanwhile, nothing is left behind.
+
     A body in the main thread is interrupted, as by Ctrl-C, when the lease is lost.
 
     Args:
@@ -150,7 +152,7 @@ def held(url: str, show: Callable[[str], object] = print) -> Iterator[None]:
             beating.join()
             if lease.lost is None:
                 with suppress(StorageError):  # it expires then
-                    lease.write(replace(lease.mine, released=True))
+                    lease.release()
     except BaseException as error:
         if lease.lost is not None:
             raise lease.lost from error
@@ -246,6 +248,25 @@ class _Lease:
             return False
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return True
+
+    def release(self) -> None:
+        """Let others begin. The first lease of a run that wasn't begun goes without a trace."""
+        if self.number == 1 and self._alone():
+            with explained(self.url, WRITTEN):
+                self._fs.rm_file(self._path(self.number))
+                if "file" in self._fs.protocol:
+                    with suppress(OSError):  # somebody else begins
+                        os.rmdir(self._root)
+                        os.rmdir(os.path.dirname(self._root))
+            return
+        self.write(replace(self.mine, released=True))
+
+    def _alone(self) -> bool:
+        """Whether the run's folder holds this lease's file and nothing else."""
+        root = self._root.rpartition("/")[0]
+        with explained(self.url, LISTED):
+            names = {path.rpartition("/")[2] for path in self._fs.ls(root, detail=False)}
+        return names == {FOLDER} and self._numbers() == [self.number]
 
     def write(self, holder: Holder) -> None:
         """Put a holder's file where this one's is."""

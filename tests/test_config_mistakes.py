@@ -316,7 +316,8 @@ def test_every_job_says_it_alike(command: str, said: str) -> None:
 
 
 def test_a_runs_own_configuration_is_read_as_strictly(tmp_path: Path) -> None:
-    from cmoe.training.launch import CONFIG, RunError, claim_folder, require_same
+    from cmoe.evaluation.reading import RunFileError
+    from cmoe.training.launch import CONFIG, claim_folder, require_same
 
     config = parse(NAMED)
     claim_folder(config, tmp_path)
@@ -324,12 +325,12 @@ def test_a_runs_own_configuration_is_read_as_strictly(tmp_path: Path) -> None:
     written = (tmp_path / CONFIG).read_bytes()
     for data, said in (
         (written + b"seed: 3\n", "'seed' stands here"),
-        (b"- 1\n", "not a run's configuration"),
+        (b"- 1\n", "no mapping"),
         (b"name: [1", "while parsing a flow sequence"),
         (b"\xff\x00", "codec can't decode"),
     ):
         (tmp_path / CONFIG).write_bytes(data)
-        with pytest.raises(RunError, match=f"{CONFIG}: .*{said}"):
+        with pytest.raises(RunFileError, match=f"{CONFIG}: .*{said}"):
             require_same(config, tmp_path)
 
 

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cmoe.data.image_headers import UnusableError, gif_size, usable
 from cmoe.data.image_limits import ImageLimits
-from cmoe.data.samples import DataError, StoredPicture
+from cmoe.data.samples import DataError, StoredPicture, name_of
 
 PICTURE = "the picture"  # what errors call one without a file
 SIDE = 65_535  # pixels: the longest side of any JPEG or GIF; longer lines cost without bound
@@ -61,12 +61,6 @@ def read_image(file: Path | StoredPicture, limits: ImageLimits) -> bytes:
     if len(data) > limits.file_bytes:
         raise _too_large_file(name, limits)
     return data
-
-
-def name_of(file: Path | StoredPicture) -> str:
-    """What errors call a picture; a path that can't be shown as it is, is quoted."""
-    shown = str(file)
-    return f"picture {shown if shown.isprintable() else ascii(shown)}"
 
 
 def _read(file: Path, limits: ImageLimits, name: str) -> bytes:

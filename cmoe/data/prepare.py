@@ -28,9 +28,9 @@ from cmoe.data import boxes
 from cmoe.data.boxes import BOXED
 from cmoe.data.coin import read_json, split_file
 from cmoe.data.image_limits import ImageLimits
-from cmoe.data.images import ImageError, name_of, open_image, read_image, to_rgb
+from cmoe.data.images import ImageError, open_image, read_image, to_rgb
 from cmoe.data.rows import read_row
-from cmoe.data.samples import DataError, Sample
+from cmoe.data.samples import DataError, Sample, name_of
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
 from cmoe.data.usable import Ids, RowRule, Split, named
 from cmoe.files import whole

@@ -45,6 +45,12 @@ class StoredPicture:
         return f"{self.name} ({self.shard})"
 
 
+def name_of(file: Path | StoredPicture) -> str:
+    """What errors call a picture; a path that can't be shown as it is, is quoted."""
+    shown = str(file)
+    return f"picture {shown if shown.isprintable() else ascii(shown)}"
+
+
 @dataclass(frozen=True)
 class Sample:
     """One question, about a picture or about nothing but its text.

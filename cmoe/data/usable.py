@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED, Size
-from cmoe.data.images import name_of
-from cmoe.data.samples import DataError, Sample
+from cmoe.data.samples import DataError, Sample, name_of
 from cmoe.data.texts import TextRule, is_blank
 
 Split = Literal["train", "test"]

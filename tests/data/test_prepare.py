@@ -232,6 +232,9 @@ def spoiled(root: Path, tmp_path: Path) -> tuple[Path, list[str]]:
         file = copy / "Instructions_Original" / task / name
         return copy / json.loads(file.read_text())[number]["image"]
 
+    def boxed(box: str) -> Callable[[Any], Any]:
+        return lambda row: row | {"answer": box, "answer_bbox": box}
+
     at = change("GQA", "train.json", 4, lambda r: r | {"image": "gone.png"})
     expected.append(f"{at}picture {copy}/gone.png is missing")
     broken = name_of("VQAv2", "train.json", 5)
@@ -248,9 +251,9 @@ def spoiled(root: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     expected.append(f"{at}id {str(ids[1]['question_id'])!r} is row 1's already")
     at = change("TextVQA", "val.json", 1, lambda r: r | {"answer": " "})
     expected.append(f"{at}question and answer must be text, the answer not empty")
-    at = change("Grounding", "test.json", 1, lambda r: r | {"answer": "[0.2, 0.1, 1.4, 0.5]"})
+    at = change("Grounding", "test.json", 1, boxed("[0.2, 0.1, 1.4, 0.5]"))
     expected.append(f"{at}box [0.2, 0.1, 1.4, 0.5] leaves its picture")
-    at = change("Grounding", "test.json", 4, lambda r: r | {"answer": "[0.6, 0.1, 0.4, 0.5]"})
+    at = change("Grounding", "test.json", 4, boxed("[0.6, 0.1, 0.4, 0.5]"))
     expected.append(f"{at}box [0.6, 0.1, 0.4, 0.5] leaves its picture")
     (copy / "Instructions_Original/ScienceQA/train.json").write_text("[{")
     expected.append(f"{copy}/Instructions_Original/ScienceQA/train.json: not JSON")
