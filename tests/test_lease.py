@@ -82,6 +82,11 @@ def files(url: str) -> dict[str, dict[str, Any]]:
     return {path.rsplit("/", 1)[-1]: json.loads(fs.cat_file(path)) for path in fs.find(root)}
 
 
+def begin(folder: Path) -> None:
+    """Leave something of a run: only the lease of one that wasn't begun goes without a trace."""
+    (folder / "config.yaml").touch()
+
+
 def silent(_: str) -> None:
     raise AssertionError("nothing is to be waited for")
 
@@ -117,6 +122,7 @@ def test_a_killed_holder_of_this_machine_blocks_nobody(
 
 
 def test_a_process_that_got_the_number_of_a_dead_one_is_not_it(tmp_path: Path) -> None:
+    begin(tmp_path)
     url = str(tmp_path)
     with held(url, silent):
         pass
@@ -125,6 +131,17 @@ def test_a_process_that_got_the_number_of_a_dead_one_is_not_it(tmp_path: Path) -
     file.write_text(json.dumps(left | {"released": False, "started": "1", "pid": os.getpid()}))
     with held(url, silent):
         pass
+
+
+def test_where_nothing_was_begun_nothing_is_left(url: str) -> None:
+    fs, root = filesystem(url)
+    with pytest.raises(ValueError, match="refused"), held(url, silent):
+        raise ValueError("refused")
+    assert not fs.find(root)
+    assert "file" not in fs.protocol or not fs.exists(root)
+    with held(url, silent):
+        fs.pipe_file(f"{root}/config.yaml", b"")
+    assert [one["released"] for one in files(url).values()] == [True]
 
 
 def test_who_has_come_to_an_end_blocks_nobody_anywhere(
@@ -210,6 +227,7 @@ def test_in_another_thread_the_end_tells(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_what_fails_in_the_body_stays_what_it_is(tmp_path: Path) -> None:
+    begin(tmp_path)
     for error in (KeyboardInterrupt, ValueError):
         with pytest.raises(error), held(str(tmp_path), silent):
             raise error
@@ -262,6 +280,7 @@ def test_a_sign_of_life_costs_a_listing_and_a_small_write(
 
 def test_of_many_that_begin_at_once_one_gets_it(tmp_path: Path) -> None:
     """On the disk alone: moto's own check and its write are two steps, unlike S3's."""
+    begin(tmp_path)
     program = (
         "import sys, time\n"
         "from cmoe.lease import LeaseError, held\n"
@@ -338,8 +357,7 @@ def test_a_run_is_driven_once_at_a_time(
             launch.run(config, silent)
     assert len(refused) == 2
     assert all(f"another job works on it: process {os.getpid()} " in text for text in refused)
-    left = files(config.url)
-    assert [one["released"] for one in left.values()] == [True]
+    assert not files(config.url), "nothing was begun"
 
 
 def test_a_comparison_and_a_sweep_are_driven_once_at_a_time(
