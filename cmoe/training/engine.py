@@ -146,6 +146,8 @@ class Engine:
     def close(self) -> None:
         """Free the engine; the trained parameters are whole again on every rank."""
         _free(self.engine, self.module, self._hidden, self.zero)
+        for p in self.parameters:
+            p.grad_dtype = p.dtype
         del self.engine, self.parameters
         gc.collect()
 
