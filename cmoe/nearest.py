@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-NEAR = 0.7  # of difflib's ratio: what is further away is no slip of the pen
+NEAR = 0.65  # of difflib's ratio: what is further away is no slip of the pen
 LONGEST = 100  # characters of a name that is compared: the time grows with their square
 
 
