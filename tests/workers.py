@@ -48,16 +48,28 @@ def small_config(folder: Path, name: str, **changes: Any) -> RunConfig:
     return RunConfig(name, runs=str(folder / "runs"), **(parts | changes))
 
 
+# Processes come of one that has imported all of it: each would take seconds for that. What has been
+# on a GPU can't be forked.
+METHOD = "forkserver" if DEVICE.type == "cpu" else "spawn"
+mp.get_context("forkserver").set_forkserver_preload(["cmoe.training.stream", "deepspeed", "peft"])
+
+
 def run_group(workers: int, work: Callable[..., None], *args: Any) -> None:
     """`work(group, *args)` in as many processes, on the tests' device. An error of one ends all."""
-    port = free_port()
-    mp.spawn(_member, (workers, port, work, args), nprocs=workers)
+    given = dict(os.environ) | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(workers),
+    }
+    mp.start_processes(_member, (workers, given, work, args), workers, start_method=METHOD)
 
 
-def _member(rank: int, workers: int, port: int, work: Callable[..., None], args: Any) -> None:
+def _member(
+    rank: int, workers: int, given: Mapping[str, str], work: Callable[..., None], args: Any
+) -> None:
     torch.set_num_threads(1)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": workers}
-    os.environ.update({n: str(v) for n, v in place.items()} | {"LOCAL_RANK": str(rank)})
+    os.environ.update(given)
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
     device = DEVICE
     if device.type == "cuda":
         device = torch.device("cuda", (device.index or 0) + rank)

@@ -123,15 +123,17 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
 
 
 def read_finished(config: RunConfig) -> dict[str, Any] | None:
-    """As `finished`, wherever the run is kept.
+    """As `finished`, wherever the run is kept; another's configuration is refused by who drives it.
 
     Raises:
-        RunError: Another configuration has this name.
         StorageError: Its folder can't be read.
     """
     with mirrored(config.url, apart=APART) as mirror:
         mirror.fetch(CONFIG, MATRIX, HTML)
-        return finished(config, mirror.folder)
+        try:
+            return finished(config, mirror.folder)
+        except RunError:
+            return None
 
 
 def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
