@@ -85,10 +85,10 @@ def verdict(error: BaseException, *, alone: bool = False) -> Verdict:
     """
     import torch.distributed as dist
 
+    if isinstance(error, StorageError):  # it says so itself, whoever fell behind it
+        return Verdict.LOST if error.transient else Verdict.OWN
     if not alone and not dist.is_initialized():
         return Verdict.LOST
-    if isinstance(error, StorageError):  # it says so itself
-        return Verdict.LOST if error.transient else Verdict.OWN
     chain = [*_chain(error)]
     if any(is_out_of_memory(one) for one in chain):
         return Verdict.OWN
