@@ -166,11 +166,17 @@ class _Lease:
         self.url = url
         self._fs, root = filesystem(url, attempts=FIRST_ATTEMPTS)
         self._root = f"{root}/{FOLDER}"
+        folders = [Path(self._root), *Path(self._root).parents] if self._is_local else []
+        self._made = [folder for folder in folders if not folder.exists()]  # with the lease
         self.mine = Holder.here()
         self.number = 0
         self.over = threading.Event()
         self.lost: LeaseError | StorageError | None = None
         self._main = threading.current_thread() is threading.main_thread()
+
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self._fs.protocol
 
     def take(self, show: Callable[[str], object]) -> None:
         """Become the holder, or raise LeaseError."""
@@ -254,10 +260,9 @@ class _Lease:
         if self.number == 1 and self._alone():
             with explained(self.url, WRITTEN):
                 self._fs.rm_file(self._path(self.number))
-                if "file" in self._fs.protocol:
-                    with suppress(OSError):  # somebody else begins
-                        os.rmdir(self._root)
-                        os.rmdir(os.path.dirname(self._root))
+            with suppress(OSError):  # somebody else begins
+                for folder in self._made:
+                    folder.rmdir()
             return
         self.write(replace(self.mine, released=True))
 
@@ -272,7 +277,7 @@ class _Lease:
         """Put a holder's file where this one's is."""
         data, path = json.dumps(asdict(holder)).encode(), self._path(self.number)
         with explained(self.url, WRITTEN):
-            if "file" in self._fs.protocol:
+            if self._is_local:
                 with whole(Path(path)) as beside:
                     beside.write_bytes(data)
             else:
