@@ -176,6 +176,7 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
     """
     import ray
     from ray import serve
+    from ray.exceptions import RayError
 
     from cmoe.serving.app import Executor, bound
 
@@ -186,9 +187,15 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
     connect(include_dashboard=False)
     try:
         options = {n: service.http[n] for n in ("host", "port", "request_timeout_s", "root_path")}
-        serve.start(
-            proxy_location=service.proxies, http_options=options, logging_config=service.logging
-        )
+        try:
+            serve.start(
+                proxy_location=service.proxies, http_options=options, logging_config=service.logging
+            )
+        except (RayError, TimeoutError) as error:
+            raise ServiceError(
+                f"Ray's HTTP proxy didn't start ({type(error).__name__}): this machine is busy, or "
+                "its log in /tmp/ray/session_latest/logs/serve says more; try again"
+            ) from error
         try:
             serve.run(
                 bound(service.config, service.deployments, executor or Executor),
