@@ -24,11 +24,10 @@ from cmoe.comparison.report import write_comparison
 from cmoe.comparison.settings import STUDIED, CompareConfig
 from cmoe.comparison.study import diversity, location, unknown
 from cmoe.config import RunConfig, by_key, changed
-from cmoe.data.coin import ensure_data, read_tasks
-from cmoe.evaluation.identity import DATA, claim_data, fingerprints
+from cmoe.data.coin import ensure_data
+from cmoe.evaluation.identity import DATA, read_and_claim
 from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
-from cmoe.evaluation.targets import stream_targets
 from cmoe.lease import LeaseError, held
 from cmoe.mirror import Mirror, mirrored
 from cmoe.modeling.primitive import LOCATOR
@@ -129,9 +128,7 @@ def _claim(config: RunConfig, mirror: Mirror) -> None:
     data = config.data
     if data.evaluate_on == "test":  # all training rows, whoever parts them how
         data = replace(data, selection=0.0)
-    tasks = read_tasks(data, config.seed)
-    targets = stream_targets(tasks, data, config.evaluation)
-    claim_data(mirror.folder, fingerprints(tasks, targets, data, config.evaluation))
+    read_and_claim(mirror.folder, data, config.evaluation, config.seed)
     mirror.flush()
 
 

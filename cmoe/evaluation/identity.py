@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cmoe.data.coin import read_tasks
 from cmoe.data.fingerprint import (
     Fingerprint,
     ImageFile,
@@ -23,7 +24,7 @@ from cmoe.data.settings import DataConfig
 from cmoe.evaluation.reading import RunFileError, digest_of, read_object
 from cmoe.evaluation.results import write_json
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.evaluation.targets import Targets, answer_files
+from cmoe.evaluation.targets import Targets, answer_files, stream_targets
 
 DATA = "data.json"
 FORMAT = 1
@@ -130,6 +131,23 @@ def claim_data(folder: Path, found: Fingerprints) -> None:
         plain = {t: {part: one.as_dict() for part, one in of.items()} for t, of in both.items()}
         said = {"format": FORMAT, "tasks": plain, "digest": digest_of(plain)}
         write_json(folder / DATA, said)
+
+
+def read_and_claim(folder: Path, data: DataConfig, evaluation: EvaluationConfig, seed: int) -> None:
+    """`claim_data` with what a configuration reads; for who needs the data for nothing else.
+
+    Args:
+        folder: Of the run, the comparison or the sweep.
+        data: Which data.
+        evaluation: Its answer files.
+        seed: Of the split into training and selection samples.
+
+    Raises:
+        DataError: As of `read_tasks`, `stream_targets` and `claim_data`.
+    """
+    tasks = read_tasks(data, seed)
+    targets = stream_targets(tasks, data, evaluation)
+    claim_data(folder, fingerprints(tasks, targets, data, evaluation))
 
 
 def kept_data(folder: Path) -> Fingerprints:

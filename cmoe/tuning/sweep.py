@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.config import RunConfig
-from cmoe.data.coin import ensure_data, read_tasks
-from cmoe.evaluation.identity import claim_data, fingerprints
+from cmoe.data.coin import ensure_data
+from cmoe.evaluation.identity import read_and_claim
 from cmoe.evaluation.reading import read_object
 from cmoe.evaluation.results import write_json
 from cmoe.evaluation.run import STORE
-from cmoe.evaluation.targets import stream_targets
 from cmoe.exclusive import require_exclusive
 from cmoe.lease import LeaseError, held
 from cmoe.methods.method import seed_of
@@ -177,9 +176,7 @@ def _claim_data(config: SweepConfig) -> None:
     """Refuse other data than the sweep began with; candidates learn and are judged on these."""
     run = config.run
     data = replace(run.data, tasks=config.tasks, evaluate_on="selection")
-    tasks = read_tasks(data, run.seed)
-    targets = stream_targets(tasks, data, run.evaluation)
-    claim_data(run.folder, fingerprints(tasks, targets, data, run.evaluation))
+    read_and_claim(run.folder, data, run.evaluation, run.seed)
 
 
 def _said_before(file: Path, config: SweepConfig) -> dict[str, Any]:
