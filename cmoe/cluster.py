@@ -19,11 +19,13 @@ def connect(address: str | None = None, **alone: Any) -> None:
 
     Args:
         address: As of `named_cluster`.
-        alone: Arguments of `ray.init` where it is started here.
+        alone: Arguments of `ray.init` where it is started here; by itself without a dashboard.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is there: inherited
     import ray
 
     named = named_cluster(address)
-    where = {"address": named} if named else {"address": "local"} | alone
+    where = (
+        {"address": named} if named else {"address": "local", "include_dashboard": False} | alone
+    )
     ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)

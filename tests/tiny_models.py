@@ -140,6 +140,15 @@ def make_base(
     return model.eval().to(DEVICE)
 
 
+def untouched_base(family: str = "llava") -> PreTrainedModel:
+    """What a wrapped base is compared with to the bit.
+
+    Frozen as that is: torch multiplies by a weight that requires a gradient in another order, even
+    where no gradient is taken.
+    """
+    return make_base(family).requires_grad_(False)
+
+
 def make_inputs(family: str = "llava", batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
     """Prompts of several lengths, padded on the left, each with a picture."""
     inputs = _inputs(family, batch, seed)

@@ -41,7 +41,7 @@ def small_config(folder: Path, name: str, **changes: Any) -> RunConfig:
         "probe": ProbeConfig(steps=4, fraction=0.25, gain_samples=16),
         "locator": LocatorConfig(layer=1, pooling="mean_text", steps=100),
         "training": TrainingConfig(
-            steps=12, global_batch=16, micro_batch=4, learning_rate=6e-3, checkpoint_every=5
+            steps=12, global_batch=16, micro_batch=8, learning_rate=6e-3, checkpoint_every=5
         ),
         "evaluation": EvaluationConfig(batch_size=8, flush_every=2),
     }

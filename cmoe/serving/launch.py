@@ -184,7 +184,7 @@ def serving(service: Service, executor: type | None = None) -> Iterator[None]:
     shared = named_cluster()
     if not shared:
         _require_port(service.http["host"], service.http["port"])
-    connect(include_dashboard=False)
+    connect()
     try:
         options = {n: service.http[n] for n in ("host", "port", "request_timeout_s", "root_path")}
         try:

@@ -41,11 +41,15 @@ def prepare(device: torch.device | None = None) -> Any:
     import deepspeed
     import deepspeed.ops
     import deepspeed.runtime.bf16_optimizer as bf16
+    import deepspeed.runtime.compiler as compiler
     import deepspeed.runtime.zero.partition_parameters as sharding
 
     # It prints, and forgets the device's peak memory, whenever such an optimizer is made.
     bf16.see_memory_usage = _nothing
     sharding.zero3_linear_wrap = _sharded_linear()
+    # Muon's kernels are compiled where it is imported, to ask whether an optimizer is Muon: for
+    # that torch's whole compiler is imported, seconds of every start.
+    compiler.compile = _uncompiled
     # A kernel that gloo ranks on one machine could use: compiling it takes half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
@@ -55,6 +59,11 @@ def prepare(device: torch.device | None = None) -> Any:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Take a place."""
+
+
+def _uncompiled() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What leaves a function as it is."""
+    return lambda function: function
 
 
 @cache

@@ -17,7 +17,7 @@ import pytest
 import torch
 from devices import DEVICE
 from plain_trainer import PlainTrainer, make_batch, make_samples
-from tiny_models import LAYERS, make_base, make_inputs
+from tiny_models import LAYERS, make_base, make_inputs, untouched_base
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -113,10 +113,11 @@ def largest_shares(
         hook.remove()
     kept = inputs["attention_mask"].bool()
     assert not kept.all()
-    largest = [(h[kept] @ routers[f"layers.{i}"].T).argmax(-1) for i, h in enumerate(hidden)]
+    rows = [routers[f"layers.{i}"].to(DEVICE) for i in range(len(hidden))]
+    largest = [(h[kept] @ r.T).argmax(-1).cpu() for h, r in zip(hidden, rows, strict=True)]
     return [
-        torch.bincount(hits, minlength=len(routers[f"layers.{i}"])) / len(hits)
-        for i, hits in enumerate(largest)
+        torch.bincount(hits, minlength=len(r)) / len(hits)
+        for hits, r in zip(largest, rows, strict=True)
     ]
 
 
@@ -366,7 +367,7 @@ def test_similarity_is_the_mean_cosine_of_the_experts_products(stream: Stream) -
 
 
 def test_learning_another_task_leaves_every_bit_of_the_earlier_ones() -> None:
-    untouched, inputs = make_base(), make_inputs()
+    untouched, inputs = untouched_base(), make_inputs()
     method = make_method()
     assert method.tasks == ()
     seen: dict[str, Tensor] = {}
@@ -404,7 +405,7 @@ def test_appended_primitives_are_all_that_a_method_knows(stream: Stream) -> None
     assert reader.locate(features).scores.shape == (3, 3)
     answers = [m.generate(inputs, 1, max_new_tokens=3, do_sample=False) for m in (reader, writer)]
     assert torch.equal(*answers)
-    zero_shot = make_base().generate(**inputs, max_new_tokens=3, do_sample=False)
+    zero_shot = untouched_base().generate(**inputs, max_new_tokens=3, do_sample=False)
     assert torch.equal(reader.generate(inputs, BASE, max_new_tokens=3, do_sample=False), zero_shot)
 
 

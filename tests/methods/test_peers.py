@@ -12,7 +12,14 @@ import pytest
 import torch
 from devices import DEVICE
 from plain_trainer import PlainTrainer, make_batch, make_samples
-from tiny_models import CONFIGS, make_base, make_inputs, make_wide_base, make_wide_inputs
+from tiny_models import (
+    CONFIGS,
+    make_base,
+    make_inputs,
+    make_wide_base,
+    make_wide_inputs,
+    untouched_base,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
@@ -79,8 +86,7 @@ def answers(method: Rival | ZeroShot, task: int) -> list[Tensor]:
 
 
 def untouched_answers() -> list[Tensor]:
-    # Frozen, too: torch multiplies by a weight that requires a gradient in another order.
-    base: Any = make_base().requires_grad_(False)
+    base: Any = untouched_base()
     return answered(base.generate, **make_inputs())
 
 
@@ -120,7 +126,7 @@ def frozen(module: nn.Module) -> dict[str, Tensor]:
 
 @adapters
 def test_a_fresh_adapter_changes_nothing_and_training_changes_it_alone(name: str) -> None:
-    untouched = make_base()
+    untouched = untouched_base()
     before = {name: p.detach().clone() for name, p in untouched.named_parameters()}
     with torch.no_grad():
         base = untouched(**make_inputs()).logits

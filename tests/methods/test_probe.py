@@ -315,7 +315,7 @@ def pair(probed: tuple[GrowingVLM, Primitive], layer: int, source: int, key: str
     model, probes = probed
     older = len(model.ffns[layer].frozen)
     if source < older:
-        return model.ffns[layer].expert(source)[key][0]
+        return model.ffns[layer].expert(source)[key][0].cpu()
     return probes.experts[key][source - older]
 
 
@@ -358,7 +358,7 @@ def test_new_experts_copy_the_right_ones_with_their_router_rows(
                     assert weights[f"{key}.A"][place].any()
                 else:
                     for suffix in ("A", "B"):
-                        copy = weights[f"{key}.{suffix}"][place]
+                        copy = weights[f"{key}.{suffix}"][place].cpu()
                         assert torch.equal(copy, pair(probed, layer, source, f"{key}.{suffix}"))
     names = {key.split(".")[1] for key in weights if key.count(".") > 1}
     assert names == {str(layer) for layer, count in experts.items() if count}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from plain_trainer import PlainTrainer, make_batch, make_samples
 from tiny_models import make_base
 from torch import Tensor, nn
@@ -180,7 +181,7 @@ def test_importances_are_measured_on_what_was_learned_where_it_ended() -> None:
     assert primitive.memory.keys() == wanted.keys()
     for name, F_t in wanted.items():
         torch.testing.assert_close(
-            primitive.memory[name], F_t, rtol=1e-3, atol=1e-5 * F_t.max().item()
+            primitive.memory[name].to(DEVICE), F_t, rtol=1e-3, atol=1e-5 * F_t.max().item()
         )
     assert any(F_t.max() > 1e-2 for F_t in wanted.values())
 
@@ -217,8 +218,8 @@ class Tasks:
                     torch.rand(t.shape, generator=rng) < 0.7
                 )
                 importance[name] = (some * 10.0 ** (index - 1)).masked_fill(never[name], 0.0)
-            self.ends.append({n: t.double() for n, t in end.items()})
-            self.importances.append({n: t.double() for n, t in importance.items()})
+            self.ends.append({n: t.double().to(DEVICE) for n, t in end.items()})
+            self.importances.append({n: t.double().to(DEVICE) for n, t in importance.items()})
             weights = {stored[name]: t for name, t in end.items()}
             self.primitives.append(
                 Primitive(f"task-{index}", 4, 8, weights, {}, {}, memory=importance)
@@ -299,7 +300,10 @@ def test_the_optimum_is_between_the_tasks_as_their_curvatures_say() -> None:
     method.append(*tasks.primitives)
     parameters = method.trained()
     generator = torch.Generator().manual_seed(5)
-    a = {name: torch.randn(p.shape, generator=generator).double() for name, p in parameters.items()}
+    a = {
+        name: torch.randn(p.shape, generator=generator).double().to(DEVICE)
+        for name, p in parameters.items()
+    }
     curvature = {}
     with torch.no_grad():
         for name, p in parameters.items():
@@ -329,7 +333,7 @@ def test_a_penalty_holds_what_the_first_task_needs() -> None:
         before = {name: p.detach().clone() for name, p in method.trained().items()}
         learn(method, "two")
         way = [
-            (first.memory[name] * (p - before[name]).square()).sum()
+            (first.memory[name].to(DEVICE) * (p - before[name]).square()).sum()
             for name, p in method.trained().items()
         ]
         moved.append(float(torch.stack(way).detach().sum()))
@@ -367,7 +371,7 @@ def softened(logits_v: np.ndarray[Any, Any], temperature: float) -> np.ndarray[A
 
 def kept(student_bsv: Tensor, teacher_bsv: Tensor, labels_bs: Tensor, temperature: float) -> float:
     """Equation 2 on the answers, token for token: a token is predicted at the place before it."""
-    student, teacher = student_bsv.detach().double().numpy(), teacher_bsv.double().numpy()
+    student, teacher = (t.detach().double().cpu().numpy() for t in (student_bsv, teacher_bsv))
     total = 0.0
     for row, labels in enumerate(labels_bs.tolist()):
         for place in range(1, len(labels)):

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import CONFIGS, LAYERS, WIDTH, make_base, make_inputs
+from devices import DEVICE
+from tiny_models import CONFIGS, LAYERS, WIDTH, make_base, make_inputs, untouched_base
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, MixtralConfig
 
@@ -68,7 +69,7 @@ def _way(request: pytest.FixtureRequest) -> Iterator[None]:
 @torch.no_grad()
 def test_later_tasks_leave_every_bit_of_earlier_ones(family: str) -> None:
     inputs = make_inputs(family)
-    untouched = make_base(family)(**inputs).logits
+    untouched = untouched_base(family)(**inputs).logits
     model = GrowingVLM(make_base(family))
     assert torch.equal(model(inputs, BASE).logits, untouched)
     seen: dict[str, Tensor] = {}
@@ -98,7 +99,7 @@ def test_a_mixed_batch_gives_each_sample_its_own_tasks_answer(family: str) -> No
     for i, task in enumerate(tasks):
         alone = model(inputs, task).logits[i]
         torch.testing.assert_close(mixed[i], alone, rtol=1e-5, atol=1e-5)
-    assert torch.equal(mixed[1], make_base(family)(**inputs).logits[1])
+    assert torch.equal(mixed[1], untouched_base(family)(**inputs).logits[1])
     generated = model.generate(inputs, tasks, max_new_tokens=4, do_sample=False)
     assert generated.tasks == (3, BASE, 0, 2, 1, 3)
     for i, task in enumerate(tasks):
@@ -281,7 +282,7 @@ def test_growing_starts_from_given_weights_and_else_changes_nothing() -> None:
         assert all(m.B is not None and not m.B.any() for m in linears)
         model.discard()
         source = model.ffns[0].expert(2)
-        router = {"layers.0": torch.randn(6, WIDTH)}
+        router = {"layers.0": torch.randn(6, WIDTH).to(DEVICE)}
         model.grow("copy", {0: 1}, rank=8, lora_alpha=8, seed=1, init=source | router)
         name = next(iter(model.ffns[0].maps))
         A = model.ffns[0].maps[name].A

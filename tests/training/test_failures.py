@@ -132,7 +132,7 @@ def test_it_is_said_what_to_lower(error: Exception) -> None:
     told = described(error, small_config(Path(), "x"))
     assert str(error) in told
     assert "in task 'VizWiz', phase 'train'" in told
-    for key in ("training.micro_batch (now 4)", "evaluation.batch_size (now 8)", "data.max_length"):
+    for key in ("training.micro_batch (now 8)", "evaluation.batch_size (now 8)", "data.max_length"):
         assert key in told
     assert "training.gradient_checkpointing true" in told
     assert "training.zero 3" in told

@@ -138,7 +138,7 @@ def test_a_second_job_is_refused_and_ctrl_c_ends_the_first_and_says_how_it_goes_
     end = end[end.rindex("failed: ") :]
     assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB." in end
     assert re.search(r"in task 'ScienceQA', phase 'train'\n  on worker 1 \(\S+, pid \d+\)", end)
-    assert "lower training.micro_batch (now 4)" in end
+    assert "lower training.micro_batch (now 8)" in end
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
