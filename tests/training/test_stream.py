@@ -32,6 +32,12 @@ from cmoe.store import Store
 from cmoe.training.stream import run_stream
 
 
+def configured(root: Path, name: str, **changes: Any) -> RunConfig:
+    """A small stream of four micro-batches a step, which two and three workers share."""
+    config = small_config(root, name, **changes)
+    return replace(config, training=replace(config.training, micro_batch=4))
+
+
 def stream(group: Group, config: RunConfig) -> None:
     run_stream(config, group, FolderLink(group, config.folder / "checkpoint"))
 
@@ -58,14 +64,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(root: Path) -> dict[str, Any]:
-    return run(small_config(root, "alone"), workers=1)
+    return run(configured(root, "alone"), workers=1)
 
 
 @pytest.mark.parametrize(("workers", "zero"), [(2, 0), (1, 3), (2, 2), (2, 3)])
 def test_workers_and_zero_stages_decide_and_learn_alike(
     root: Path, alone: dict[str, Any], workers: int, zero: Any
 ) -> None:
-    config = small_config(root, f"{workers}-{zero}")
+    config = configured(root, f"{workers}-{zero}")
     config = replace(config, training=replace(config.training, zero=zero))
     alike(run(config, workers), alone, within=1e-4)
 
@@ -93,7 +99,7 @@ def test_a_training_goes_on_with_another_number_of_workers(
     root: Path, alone: dict[str, Any], zero: Any
 ) -> None:
     """Within one training on 2, then 1, then 3, which can't share a step's batches evenly."""
-    config = small_config(root, f"regrouped-{zero}")
+    config = configured(root, f"regrouped-{zero}")
     config = replace(config, training=replace(config.training, zero=zero, checkpoint_every=4))
     ensure_data(config.data)
     config.folder.mkdir(parents=True)
@@ -141,7 +147,7 @@ def test_matrix_has_what_readers_of_it_need(alone: dict[str, Any]) -> None:
 def test_coins_prediction_files_give_the_matrixs_last_row(
     root: Path, alone: dict[str, Any], mode: Any
 ) -> None:
-    config, tables = small_config(root, "alone"), alone["matrix"]
+    config, tables = configured(root, "alone"), alone["matrix"]
     row = (tables if mode == "official" else tables[mode])["located"][-1]
     for task, accuracy in zip(TASKS, row, strict=True):
         said = read_predictions(config.folder / "coin" / f"{task}.jsonl")
@@ -152,7 +158,7 @@ def test_coins_prediction_files_give_the_matrixs_last_row(
 
 def test_an_answer_file_decides_what_is_right(root: Path, alone: dict[str, Any]) -> None:
     """The same answers, held against what was said at the end as the answers to one task."""
-    config, task = small_config(root, "judged"), TASKS[1]
+    config, task = configured(root, "judged"), TASKS[1]
     shutil.copytree(config.folder.with_name("alone"), config.folder)
     said = read_predictions(config.folder / "coin" / f"{task}.jsonl")
     rows = [{"question_id": i, "text": "?", "answer": text} for i, text in said.items()]
@@ -170,7 +176,7 @@ def test_a_store_that_was_there_before_is_answered_stage_by_stage(
     root: Path, alone: dict[str, Any]
 ) -> None:
     """As a sweep leaves it: all tasks are learned, and no stage knows of a later one."""
-    config = small_config(root, "alone")
+    config = configured(root, "alone")
     answered = replace(config, name="answered")
     shutil.copytree(config.folder / "store", answered.folder / "store")
     run_group(1, stream, answered)
@@ -190,13 +196,13 @@ def answers(found: dict[str, Any], folder: Path) -> dict[tuple[str, str, str], s
     names = {r.digest: r.task for r in found["records"]}
     digests = {BASE: Store.open(folder / "store").header.base.digest}
     digests |= {r.index: r.digest for r in found["records"]}
-    tasks = read_tasks(small_config(folder.parents[1], folder.name).data, 0)
+    tasks = read_tasks(configured(folder.parents[1], folder.name).data, 0)
     every = read_all(folder / "predictions", tasks, digests).texts.items()
     return {(task, q, names.get(by, "base")): text for (task, q, by), text in every}
 
 
 def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str, Any]) -> None:
-    config = small_config(root, "uncached")
+    config = configured(root, "uncached")
     config = replace(config, evaluation=replace(config.evaluation, cache=False, batch_size=5))
     config = replace(config, training=replace(config.training, zero=2))
     kept = run(replace(config, name="cached", evaluation=replace(config.evaluation, cache=True)), 1)
@@ -210,7 +216,7 @@ def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str,
 
 
 def test_recomputing_activations_changes_no_loss(root: Path, alone: dict[str, Any]) -> None:
-    config = small_config(root, "recomputed")
+    config = configured(root, "recomputed")
     found = run(replace(config, training=replace(config.training, gradient_checkpointing=True)), 1)
     for task in TASKS:
         for phase, losses in alone["loss"][task].items():
@@ -218,7 +224,7 @@ def test_recomputing_activations_changes_no_loss(root: Path, alone: dict[str, An
 
 
 def test_bfloat16_learns_and_is_kept_as_bfloat16(root: Path, alone: dict[str, Any]) -> None:
-    config = small_config(root, "half", model=ModelConfig(dtype="bfloat16"))
+    config = configured(root, "half", model=ModelConfig(dtype="bfloat16"))
     config = replace(config, data=replace(config.data, tasks=TASKS[:2]))
     found = run(config, 1)
     for task in TASKS[:2]:
@@ -236,7 +242,7 @@ def test_real_pictures_give_the_same_from_files_from_shards_and_from_s3(
     found = sorted(Path(__file__).parents[3].glob("*/data/coin_real"))
     if not found:
         pytest.skip("no folder data/coin_real beside the project: real pictures are not tested")
-    config = small_config(root, "real")
+    config = configured(root, "real")
     tasks = ("ScienceQA", "ImageNet", "Grounding", "VQAv2")
     data = DataConfig(
         root=str(found[0]), images="images", tasks=tasks, train_samples=48, test_samples=9
@@ -262,7 +268,7 @@ def test_real_pictures_give_the_same_from_files_from_shards_and_from_s3(
 
 
 def one_task(root: Path, name: str, **changes: Any) -> RunConfig:
-    config = small_config(root, name, **changes)
+    config = configured(root, name, **changes)
     return replace(config, data=replace(config.data, tasks=TASKS[1:]))
 
 
@@ -283,7 +289,7 @@ def test_a_loss_that_is_not_finite_names_task_phase_and_step(root: Path) -> None
 
 
 def test_an_answer_longer_than_the_context_names_its_sample(root: Path) -> None:
-    config = small_config(root, "long")
+    config = configured(root, "long")
     data = replace(config.data, root=str(root / "long-data"), tasks=("VizWiz",))
     ensure_data(data)
     file = root / "long-data" / "Instructions_Original" / "VizWiz" / "train.json"
