@@ -35,7 +35,7 @@ test: install
 
 # Kills workers, drivers and nodes of a short stream, 20 in all; about 15 minutes.
 chaos: install
-	$(BIN)/python tests/chaos.py
+	PYTHONPATH=tests $(BIN)/python tests/support/chaos.py
 
 check: install
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ bench: install
 	$(BIN)/python ray_jobs/bench.py
 
 base: install
-	$(BIN)/python -m cmoe.assets.build_mini_base --out cmoe/assets/mini_base
+	$(BIN)/python -m cmoe.mini.build_base --out cmoe/mini/base
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

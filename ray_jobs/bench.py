@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from cmoe.benchmarks.modeling import SECTIONS
-from cmoe.command_line import Parser
-from cmoe.files import whole
-from cmoe.storage import WRITTEN, StorageError, explained
+from cmoe.common.command_line import Parser
+from cmoe.common.files import whole
+from cmoe.common.storage import WRITTEN, StorageError, explained
+from cmoe.experiments.benchmarks.modeling import SECTIONS
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.sections) - set(known):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    from cmoe.data.samples import DataError
+    from cmoe.common.errors import DataError
     from cmoe.serving.launch import ServiceError
 
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from cmoe.config import parse
+from cmoe.config.tree import parse
 
 SELECTION = 0.1  # of the training samples, where the configuration holds none back
 
@@ -18,14 +18,15 @@ def main() -> int:
     config = parse(prog="coin_locate.py")
     import torch
 
-    from cmoe.benchmarks.locating import accuracies
-    from cmoe.data.coin import ensure_data, read_tasks
-    from cmoe.data.samples import DataError
+    from cmoe.common.errors import DataError
+    from cmoe.common.storage import StorageError
+    from cmoe.data.coin import read_tasks
     from cmoe.data.texts import reserved_tokens
+    from cmoe.experiments.benchmarks.locating import accuracies
+    from cmoe.mini.tasks import ensure_data
     from cmoe.modeling.pretrained import load_processor
     from cmoe.modeling.settings import MIN_SAMPLES
-    from cmoe.storage import StorageError
-    from cmoe.training.stream import load
+    from cmoe.run.stream import load
 
     data = replace(
         config.data, selection=config.data.selection or SELECTION, evaluate_on="selection"

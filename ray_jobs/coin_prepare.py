@@ -16,18 +16,18 @@ from typing import Any
 
 import ray
 
-from cmoe.cluster import connect
-from cmoe.command_line import Parser
-from cmoe.config import ModelConfig
+from cmoe.common.command_line import Parser
+from cmoe.common.errors import DataError
+from cmoe.common.exclusive import require_exclusive
+from cmoe.common.storage import StorageError, explained, filesystem, require_reachable
+from cmoe.config.tree import ModelConfig
 from cmoe.data.prepare import Each, Preparation, prepare, survey
-from cmoe.data.samples import DataError
 from cmoe.data.settings import TASKS, require_known
 from cmoe.data.shards import MANIFEST, read_manifest
 from cmoe.data.texts import reserved_tokens
-from cmoe.exclusive import require_exclusive
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor
-from cmoe.storage import StorageError, explained, filesystem, require_reachable
+from cmoe.run.cluster import connect
 
 
 def main() -> int:

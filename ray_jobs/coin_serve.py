@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cmoe.command_line import Parser
+from cmoe.common.command_line import Parser
 
 CONFIG, LEARNED = "configs/serve_mini.yaml", "runs/coin_mini/store"
 
@@ -28,10 +28,10 @@ def main() -> int:
         help=f"Learn two tasks in a hurry where {LEARNED} isn't there; about two minutes.",
     )
     given = parser.parse_args()
-    from cmoe.data.samples import DataError
+    from cmoe.common.errors import DataError
+    from cmoe.common.storage import StorageError, explained
+    from cmoe.run.launch import RunError
     from cmoe.serving.launch import ServiceError, read_service, serving
-    from cmoe.storage import StorageError, explained
-    from cmoe.training.launch import RunError
 
     store = given.store
     try:
@@ -61,8 +61,8 @@ def smallest_store() -> str:
     """A store to look at: two tasks of the mini stream, learned in a hurry."""
     from dataclasses import replace
 
-    from cmoe.config import parse
-    from cmoe.training.launch import run
+    from cmoe.config.tree import parse
+    from cmoe.run.launch import run
 
     config = parse(["--config", "configs/coin_mini.yaml", "--name", "coin_smallest"])
     data = replace(

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import sys
 
-from cmoe.command_line import refuse
-from cmoe.comparison.settings import CompareConfig
-from cmoe.config import PlanConfig, RunConfig, parse_job
+from cmoe.common.command_line import refuse
+from cmoe.config.tree import PlanConfig, RunConfig, parse_job
+from cmoe.experiments.comparison.settings import CompareConfig
 
 
 def main() -> int:
     config, settings, parts = parse_job({"": CompareConfig}, prog="coin_stream.py")
     if settings is not None:
         return plan(config, settings)
-    from cmoe.data.samples import DataError
-    from cmoe.storage import StorageError, explained
-    from cmoe.training.launch import RunError
+    from cmoe.common.errors import DataError
+    from cmoe.common.storage import StorageError, explained
+    from cmoe.run.launch import RunError
 
     how = parts[""]
     if how.names:
-        from cmoe.comparison.compare import require_possible
+        from cmoe.experiments.comparison.compare import require_possible
 
         try:
             require_possible(config, how)
@@ -45,25 +45,25 @@ def main() -> int:
 
 def streamed(config: RunConfig) -> str:
     from cmoe.evaluation.results import table
-    from cmoe.training.launch import run
+    from cmoe.run.launch import run
 
     print(f"\n{table(run(config))}")
     return "report.html"
 
 
 def compared(config: RunConfig, how: CompareConfig) -> str:
-    from cmoe.comparison.compare import compare, table
+    from cmoe.experiments.comparison.compare import compare, table
 
     print(f"\n{table(compare(config, how))}")
     return "comparison.html"
 
 
 def plan(config: RunConfig, settings: PlanConfig) -> int:
-    from cmoe.data.samples import DataError
+    from cmoe.common.errors import DataError
+    from cmoe.common.storage import StorageError, explained
+    from cmoe.experiments.planning.plan import lines, make_plan
     from cmoe.modeling.base import UnsupportedModelError
     from cmoe.modeling.pretrained import MissingModelError
-    from cmoe.planning.plan import lines, make_plan
-    from cmoe.storage import StorageError, explained
 
     try:
         with explained(None):

@@ -11,19 +11,19 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from cmoe.command_line import refuse
-from cmoe.config import RunConfig, parse_with
-from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
+from cmoe.common.command_line import refuse
+from cmoe.config.tree import RunConfig, parse_with
+from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 
 
 def main() -> int:
     sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
     run, parts = parse_with(sections, prog="coin_sweep.py")
-    from cmoe.data.samples import DataError
-    from cmoe.storage import StorageError, explained
-    from cmoe.training.launch import RunError
-    from cmoe.tuning.report import write_sweep_report
-    from cmoe.tuning.sweep import SweepConfig, sweep
+    from cmoe.common.errors import DataError
+    from cmoe.common.storage import StorageError, explained
+    from cmoe.experiments.sweep.sweep import SweepConfig, sweep
+    from cmoe.reports.sweep_page import write_sweep_report
+    from cmoe.run.launch import RunError
 
     try:
         config = SweepConfig(run, parts["search"], parts["budget"], parts[""])
@@ -50,9 +50,9 @@ def main() -> int:
 
 def compared(run: RunConfig) -> dict[str, Any]:
     """On the test split: the winners' stream, the configuration's, one that grows everywhere."""
-    from cmoe.evaluation.identity import claim_data, trained_on
-    from cmoe.training.launch import claim_folder
-    from cmoe.training.launch import run as run_stream
+    from cmoe.evaluation.data_identity import claim_data, trained_on
+    from cmoe.run.launch import claim_folder
+    from cmoe.run.launch import run as run_stream
 
     runs = {
         "winners": run,

@@ -19,7 +19,7 @@ import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cmoe.command_line import Parser
+from cmoe.common.command_line import Parser
 
 METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254")
 NOTICE = "/latest/meta-data/spot/instance-action"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from ports import free_port
+from support.ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

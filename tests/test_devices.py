@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from devices import chosen
+from support.devices import chosen
 
 
 def test_the_cpu_and_what_is_there_is_taken() -> None:

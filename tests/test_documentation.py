@@ -17,12 +17,12 @@ from itertools import pairwise
 
 import pytest
 import yaml
-from documented import LEARNING, PAGES, ROOT, RUN, Command, appended, commands
+from support.documented import LEARNING, PAGES, ROOT, RUN, Command, appended, commands
 
-from cmoe.comparison.settings import CompareConfig
-from cmoe.config import PlanConfig, RunConfig, parse, parse_job, parse_with
-from cmoe.config_keys import key_type, tree_of
-from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
+from cmoe.config.keys import key_type, tree_of
+from cmoe.config.tree import PlanConfig, RunConfig, parse, parse_job, parse_with
+from cmoe.experiments.comparison.settings import CompareConfig
+from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 
 WRITTEN = commands()
 
@@ -129,7 +129,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "python ray_jobs/coin_sweep.py .*": ("half an hour", parses),
     "python ray_jobs/coin_serve.py --config configs/serve_mini.yaml": ("the same service", parses),
     "python ray_jobs/bench.py .*": ("minutes, alone on a machine", parses),
-    "python -m cmoe.assets.build_mini_base --seed 0": ("an hour", parses),
+    "python -m cmoe.mini.build_base --seed 0": ("an hour", parses),
     "serve deploy .*": ("needs a Ray cluster for good", deploys),
     "docker .*": ("needs Docker and a registry", names_files),
     "aws .*": ("needs an account", names_files),

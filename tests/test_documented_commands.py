@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import S3Server
-from documented import (
+from support.documented import (
     JOB,
     KEYS,
     LEARNING,
@@ -32,10 +32,10 @@ from documented import (
     commands,
     snippets,
 )
-from heads import Head, running_head
-from ports import free_port
+from support.heads import Head, running_head
+from support.ports import free_port
 
-from cmoe.data.mini import write_mini_coin
+from cmoe.mini.tasks import write_mini_coin
 
 MINUTES = 60
 WRITTEN = commands()
@@ -95,7 +95,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
         "AWS_DEFAULT_REGION": "us-east-1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_JOB_SUBMIT_HOOK": "cmoe.uploads.check",
+        "RAY_JOB_SUBMIT_HOOK": "cmoe.run.uploads.check",
         "KEY": "a key",
     }
     return Walk(folder, environment)
@@ -209,10 +209,10 @@ def png() -> bytes:
 
 def test_a_model_grows_as_the_page_says(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its `prompts` and `batch` are the reader's; its `features` is named in a comment."""
-    from cmoe.assets import MINI_BASE
     from cmoe.data.batches import Collator
     from cmoe.data.coin import read_tasks
     from cmoe.data.settings import DataConfig
+    from cmoe.mini.base_path import MINI_BASE
     from cmoe.modeling.pretrained import load_base
 
     monkeypatch.chdir(walk.folder)

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from support.paths import ROOT
 
 
 def test_the_wheel_holds_the_package_with_its_assets(tmp_path: Path) -> None:
@@ -16,10 +16,8 @@ def test_the_wheel_holds_the_package_with_its_assets(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("cmoe-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "cmoe").rglob("*.py")}
-    assets = {
-        str(p.relative_to(ROOT)) for p in (ROOT / "cmoe/assets/mini_base").iterdir() if p.is_file()
-    }
-    assert "cmoe/assets/mini_base/model.safetensors" in assets
+    assets = {str(p.relative_to(ROOT)) for p in (ROOT / "cmoe/mini/base").iterdir() if p.is_file()}
+    assert "cmoe/mini/base/model.safetensors" in assets
     assert modules | assets <= names
     assert not [n for n in names if n.endswith((".pt", ".bin", ".pkl"))]
     assert {n.split("/")[0].split("-")[0] for n in names} == {"cmoe"}

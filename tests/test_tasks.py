@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import JOBS
 
-from cmoe.comparison.compare import require_possible
-from cmoe.comparison.settings import CompareConfig
-from cmoe.config import RunConfig, parse, parse_job
-from cmoe.data.coin import ensure_data, read_tasks
-from cmoe.data.samples import DataError
+from cmoe.common.errors import DataError
+from cmoe.common.nearest import unknown
+from cmoe.config.tree import RunConfig, parse, parse_job
+from cmoe.data.coin import read_tasks
 from cmoe.data.settings import TASKS, DataConfig
-from cmoe.evaluation.scorers import SCORED, score
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.nearest import unknown
-from cmoe.planning.plan import samples_of
-from cmoe.training.launch import RunError, read_stream, run
-from cmoe.tuning.settings import BranchConfig, BudgetConfig, SearchConfig
-from cmoe.tuning.sweep import SweepConfig, sweep
+from cmoe.experiments.comparison.compare import require_possible
+from cmoe.experiments.comparison.settings import CompareConfig
+from cmoe.experiments.planning.plan import samples_of
+from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
+from cmoe.experiments.sweep.sweep import SweepConfig, sweep
+from cmoe.mini.tasks import ensure_data
+from cmoe.run.launch import RunError, read_stream, run
+from cmoe.tasks.scorers import SCORED, score
 
-JOBS = Path(__file__).parents[1] / "ray_jobs"
 WANTED = "names 'MyTask', which has no scorer; there are ScienceQA, TextVQA, ImageNet, GQA, "
 
 

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cmoe.common.errors import DataError
 from cmoe.data.image_limits import ImageLimits, limits_of
 from cmoe.data.images import ImageError, load_image
-from cmoe.data.samples import DataError, Sample
+from cmoe.data.samples import Sample
 from cmoe.data.texts import TextRule, reserved_tokens
 
 IGNORED = -100  # the label of a token that isn't part of an answer

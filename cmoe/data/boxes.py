@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from cmoe.data.samples import DataError, Sample
+from cmoe.common.errors import DataError
+from cmoe.data.samples import Sample
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""

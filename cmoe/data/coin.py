@@ -14,25 +14,22 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+from cmoe.common.errors import DataError
 from cmoe.data.boxes import Size
 from cmoe.data.documents import read_document
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import image_size
-from cmoe.data.mini import write_mini_coin
+from cmoe.data.row_rules import RowRule, Split
 from cmoe.data.rows import read_samples
-from cmoe.data.samples import DataError, Sample, Task
+from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.data.shards import (
-    HUB,
-    MANIFEST,
     StoredSamples,
     find_root,
     read_manifest,
     read_rows,
     require_usable_rows,
 )
-from cmoe.data.usable import RowRule, Split
-from cmoe.storage import WRITTEN, explained, is_remote, require_reachable
 
 INSTRUCTIONS = "Instructions_Original"
 _NAMES: Mapping[Split, tuple[str, ...]] = {
@@ -60,30 +57,6 @@ def read_tasks(
     manifest = read_manifest(root)
     source: Source = _Prepared(root, manifest, tokens) if manifest else _Files(config, tokens or ())
     return tuple(_read_task(config, source, name, seed, least) for name in config.tasks)
-
-
-def ensure_data(config: DataConfig) -> None:
-    """Write the generated tasks where a configuration asks for them and there are none yet.
-
-    Raises:
-        DataError: There is no data, and none is to be generated.
-        StorageError: It can't be read, or not be written.
-    """
-    if not config.root.startswith(HUB):
-        require_reachable(config.root)
-    if read_manifest(find_root(config.root)) or (Path(config.root) / INSTRUCTIONS).is_dir():
-        return
-    if not config.generate or is_remote(config.root):
-        raise DataError(
-            f"{config.root}: neither {INSTRUCTIONS} nor {MANIFEST} is there; set data.root to "
-            "CoIN's files or to what coin_prepare.py made of them, or data.generate to true for "
-            "the generated mini CoIN in a folder"
-        )
-    root = Path(config.root)
-    beside = root.with_name(root.name + ".partial")
-    with explained(root, WRITTEN):
-        write_mini_coin(beside, train=config.train_samples or 0, test=config.test_samples or 0)
-        beside.rename(root)
 
 
 def _read_task(config: DataConfig, source: Source, name: str, seed: int, least: int) -> Task:

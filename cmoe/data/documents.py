@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cmoe.data.samples import DataError
-from cmoe.parsing import parse_json
+from cmoe.common.errors import DataError
+from cmoe.common.parsing import parse_json
 
 
 def read_file(file: Path) -> bytes:

@@ -18,9 +18,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmoe.data.samples import DataError, Sample, StoredPicture
+from cmoe.common.errors import DataError
+from cmoe.common.files import WORKING_COPIES
+from cmoe.data.samples import Sample, StoredPicture
 from cmoe.data.shards import StoredSamples
-from cmoe.files import WORKING_COPIES
 
 CODE = 2  # bytes kept of each sample's digest: enough to say which one changed
 THREADS = 32  # that ask for sizes and times; a network's file system answers each one slowly

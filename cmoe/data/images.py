@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cmoe.common.errors import DataError
 from cmoe.data.image_headers import UnusableError, gif_size, usable
 from cmoe.data.image_limits import ImageLimits
-from cmoe.data.samples import DataError, StoredPicture, name_of
+from cmoe.data.samples import StoredPicture, name_of
 
 PICTURE = "the picture"  # what errors call one without a file
 SIDE = 65_535  # pixels: the longest side of any JPEG or GIF; longer lines cost without bound

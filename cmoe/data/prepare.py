@@ -24,18 +24,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from cmoe.common.errors import DataError
+from cmoe.common.files import whole
+from cmoe.common.parsing import parse_json
+from cmoe.common.storage import READ, WRITTEN, exists, explained, filesystem
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED
 from cmoe.data.coin import read_json, split_file
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import ImageError, open_image, read_image, to_rgb
+from cmoe.data.row_rules import Ids, RowRule, Split, named
 from cmoe.data.rows import read_row
-from cmoe.data.samples import DataError, Sample, name_of
+from cmoe.data.samples import Sample, name_of
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
-from cmoe.data.usable import Ids, RowRule, Split, named
-from cmoe.files import whole
-from cmoe.parsing import parse_json
-from cmoe.storage import READ, WRITTEN, exists, explained, filesystem
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 PARTIAL = "partial"  # finished scans, until the manifest is there

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.errors import DataError
+from cmoe.common.nearest import unknown
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED, Size
-from cmoe.data.samples import DataError, Sample, Turn
-from cmoe.data.usable import (
+from cmoe.data.row_rules import (
     PLACEHOLDER,
     Ids,
     RowRule,
@@ -31,7 +32,7 @@ from cmoe.data.usable import (
     require_text,
     shown,
 )
-from cmoe.nearest import unknown
+from cmoe.data.samples import Sample, Turn
 
 KEYS = (
     "id",

@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 
-class DataError(ValueError):
-    """A file or a row that can't be used; names the file, the row and what would be right."""
-
-
 class Turn(NamedTuple):
     """A question and its answer behind the first ones of a conversation."""
 
@@ -85,7 +81,7 @@ class Task:
 # A group holds about a megabyte, and neighbours are often asked for together.
 @lru_cache(maxsize=16)
 def _group(shard: str, group: int) -> Any:
-    from cmoe.storage import READ, explained
+    from cmoe.common.storage import READ, explained
 
     with explained(shard, READ):
         return _file(shard).read_row_group(group, columns=["bytes"]).column(0)
@@ -96,7 +92,7 @@ def _file(shard: str) -> Any:
     """An open shard. Its ranges are read as they are asked for: nothing is read ahead."""
     import pyarrow.parquet as pq
 
-    from cmoe.storage import filesystem
+    from cmoe.common.storage import filesystem
 
     fs, path = filesystem(shard)
     return pq.ParquetFile(fs.open(path, "rb", cache_type="none"))

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from cmoe.nearest import unknown
-from cmoe.ranges import require
+from cmoe.common.bounds import require
+from cmoe.common.nearest import unknown
 
 TASKS = (
     "ScienceQA",

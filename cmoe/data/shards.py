@@ -19,11 +19,12 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from cmoe.common.errors import DataError
+from cmoe.common.files import whole
+from cmoe.common.storage import READ, WRITTEN, exists, explained, filesystem
 from cmoe.data.documents import parse_document
-from cmoe.data.samples import DataError, Sample, StoredPicture, Turn
-from cmoe.data.usable import Ids, RowRule, require_usable, shown
-from cmoe.files import whole
-from cmoe.storage import READ, WRITTEN, exists, explained, filesystem
+from cmoe.data.row_rules import Ids, RowRule, require_usable, shown
+from cmoe.data.samples import Sample, StoredPicture, Turn
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "rows", "images"
 FORMAT = 1

@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cmoe.common.group import Group
 from cmoe.data.batches import LENGTH_STEP, Collator, slices
+from cmoe.data.distributed import over_batches
 from cmoe.data.fingerprint import questions
 from cmoe.data.samples import Sample, Task
 from cmoe.evaluation.predictions import (
@@ -37,10 +39,8 @@ from cmoe.evaluation.predictions import (
     write_survey,
 )
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.group import Group
 from cmoe.methods.method import Method
 from cmoe.modeling.routers import BASE
-from cmoe.passes import over_batches
 
 T = TypeVar("T")
 

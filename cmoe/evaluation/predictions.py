@@ -23,11 +23,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cmoe.common.files import whole
+from cmoe.common.parsing import parse_json
+from cmoe.common.run_files import RunFileError, digest_of, read_table, write_table
 from cmoe.data.samples import Task
-from cmoe.evaluation.reading import RunFileError, digest_of, read_table, write_table
-from cmoe.files import whole
 from cmoe.modeling.routers import BASE
-from cmoe.parsing import parse_json
 
 _SAID = "cmoe"  # of a survey's metadata
 ANSWERS, STAGE, SURVEY = "answers", "stage", "survey"

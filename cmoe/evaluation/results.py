@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.files import whole
 from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import fwt, summary
 from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
-from cmoe.evaluation.scorers import Mode, score
 from cmoe.evaluation.targets import Targets
-from cmoe.files import whole
 from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
+from cmoe.tasks.scorers import Mode, score
 
 MATRIX = "matrix.json"
 MEASURED = ("seconds", "learning_flops", "peak_memory", "latency")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.run_files import RunFileError, read_object, read_settings
 from cmoe.data.samples import Task
 from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
-from cmoe.evaluation.reading import RunFileError, read_object, read_settings
 from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.targets import Targets
-from cmoe.lease import FOLDER as LEASE
 from cmoe.modeling.routers import BASE
-from cmoe.store import BaseId, Record, Store
+from cmoe.run.lease import FOLDER as LEASE
+from cmoe.store.log import BaseId, Record, Store
 
 CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "stages"
 COIN, TRAIN = "coin", "train"

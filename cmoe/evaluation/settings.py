@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cmoe.evaluation.scorers import SCORED, Mode
-from cmoe.nearest import unknown
-from cmoe.ranges import require
+from cmoe.common.bounds import require
+from cmoe.common.nearest import unknown
+from cmoe.tasks.scorers import SCORED, Mode
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cmoe.data.samples import DataError, Sample, Task
+from cmoe.common.errors import DataError
+from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.coin_files import choices, read_targets
-from cmoe.evaluation.scorers import Target
 from cmoe.evaluation.settings import EvaluationConfig
+from cmoe.tasks.answer_files import choices, read_targets
+from cmoe.tasks.scorers import Target
 
 Targets = Mapping[str, Mapping[str, Target]]
 """By task and question id, in the order of the task's test samples."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
+from cmoe.methods.baselines import SequentialLoRA
 from cmoe.methods.method import Forward, Trainer, seed_of
-from cmoe.methods.peers import SequentialLoRA
 from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig
 from cmoe.modeling.base import arguments
 from cmoe.modeling.growing import Inputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cmoe.ranges import require
+from cmoe.common.bounds import require
 
 Score = Literal["frequency", "excess", "loss_gain", "random"]
 Init = Literal["used", "probe", "fresh"]

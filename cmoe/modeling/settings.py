@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cmoe.ranges import require
+from cmoe.common.bounds import require
 
 MIN_SAMPLES = 8
 """Training samples of a task that its locator entry needs at least."""

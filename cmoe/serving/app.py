@@ -24,17 +24,17 @@ from ray.serve import Application
 from ray.serve.metrics import Gauge, Histogram
 
 from cmoe.modeling.routers import BASE
-from cmoe.serving.batch import padding
-from cmoe.serving.engine import Engine, Event
-from cmoe.serving.following import Following, follow
-from cmoe.serving.gateway import Gateway
-from cmoe.serving.generation import UnservedBaseError, context_of
-from cmoe.serving.keys import Keys
+from cmoe.serving.engines.builtin.batch import padding
+from cmoe.serving.engines.builtin.decoding import UnservedBaseError, context_of
+from cmoe.serving.engines.builtin.engine import Engine, Event
+from cmoe.serving.engines.builtin.store_follower import Following, follow
+from cmoe.serving.engines.builtin.verification import require_own_answers
+from cmoe.serving.gateway.http import Gateway
+from cmoe.serving.gateway.keys import Keys
+from cmoe.serving.gateway.metrics import BOUNDS
 from cmoe.serving.messages import Arrays, Located, Question, Said
-from cmoe.serving.metrics import BOUNDS
 from cmoe.serving.settings import ServeConfig
-from cmoe.serving.verification import require_own_answers
-from cmoe.store import Store
+from cmoe.store.log import Store
 
 logger = logging.getLogger("ray.serve")
 FAILURES = 3

@@ -23,7 +23,7 @@ from cmoe.serving.launch import read_service, serving
 from cmoe.serving.load import Reply, drive, request_of
 from cmoe.serving.messages import Question, Said
 from cmoe.serving.settings import ServeConfig
-from cmoe.store import Store
+from cmoe.store.log import Store
 
 Texts = list[tuple[str, str | None]]
 
@@ -84,8 +84,8 @@ def offline(
 ) -> tuple[float, list[tuple[str, str | None]]]:
     """Seconds, and texts and tasks, of all samples in one process: prepared, located, answered."""
     from cmoe.data.images import load_image
-    from cmoe.serving.engine import Engine, Event, Job
-    from cmoe.serving.following import follow
+    from cmoe.serving.engines.builtin.engine import Engine, Event, Job
+    from cmoe.serving.engines.builtin.store_follower import follow
 
     following, processor = follow(config)
     model = following.model

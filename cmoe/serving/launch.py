@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cmoe.cluster import connect, named_cluster
+from cmoe.common.storage import StorageError, require_reachable
 from cmoe.modeling.pretrained import MissingModelError, load_config
-from cmoe.serving.following import model_of
-from cmoe.serving.generation import require_servable
-from cmoe.serving.keys import Keys, is_loopback
+from cmoe.run.cluster import connect, named_cluster
+from cmoe.serving.engines.builtin.decoding import require_servable
+from cmoe.serving.engines.builtin.store_follower import model_of
+from cmoe.serving.gateway.keys import Keys, is_loopback
 from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
-from cmoe.storage import StorageError, require_reachable
-from cmoe.store import Store
+from cmoe.store.log import Store
 
 LOOPBACK = "localhost"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from cmoe.serving.engine import Finish, Job
+from cmoe.serving.engines.builtin.engine import Finish, Job
 
 Arrays = Mapping[str, NDArray[Any]]
 """A prompt: a base's inputs for a batch of one."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cmoe.parsing import parse_yaml
-from cmoe.serving.known import did_you_mean, require_known
+from cmoe.common.parsing import parse_yaml
+from cmoe.serving.known_keys import did_you_mean, require_known
 from cmoe.serving.settings import ServeConfig
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from cmoe.config import ModelConfig
+from cmoe.common.bounds import require
+from cmoe.config.tree import ModelConfig
 from cmoe.data.image_limits import FORMATS, ImageLimits
-from cmoe.ranges import require
-from cmoe.serving.known import require_known
+from cmoe.serving.known_keys import require_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cmoe.ranges import require
+from cmoe.common.bounds import require
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import tomllib
 
 import pytest
-from cluster.reading import (
+from support.cluster_files import (
     BEFORE,
     BUILD,
     CLUSTER,

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from cluster.reading import (
+from support.cluster_files import (
     GID,
     KINDS,
     KUBERAY,

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from cluster.reading import IMAGE, UID, environment, launcher, machine, text_of
+from support.cluster_files import IMAGE, UID, environment, launcher, machine, text_of
 
 
 def prepared(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from cluster.reading import JOBS, documents, pods
+from support.cluster_files import JOBS, documents, pods
 
 
 @dataclass(frozen=True)

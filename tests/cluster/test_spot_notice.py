@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import ray
-from jobs import REPOSITORY, until
+from support.jobs import REPOSITORY, until
 
 SCRIPT = REPOSITORY / "ray_jobs" / "spot_notice.py"
 TOKEN = "a-session"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster.reading import (
+from support.cluster_files import (
     IMAGE,
     JOBS,
     ROOT,

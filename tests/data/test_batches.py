@@ -14,19 +14,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_files import chunk, png
 from PIL import Image
+from support.picture_files import chunk, png
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFast
 
-from cmoe.assets import MINI_BASE
+from cmoe.common.errors import DataError
+from cmoe.common.group import Group
 from cmoe.data.batches import IGNORED, Collator, loader, slices, training_order
 from cmoe.data.coin import read_tasks
-from cmoe.data.mini import write_mini_coin
-from cmoe.data.samples import DataError, Sample, Turn
+from cmoe.data.samples import Sample, Turn
 from cmoe.data.settings import DataConfig
-from cmoe.group import Group
+from cmoe.mini.base_path import MINI_BASE
+from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.base import arguments
 from cmoe.modeling.pretrained import load_base
 

@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cmoe.common.errors import DataError
 from cmoe.data.boxes import fractions, numbers, read_answer
 from cmoe.data.coin import read_tasks
 from cmoe.data.prepare import Preparation, prepare, survey
-from cmoe.data.samples import DataError, Task
+from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.coin_files import read_targets
-from cmoe.evaluation.scorers import score
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets
+from cmoe.tasks.answer_files import read_targets
+from cmoe.tasks.scorers import score
 
 WIDTH, HEIGHT = 40, 30
 

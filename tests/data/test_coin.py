@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmoe.data.coin import ensure_data, read_tasks
-from cmoe.data.mini import SIZE, make_sample, write_mini_coin
-from cmoe.data.samples import DataError, Turn
+from cmoe.common.errors import DataError
+from cmoe.data.coin import read_tasks
+from cmoe.data.samples import Turn
 from cmoe.data.settings import TASKS, DataConfig
+from cmoe.mini.tasks import SIZE, ensure_data, make_sample, write_mini_coin
 
 TRAIN, TEST = 12, 5
 VALIDATED = {"TextVQA", "VizWiz", "VQAv2"}  # coin.md: evaluated on val.json

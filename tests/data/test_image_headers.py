@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from picture_files import (
+from PIL import Image, ImageFile
+from support.picture_files import (
     EXIF,
     SIGNATURE,
     chunk,
@@ -24,8 +25,8 @@ from picture_files import (
     saved,
     segment,
 )
-from PIL import Image, ImageFile
 
+from cmoe.common.errors import DataError
 from cmoe.data import image_headers
 from cmoe.data.image_limits import FORMATS, ImageLimits
 from cmoe.data.images import (
@@ -36,7 +37,6 @@ from cmoe.data.images import (
     open_image,
     to_rgb,
 )
-from cmoe.data.samples import DataError
 
 LIMITS = ImageLimits()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import transformers
-from picture_files import saved
 from PIL import Image
+from support.picture_files import saved
 
 from cmoe.data.image_limits import ImageLimits, Resizing, limits_of
 from cmoe.data.images import ImageError, ImageTooLargeError, open_image

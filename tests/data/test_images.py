@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_files import (
+from PIL import Image
+from support.picture_files import (
     EXIF,
     GREY,
     GREY_ALPHA,
@@ -31,7 +32,6 @@ from picture_files import (
     saved,
     segment,
 )
-from PIL import Image
 
 from cmoe.data.image_limits import FORMATS, ImageLimits
 from cmoe.data.images import (

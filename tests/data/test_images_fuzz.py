@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_files import GREY, PALETTE, SIGNATURE, chunk, header, png
 from PIL import Image
+from support.picture_files import GREY, PALETTE, SIGNATURE, chunk, header, png
 
 from cmoe.data.image_limits import FORMATS, ImageLimits, Resizing
 from cmoe.data.images import ImageError, open_image, to_rgb

@@ -21,21 +21,23 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_files import SIGNATURE, chunk, header, png
 from PIL import Image
+from support.paths import JOBS
+from support.picture_files import SIGNATURE, chunk, header, png
 
+from cmoe.common.errors import DataError
+from cmoe.common.group import Group
 from cmoe.data import prepare as preparing
 from cmoe.data.batches import slices
 from cmoe.data.coin import read_tasks
 from cmoe.data.image_limits import ImageLimits
-from cmoe.data.mini import write_mini_coin
 from cmoe.data.prepare import Preparation, Scan, Survey, plan, prepare, survey, with_box
-from cmoe.data.samples import DataError, Sample, StoredPicture
+from cmoe.data.samples import Sample, StoredPicture
 from cmoe.data.settings import TASKS, DataConfig
 from cmoe.data.shards import find_root, read_manifest, read_rows
-from cmoe.group import Group
+from cmoe.mini.tasks import write_mini_coin
 
-JOB = Path(__file__).parents[2] / "ray_jobs" / "coin_prepare.py"
+JOB = JOBS / "coin_prepare.py"
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cmoe.common.errors import DataError
 from cmoe.data.coin import count_rows, read_tasks
 from cmoe.data.prepare import Preparation, prepare, survey
 from cmoe.data.rows import KEYS, METADATA
-from cmoe.data.samples import DataError, Sample, StoredPicture
+from cmoe.data.samples import Sample, StoredPicture
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.coin_files import read_predictions, read_targets
+from cmoe.tasks.answer_files import read_predictions, read_targets
 
 FUZZ = int(os.environ.get("CMOE_FUZZ", "300"))
 TOKENS = ("<s>", "</s>", "<pad>", "<image>")

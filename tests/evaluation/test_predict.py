@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cmoe.assets import MINI_BASE
+from cmoe.common.group import Group
+from cmoe.common.run_files import RunFileError
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
-from cmoe.data.mini import write_mini_coin
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.predict import Predictor
@@ -29,10 +29,10 @@ from cmoe.evaluation.predictions import (
     stage_file,
     survey_file,
 )
-from cmoe.evaluation.reading import RunFileError
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.group import Group
-from cmoe.methods.peers import ZeroShot
+from cmoe.methods.baselines import ZeroShot
+from cmoe.mini.base_path import MINI_BASE
+from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cmoe.common.run_files import RunFileError
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation import predictions
-from cmoe.evaluation.coin_answers import write_coin
-from cmoe.evaluation.coin_files import read_predictions
-from cmoe.evaluation.judge import judge
+from cmoe.evaluation.coin_predictions import write_coin
 from cmoe.evaluation.predictions import (
     Evaluated,
     Key,
@@ -29,12 +28,13 @@ from cmoe.evaluation.predictions import (
     stage_file,
 )
 from cmoe.evaluation.predictions import read_predictions as read_all
-from cmoe.evaluation.reading import RunFileError
 from cmoe.evaluation.results import Facts, results, table, write_json
-from cmoe.evaluation.scorers import Mode, Target
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets, target
 from cmoe.modeling.routers import BASE
+from cmoe.tasks.answer_files import read_predictions
+from cmoe.tasks.judge import judge
+from cmoe.tasks.scorers import Mode, Target
 
 TASKS = tuple(
     Task(name, (), tuple(Sample(i, "?", answer) for i, answer in test.items()))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from devices import DEVICE
-from plain_trainer import PlainTrainer, make_batch, make_samples
-from tiny_models import LAYERS, make_base, make_inputs, untouched_base
+from support.devices import DEVICE
+from support.plain_trainer import PlainTrainer, make_batch, make_samples
+from support.tiny_models import LAYERS, make_base, make_inputs, untouched_base
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from plain_trainer import PlainTrainer, make_samples
-from pretended import Pretended
-from tiny_models import llava, make_base, make_inputs
+from support.plain_trainer import PlainTrainer, make_samples
+from support.pretended import Pretended
+from support.tiny_models import llava, make_base, make_inputs
 
+from cmoe.methods.baselines import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA
 from cmoe.methods.cmoe import CMoE
-from cmoe.methods.peers import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA
 from cmoe.methods.regularized import EWC, LwF
 from cmoe.methods.settings import (
     EWCConfig,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny_models import LAYERS, WIDTH, make_base, make_inputs
+from support.tiny_models import LAYERS, WIDTH, make_base, make_inputs
 
 from cmoe.data.samples import Sample
 from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from devices import DEVICE
-from plain_trainer import PlainTrainer, make_batch, make_samples
-from tiny_models import make_base
+from support.devices import DEVICE
+from support.plain_trainer import PlainTrainer, make_batch, make_samples
+from support.tiny_models import make_base
 from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
-from cmoe.methods.peers import SequentialLoRA
+from cmoe.methods.baselines import SequentialLoRA
 from cmoe.methods.regularized import EWC, LwF, distillation, fisher
 from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig
 from cmoe.modeling.primitive import Primitive

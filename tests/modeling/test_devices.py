@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from pretended import THERE, Pretended
-from tiny_models import make_base, make_inputs
+from support.pretended import THERE, Pretended
+from support.tiny_models import make_base, make_inputs
 
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import locate, make_bank

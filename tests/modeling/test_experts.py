@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from devices import DEVICE, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tiny_models import make_base, make_inputs
+from support.devices import DEVICE, on_device
+from support.tiny_models import make_base, make_inputs
 from torch import Tensor, nn
 
-from cmoe.benchmarks.modeling import forced
+from cmoe.experiments.benchmarks.modeling import forced
 from cmoe.modeling import experts
 from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, Gates
 from cmoe.modeling.growing import GrowingVLM

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from devices import DEVICE
-from tiny_models import CONFIGS, LAYERS, WIDTH, make_base, make_inputs, untouched_base
+from support.devices import DEVICE
+from support.tiny_models import CONFIGS, LAYERS, WIDTH, make_base, make_inputs, untouched_base
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, MixtralConfig
 
-from cmoe.benchmarks.modeling import forced
+from cmoe.experiments.benchmarks.modeling import forced
 from cmoe.modeling.base import UnsupportedModelError, fingerprint
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive

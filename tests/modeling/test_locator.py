@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from devices import DEVICE
+from support.devices import DEVICE
 from torch import Tensor
 from torch.nn.functional import gelu
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from support.paths import ROOT as REPOSITORY
 
-from cmoe.assets import MINI_BASE
+from cmoe.mini.base_path import MINI_BASE
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import (
     MissingModelError,
@@ -24,7 +25,6 @@ from cmoe.modeling.pretrained import (
     require_base,
 )
 
-REPOSITORY = Path(__file__).parents[2]
 HUB_NAME, REVISION = "someone/mini-base", "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from devices import on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.devices import on_device
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from cmoe.modeling.routers import BASE, Routing, TaskRouters, balance_loss, choose_experts

@@ -26,22 +26,22 @@ import openai
 import psutil
 import pytest
 import yaml
-from jobs import until
-from mini_store import collator, make_data, make_primitive, make_store
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from service import running_service
+from support.jobs import until
+from support.mini_store import collator, make_data, make_primitive, make_store
+from support.paths import ROOT
+from support.service import running_service
 
-from cmoe.assets import MINI_BASE
 from cmoe.data.batches import ChatTurn
 from cmoe.data.samples import Sample, Task
-from cmoe.loading import load_model
+from cmoe.mini.base_path import MINI_BASE
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.serving.load import Reply, drive, request_of
-from cmoe.store import Store
+from cmoe.store.log import Store
+from cmoe.store.model import load_model
 
-ROOT = Path(__file__).parents[2]
 KEY = "a key for tests"
 ASKING = [{"role": "user", "content": "Which of them?"}]
 TOKENS = 12
@@ -557,7 +557,7 @@ def test_a_body_is_taken_however_its_kind_is_spelled(url: str) -> None:
 
 
 def test_a_host_is_reached_only_by_a_public_address() -> None:
-    from cmoe.serving.pictures import public
+    from cmoe.serving.gateway.images import public
 
     for address in ("127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fe80::1", "::ffff:10.0.0.1",
                     "0.0.0.0", "192.168.0.1", "100.64.0.1", "224.0.0.1", "fc00::1"):  # fmt: skip

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import make_base, make_inputs
+from support.tiny_models import make_base, make_inputs
+from support.workers import run_group
 from torch import Tensor
-from workers import run_group
 
-from cmoe.group import Group
+from cmoe.common.group import Group
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.training.engine import Engine, learning_rate_factor, running
 from cmoe.training.settings import TrainingConfig

@@ -1,0 +1,1 @@
+"""Files, storage, processes and command lines: what every other part stands on."""

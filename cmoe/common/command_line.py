@@ -1,0 +1,65 @@
+"""What a program says of a wrong command line: the mistake, the nearest right word, no usage.
+
+The usage is `--help`'s. Status 2 is a mistake in what was given; nothing has begun then.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import ArgumentParser
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from cmoe.common.nearest import near
+
+
+class Parser(ArgumentParser):
+    """argparse's, with every flag by its whole name, and each mistake in a sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = list(sys.argv[1:] if args is None else args)
+        known = self._option_string_actions
+        if not {"-h", "--help"} & set(words) and (unknown := list(_unknown(words, known))):
+            refuse(self.prog, [f"unknown flag {f}{did_you_mean(near(f, known))}" for f in unknown])
+        return super().parse_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        refuse(self.prog, [message])
+
+
+def refuse(prog: str, problems: Sequence[str]) -> NoReturn:
+    """End the program with status 2, and say what was wrong with what it was given."""
+    lines = [f"{len(problems)} mistakes:", *problems] if len(problems) > 1 else problems
+    sys.stderr.write(f"{prog}: " + "\n  ".join(lines) + "\n")
+    sys.exit(2)
+
+
+def is_flag(word: str) -> bool:
+    """Whether a word of a command line is meant as a flag, and not as a value."""
+    name = word.partition("=")[0]
+    number = re.fullmatch(r"-(\d+\.?|\d*\.\d+)(e[-+]?\d+)?", word, re.IGNORECASE)
+    return word.startswith("-") and len(word) > 1 and " " not in name and not number
+
+
+def _unknown(words: Iterable[str], known: Collection[str]) -> Iterator[str]:
+    for word in words:
+        if word == "--":
+            return
+        if is_flag(word) and (name := word.partition("=")[0]) not in known:
+            yield name
+
+
+def did_you_mean(words: Sequence[str]) -> str:
+    """What follows an unknown word."""
+    if not words:
+        return "; --help lists all"
+    return f"; did you mean {listed(words)}?"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

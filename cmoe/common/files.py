@@ -1,0 +1,61 @@
+"""Files that are whole or not there, and files that only grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from cmoe.common.storage import WRITTEN, StorageError, explained
+
+WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `file` when the body ends well, and vanishes if it doesn't.
+
+    Raises:
+        StorageError: It can't be written.
+    """
+    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
+    with explained(file, WRITTEN):
+        try:
+            yield beside
+            beside.rename(file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+class Log:
+    """A file of lines that nothing depends on: where it can't be written, work goes on without it.
+
+    Args:
+        file: It is added to.
+        say: Told once if it can't be written to any more.
+
+    Raises:
+        StorageError: It can't be opened.
+    """
+
+    def __init__(self, file: Path, say: Callable[[str], object]) -> None:
+        self._file, self._say = file, say
+        self._told = False
+        with explained(file, WRITTEN):
+            self._lines = open(file, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, text: str) -> None:
+        """Add a text, to be read at once; what couldn't be written before comes with it."""
+        try:
+            with explained(self._file, WRITTEN):
+                self._lines.write(text)
+                self._lines.flush()
+        except StorageError as error:
+            if not self._told:
+                self._told = True
+                self._say(f"{error}; the run goes on without")
+
+    def close(self) -> None:
+        with suppress(OSError):  # has been told
+            self._lines.close()

@@ -1,0 +1,185 @@
+"""A folder to work in, kept on a local disk or on S3.
+
+Of one on S3 there is a copy on this machine. What is written into the copy is carried to S3 by a
+thread, file by file as they were written, so that a file is there only when those before it are.
+Work doesn't wait for it; whoever leaves the folder does.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cmoe.common.files import whole
+from cmoe.common.storage import (
+    READ,
+    WRITTEN,
+    StorageError,
+    explained,
+    filesystem,
+    is_remote,
+    storage_error,
+)
+
+PERIOD_S = 2.0  # between two looks for what was written
+AGAIN_S = 30.0  # until it is tried again, where it failed
+
+
+@contextmanager
+def mirrored(url: str, *, apart: Sequence[str] = ()) -> Iterator[Mirror]:
+    """A folder to work in, for as long as the body runs.
+
+    Args:
+        url: A path, or `s3://bucket/prefix`.
+        apart: Parts of it that others read and write there themselves.
+
+    Raises:
+        StorageError: The body has ended well, and what it wrote can't be kept.
+    """
+    if not is_remote(url):
+        yield Mirror(Path(url))
+        return
+    with tempfile.TemporaryDirectory(prefix="cmoe-") as copy:
+        mirror = _Remote(url, Path(copy), apart)
+        mirror.start()
+        try:
+            yield mirror
+        except Exception:
+            mirror.end()
+            raise
+        mirror.end()
+        mirror.check()
+
+
+class Mirror:
+    """A folder on this machine; of one that is kept elsewhere, the copy.
+
+    Attributes:
+        folder: To read and write in; on a local disk it need not be there yet. Files are written
+            whole, or only appended to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fetch(self, *names: str) -> None:
+        """Bring what others have written; only files and folders of these names, where given."""
+
+    def check(self) -> None:
+        """Raise StorageError where what was written can't be kept."""
+
+    def flush(self) -> None:
+        """Wait until what was written so far is kept; errors as of `check`."""
+
+
+class _Remote(Mirror):
+    def __init__(self, url: str, folder: Path, apart: Sequence[str]) -> None:
+        super().__init__(folder)
+        self.url, self._apart = url, set(apart)
+        self._fs, self._root = filesystem(url)
+        self._fetched: dict[str, Any] = {}  # by the storage's own tag
+        self._known: dict[str, tuple[int, int]] = {}  # the copy's files as they are there
+        self._mine: set[str] = set()  # carried from here
+        self._lock = threading.Lock()  # a file is fetched or carried
+        self._putting = threading.Lock()  # one after the other, or the order is lost
+        self._failure: StorageError | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._carry, name="mirror", daemon=True)
+
+    def fetch(self, *names: str) -> None:
+        with explained(self.url, READ):
+            for path, info in self._fs.find(self._root, detail=True).items():
+                if info["type"] != "file":
+                    continue  # the folder itself, where it came to be between two of its calls
+                name = path.removeprefix(self._root).lstrip("/")
+                top = name.partition("/")[0]
+                if top in self._apart or (names and top not in names):
+                    continue
+                with self._lock:
+                    self._fetch(name, path, (info.get("ETag"), info.get("LastModified")))
+
+    def _fetch(self, name: str, path: str, tag: Any) -> None:
+        file = self.folder / name
+        if self._fetched.get(name) == tag or name in self._mine:
+            return
+        if file.exists() and _state(file) != self._known.get(name):
+            return  # written here since
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as beside, explained(f"{self.url}/{name}", READ):
+            self._fs.get_file(path, str(beside))
+        self._fetched[name], self._known[name] = tag, _state(file)
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def flush(self) -> None:
+        self._put()
+        self.check()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Carry what is left, and nothing more then."""
+        self._ended.set()
+        self._thread.join()
+        self._put()
+
+    def _carry(self) -> None:
+        while not self._ended.wait(PERIOD_S if self._failure is None else AGAIN_S):
+            if self._failure is None or self._failure.transient:
+                self._put()
+
+    def _put(self) -> None:
+        """Carry what was written since, or remember why that can't be."""
+        with self._putting:
+            name = ""
+            try:
+                for _, name in sorted((state, name) for name, state in self._changed().items()):
+                    self._put_file(name)
+                self._failure = None
+            except Exception as error:
+                found = storage_error(error, f"{self.url}/{name}", WRITTEN)
+                kind, why = (StorageError, repr(error)) if found is None else (type(found), found)
+                self._failure = kind(
+                    f"{why}. What was saved before is there; the same command goes on from it"
+                )
+
+    def _put_file(self, name: str) -> None:
+        file = self.folder / name
+        with self._lock:
+            try:
+                state = _state(file)  # before it is read: what is appended then is seen later
+                if self._known.get(name) == state:
+                    return  # fetched meanwhile
+                self._fs.put_file(str(file), f"{self._root}/{name}")
+            except FileNotFoundError:
+                if file.is_file():
+                    raise
+                return  # gone meanwhile
+            self._known[name] = state
+            self._mine.add(name)
+
+    def _changed(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for folder, _, names in os.walk(self.folder):
+            for file in (Path(folder, name) for name in names):
+                if file.is_symlink() or file.suffix == ".tmp":
+                    continue
+                name = file.relative_to(self.folder).as_posix()
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    if self._known.get(name) != (state := _state(file)):
+                        found[name] = state
+        return found
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """When a file was written, and its size."""
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size

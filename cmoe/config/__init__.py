@@ -1,0 +1,1 @@
+"""A run as one tree of frozen dataclasses: YAML, flags, help, checks."""

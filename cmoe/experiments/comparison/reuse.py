@@ -1,0 +1,59 @@
+"""A run begins with what another has learned already, as their logs would begin alike.
+
+A candidate for a method's settings trains as the comparison's own run with those settings and that
+seed does, on the same samples: only what they are judged on differs. So their primitives would be
+the same, bit for bit; the run takes them, and goes on behind them.
+"""
+
+from __future__ import annotations
+
+from cmoe.common.mirror import mirrored
+from cmoe.common.storage import exists
+from cmoe.config.tree import RunConfig
+from cmoe.evaluation.data_identity import DATA, claim_data, trained_on
+from cmoe.evaluation.results import MATRIX, write_json
+from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file, read_notes
+from cmoe.reports.run_page import HTML
+from cmoe.run.launch import claim_folder, finished
+from cmoe.run.worker_group import rooted
+from cmoe.store.log import HEADER, Store
+
+
+def adopt(run: RunConfig, learned: RunConfig) -> int:
+    """Give a run the primitives of one that has come to its end; safe to repeat.
+
+    Args:
+        run: Not under way. What it has learned already stays as it is; one that is finished needs
+            nothing.
+        learned: The same but for its name, what it is judged on, and further tasks.
+
+    Returns:
+        How many primitives it was given now.
+
+    Raises:
+        RunError: A run of this name was configured otherwise.
+        DataError: What is taken was learned from other data than the run's.
+        StoreError: A store is damaged.
+    """
+    with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, DATA, MATRIX, HTML, STAGES)
+        if finished(run, mirror.folder) is not None:
+            return 0
+        source.fetch(DATA, STAGES)
+        claim_folder(run, mirror.folder)
+        claim_data(mirror.folder, trained_on(source.folder))
+        log, url = Store.open(f"{learned.url}/{STORE}"), f"{run.url}/{STORE}"
+        if exists(f"{url}/{HEADER}"):
+            mine = Store.open(url)
+        else:
+            base, settings = log.header.base, log.header.settings
+            config = rooted(run).as_dict()
+            mine = Store.create(url, base=base, settings=settings, config=config)
+        missing = range(len(mine), len(log))
+        (mirror.folder / STAGES).mkdir(exist_ok=True)
+        for index in missing:
+            # What it took and how its losses went: before the primitive, as where it is learned.
+            write_json(notes_file(mirror.folder, index), read_notes(source.folder, index))
+            mirror.flush()
+            mine.append(log.read(index))
+    return len(missing)

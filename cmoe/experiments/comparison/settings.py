@@ -1,0 +1,63 @@
+"""What is compared: a section of the run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from cmoe.common.bounds import require
+from cmoe.common.command_line import did_you_mean
+from cmoe.common.nearest import near
+from cmoe.config.tree import MethodName
+
+STUDIED: MethodName = "cmoe"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Methods side by side, instead of the one `method`.
+
+    Attributes:
+        methods: Their names, with commas between; none runs `method` alone.
+        seeds: Every method runs with each of them.
+        at_once: Runs at a time; each has `cluster.workers` of its own.
+        settings: By method, what it has otherwise than the rest of the configuration, by key:
+            `{lora: {training.learning_rate: 0.002}}`.
+        candidates: By method, settings to choose from, each beside `settings`: a stream of its own
+            is judged on the selection split, with the first seed, and the best Last wins. All
+            methods that have any have as many: the budget of their tuning is the same.
+        candidate_tasks: Candidates learn so many of the stream's first tasks; null takes all.
+        study: Streams of `cmoe` with other settings, by group and label:
+            `{rank: {"4": {experts.rank: 4}, "16": {experts.rank: 16}}}`. With any, the comparison
+            also says what `cmoe`'s own streams show of its locator and its experts.
+    """
+
+    methods: str = ""
+    seeds: tuple[int, ...] = (0,)
+    at_once: int = 1
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    candidates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    candidate_tasks: int | None = None
+    study: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = get_args(MethodName)
+        for name in (*self.names, *self.settings, *self.candidates):
+            if name not in known:
+                close = did_you_mean(found) if (found := near(name, known)) else ""
+                raise ValueError(f"methods: {name!r} is none; there are {', '.join(known)}{close}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"methods is {self.methods!r}; each once")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {list(self.seeds)}; one or more, each once")
+        if self.study and STUDIED not in self.names:
+            raise ValueError(f"methods is {self.methods!r}; a study is of {STUDIED}: name it, too")
+        require(self, "", "at_once", "candidate_tasks", least=1)
+        counts = {method: len(tried) for method, tried in self.candidates.items() if tried}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{count} of {method}" for method, count in counts.items())
+            raise ValueError(f"candidates are {listed}; as many for each method that has any")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.methods.split(",") if name.strip())

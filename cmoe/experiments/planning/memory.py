@@ -1,0 +1,215 @@
+"""Memory of a GPU by phase and part.
+
+Bytes of weights, experts and optimizer follow how `training.engine` sets DeepSpeed up; activations
+are an estimate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cmoe.config.tree import RunConfig
+from cmoe.experiments.planning.sizes import (
+    Added,
+    Shape,
+    added,
+    element_size,
+    most_trained,
+    tokens,
+    worst_growth,
+)
+from cmoe.training.engine import BUCKET
+
+GATHERED = 1_000_000_000  # elements gathered at once under ZeRO 3: `stage3_max_live_parameters`
+# A task's features at once while its locator entry is fitted: as gathered, split into training and
+# held-out ones, centred, standardised.
+FEATURE_COPIES = 4
+PARTS = (
+    "weights",
+    "experts",
+    "gradients",
+    "optimizer",
+    "activations",
+    "KV cache",
+    "locator",
+    "DeepSpeed's buffers",
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one GPU holds in a phase, by part."""
+
+    phase: str
+    parts: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def memory(config: RunConfig, shape: Shape, samples: int) -> tuple[Memory, ...]:
+    """What a GPU holds in every phase, at its worst in the stream's last task.
+
+    Args:
+        samples: Training samples of the largest task.
+    """
+    size, zero = element_size(config), config.training.zero
+    sharded = 1 / config.cluster.workers if zero == 3 else 1
+    tasks = added(config, shape, worst_growth(config, shape))
+    bank = _bank(config, shape, tasks)
+    held: dict[str, float] = {
+        "weights": size * (shape.decoder * sharded + shape.vision),
+        "experts": size * _resident(config, tasks),
+        "locator": bank,
+        "DeepSpeed's buffers": size * min(shape.decoder, GATHERED) if zero == 3 else 0,
+    }
+    batch = config.evaluation.batch_size * tokens(config, shape)
+    answers = config.evaluation.batch_size * config.evaluation.max_new_tokens
+    passing = size * batch * (4 * shape.width + 3 * _inner(shape))
+    logits = batch * shape.vocabulary * (size + 8)  # and in float32, and their logarithms
+    cache = size * shape.cached
+    wide = 8 if config.locator.score == "mahalanobis" else 4  # bytes of a feature's number
+    fitted = wide * samples * shape.width * FEATURE_COPIES if bank else 0
+    phases: dict[str, dict[str, float]] = {
+        # Every GPU loads the whole base before ZeRO 3 shards it.
+        "loading": {"weights": size * (shape.decoder + shape.vision)},
+        "training": held | _training(config, shape, tasks, held["DeepSpeed's buffers"]),
+        "measuring": held | {"activations": max(passing, logits), "KV cache": cache * batch},
+        "locating": held | {"locator": bank + fitted},
+        "answering": held | {"activations": passing, "KV cache": cache * (batch + answers)},
+    }
+    return tuple(Memory(name, parts) for name, parts in phases.items())
+
+
+def _training(
+    config: RunConfig, shape: Shape, tasks: Sequence[Added], gathered: float
+) -> dict[str, float]:
+    """What differs while a task is trained."""
+    size, zero = element_size(config), config.training.zero
+    trained = most_trained(config, shape, worst_growth(config, shape))
+    share = 1 / config.cluster.workers if zero else 1
+    earlier = _resident(config, tasks) - tasks[-1].trained
+    # ZeRO copies its shares of the parameters to float32, also from float32.
+    master = 0 if size == 4 and zero == 0 else 4
+    return {
+        "experts": size * (earlier + trained * (share if zero == 3 else 1)),
+        "gradients": trained * (size * (share if zero > 1 else 1) + 4 * share),
+        "optimizer": trained * (master + 8) * share,
+        "activations": training_activations(config, shape),
+        "DeepSpeed's buffers": gathered + (size * min(trained, BUCKET) if zero else 0),
+    }
+
+
+def training_activations(config: RunConfig, shape: Shape) -> float:
+    """Bytes that a micro-batch leaves for its backward pass, at their peak.
+
+    In each layer what attention takes and gives, the FFN's gate, its activation, the other factor
+    and their product, the inputs of two norms in float32, and what experts multiply; in the end the
+    logits, their logarithms and their gradient, at worst of every place: only answers need them.
+    """
+    size, batch = element_size(config), config.training.micro_batch * tokens(config, shape)
+    if config.method == "lora":
+        rows = 2 * len(shape.linears) / shape.layers * config.lora.rank
+    else:
+        experts = sum(sum(grown.values()) for grown in worst_growth(config, shape)) / shape.layers
+        rows = 2 * len(shape.maps[0]) * experts * config.experts.rank
+    layer = batch * (size * (4 * _inner(shape) + 4 * shape.width + rows) + 8 * shape.width)
+    logits = 12 * batch * shape.vocabulary
+    if config.training.gradient_checkpointing:
+        return size * batch * shape.width * shape.layers + max(layer, logits)
+    return layer * shape.layers + logits
+
+
+def _resident(config: RunConfig, tasks: Sequence[Added]) -> int:
+    """Scalars of the tasks that are in the network: all of them, or the one adapter."""
+    return sum(task.trained for task in (tasks if config.method == "cmoe" else tasks[-1:]))
+
+
+def _bank(config: RunConfig, shape: Shape, tasks: Sequence[Added]) -> float:
+    """Bytes of the locator's bank."""
+    if config.method == "cmoe" and config.locator.score == "mahalanobis":
+        return 16 * shape.width**2  # one scatter for all tasks and its root, in float64
+    return 4 * sum(task.locator for task in tasks)
+
+
+def _inner(shape: Shape) -> int:
+    return max(out for _, out in shape.maps[0])
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of one setting that helps a phase that doesn't fit; `total` is its bytes then."""
+
+    phase: str
+    change: str
+    total: float
+
+
+def remedies(config: RunConfig, shape: Shape, samples: int, limit: float) -> Iterator[Remedy]:
+    """What would make every phase fit, the most effective first; if nothing alone, what helps most.
+
+    Args:
+        samples: As in `memory`.
+        limit: Bytes of a GPU.
+    """
+    for before in memory(config, shape, samples):
+        if before.total <= limit:
+            continue
+        found = []
+        for steps in _changes(config, samples):
+            tried = []
+            for change, changed, count in steps:
+                (after,) = (m for m in memory(changed, shape, count) if m.phase == before.phase)
+                tried.append(Remedy(before.phase, change, after.total))
+            mildest = (r for r in tried if r.total <= limit)
+            found += [next(mildest, tried[-1])] if tried else []
+        found = sorted((r for r in found if r.total < before.total), key=lambda r: r.total)
+        yield from [r for r in found if r.total <= limit] or found[:1]
+
+
+Change = tuple[str, RunConfig, int]
+
+
+def _changes(config: RunConfig, samples: int) -> Iterator[list[Change]]:
+    """For every setting that memory depends on its changes, the mildest first.
+
+    Each has its name, the run with it, and the samples of that run's largest task.
+    """
+    training, evaluation = config.training, config.evaluation
+
+    def trained(name: str, values: Iterable[Any]) -> list[Change]:
+        return [
+            (
+                f"training.{name} {json.dumps(value)}",
+                replace(config, training=replace(training, **{name: value})),
+                samples,
+            )
+            for value in values
+        ]
+
+    if config.model.dtype == "float32":
+        half = replace(config, model=replace(config.model, dtype="bfloat16"))
+        yield [("model.dtype bfloat16", half, samples)]
+    yield trained("zero", range(training.zero + 1, 4))
+    yield trained("gradient_checkpointing", [] if training.gradient_checkpointing else [True])
+    share = training.global_batch // config.cluster.workers
+    yield trained("micro_batch", (m for m in _halves(training.micro_batch) if not share % m))
+    yield [
+        (
+            f"evaluation.batch_size {batch}",
+            replace(config, evaluation=replace(evaluation, batch_size=batch)),
+            samples,
+        )
+        for batch in _halves(evaluation.batch_size)
+    ]
+    yield [(f"data.train_samples {count}", config, count) for count in _halves(samples)]
+
+
+def _halves(number: int) -> Iterator[int]:
+    while number > 1:
+        number //= 2
+        yield number

@@ -1,0 +1,338 @@
+"""The plan of a run: its parameters, memory, disk and time, and the page that is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from cmoe.config.tree import PlanConfig, RunConfig
+from cmoe.data.coin import count_rows, held_out, require_enough
+from cmoe.data.shards import HUB, read_manifest
+from cmoe.data.texts import reserved_tokens
+from cmoe.experiments.planning.memory import PARTS, Memory, memory, remedies
+from cmoe.experiments.planning.sizes import (
+    Added,
+    Shape,
+    added,
+    element_size,
+    shape_of,
+    tokens,
+    widths_of,
+    worst_growth,
+)
+from cmoe.modeling.pretrained import load_processor, load_shape
+
+GIB = 2**30
+ANSWERED = 3  # times that a test sample is answered: by the base, before its task, and after it
+# Training samples of CoIN's tasks, rounded, as its paper reports them (arXiv 2403.08350) to our
+# knowledge; neither read there nor counted by us.
+COIN_SAMPLES = {
+    "ScienceQA": 12_000,
+    "TextVQA": 34_000,
+    "ImageNet": 129_000,
+    "GQA": 72_000,
+    "VizWiz": 20_000,
+    "Grounding": 55_000,
+    "VQAv2": 82_000,
+    "OCRVQA": 165_000,
+}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How many samples a task has.
+
+    Attributes:
+        train: To train on.
+        test: To be answered; None where they aren't there to be counted.
+        published: Whether `train` is what was published, as the files aren't there.
+    """
+
+    train: int
+    test: int | None
+    published: bool
+
+
+def samples_of(config: RunConfig) -> dict[str, Samples]:
+    """How many samples each task has: counted where the data is, else as asked for or published.
+
+    Rows of CoIN's files are held to what a run holds them to, but their pictures needn't be there.
+    A data set on the hub is not fetched to be counted.
+
+    Raises:
+        DataError: The data can't be used, or is too little.
+    """
+    data = config.data
+    manifest = None if data.root.startswith(HUB) else read_manifest(data.root)
+    found = {}
+
+    @cache
+    def tokens() -> tuple[str, ...]:
+        return reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
+
+    for task in data.tasks:
+        if manifest is not None:
+            splits = manifest["tasks"].get(task, {})
+            train, test = (splits.get(s, {}).get("rows") for s in ("train", "test"))
+        else:
+            train = count_rows(data, task, "train", tokens)
+            test = (
+                None if data.evaluate_on == "selection" else count_rows(data, task, "test", tokens)
+            )
+        published = train is None
+        if train is None:
+            train = data.train_samples if data.generate else COIN_SAMPLES[task]
+            test = data.test_samples if data.generate else None
+        assert train is not None, "generated data says how much"
+        train = min(train, data.train_samples or train)
+        held = held_out(train, data, task)
+        require_enough(train - held, config.least_samples, data, task)
+        if held and data.evaluate_on == "selection":
+            test = held
+        test = test and min(test, data.test_samples or test)
+        found[task] = Samples(train - held, test, published and not data.generate)
+    return found
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of one sample; two per weight that a token meets, and attention's own.
+
+    Attributes:
+        forward: A pass with its logits.
+        training: The same with its backward pass.
+        feature: The locator's pass, up to its layer.
+        answer: Prompt and answer, at its longest.
+    """
+
+    forward: float
+    training: float
+    feature: float
+    answer: float
+
+
+def operations(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> Operations:
+    """What a sample of the last task of a growth takes."""
+    length = tokens(config, shape)
+    base = shape.flops + 4 * length * shape.width * shape.layers  # attention meets all tokens twice
+    own = adapter_flops(config, shape, growth)
+    head, vision = 2 * shape.width * shape.vocabulary, 2 * shape.vision * shape.image_tokens
+    again = int(config.training.gradient_checkpointing)
+    reached = shape.layers if config.locator.layer < 0 else config.locator.layer
+    locates = config.method == "cmoe"
+    return Operations(
+        forward=length * (base + own + head) + vision,
+        # Frozen weights take the gradient of their inputs alone, experts that of weights, too. The
+        # vision tower needs none.
+        training=length * ((2 + again) * base + (3 + again) * own + 2 * head) + vision,
+        feature=locates * (length * base * reached / shape.layers + vision),
+        answer=length * (base + own)
+        + config.evaluation.max_new_tokens * (base + own + head)
+        + vision,
+    )
+
+
+def adapter_flops(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> int:
+    """Operations per token that the last task adds, as the methods' `flops_per_token`."""
+    if config.method == "lora":
+        return 2 * config.lora.rank * widths_of(shape.linears)
+    total = 0
+    for layer, maps in enumerate(shape.maps):
+        count = sum(grown.get(layer, 0) for grown in growth)
+        used = min(config.experts.top_k, count)
+        total += 2 * (used * config.experts.rank * widths_of(maps) + count * shape.width)
+    return total
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of a task by what is done."""
+
+    probe: float
+    train: float
+    locate: float
+    answer: float
+
+
+def work(
+    config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]], samples: Samples
+) -> Work:
+    """What learning and answering the last task of a growth takes."""
+    each = operations(config, shape, growth)
+    step = config.training.global_batch * each.training
+    probe = 0.0
+    if config.method == "cmoe" and config.probe.enabled and len(growth) > 1:
+        share = min(max(1, round(config.probe.fraction * samples.train)), config.probe.max_samples)
+        gains = min(config.probe.gain_samples, share) * (1 + shape.layers)
+        probe = config.probe.steps * step + (share + gains) * each.forward
+    return Work(
+        probe=probe,
+        train=config.training.steps_for(samples.train) * step,
+        locate=samples.train * each.feature,
+        answer=(samples.test or 0) * (ANSWERED * each.answer + each.feature),
+    )
+
+
+# The page
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan as figures; `lines` is what is printed of it.
+
+    Attributes:
+        config: The run.
+        settings: What it is planned for.
+        shape: Of its base.
+        samples: By task.
+        growth: Per task layer -> new experts, at worst.
+        tasks: What each adds.
+        phases: What a GPU holds.
+    """
+
+    config: RunConfig
+    settings: PlanConfig
+    shape: Shape
+    samples: Mapping[str, Samples]
+    growth: tuple[Mapping[int, int], ...]
+    tasks: tuple[Added, ...]
+    phases: tuple[Memory, ...]
+
+    @property
+    def largest(self) -> int:
+        """Training samples of the largest task."""
+        return max(s.train for s in self.samples.values())
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the store's tensors; the locator's are float32."""
+        return sum(element_size(self.config) * t.trained + 4 * t.locator for t in self.tasks)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase fits on a GPU."""
+        return max(m.total for m in self.phases) <= self.settings.memory * GIB
+
+
+def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
+    """Plan a run, whose `cluster.workers` are the GPUs.
+
+    Raises:
+        MissingModelError: The base's configuration isn't there.
+        UnsupportedModelError: The base can't grow.
+        DataError: A task's size isn't known.
+    """
+    if config.method == "expand_all":
+        config = replace(config, method="cmoe", probe=replace(config.probe, enabled=False))
+    model = config.model
+    shape = shape_of(load_shape(model.path, revision=model.revision))
+    samples = samples_of(config)
+    growth = worst_growth(config, shape)
+    tasks = added(config, shape, growth)
+    phases = memory(config, shape, max(s.train for s in samples.values()))
+    return Plan(config, settings, shape, samples, growth, tasks, phases)
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """The plan for a reader."""
+    config, settings = plan.config, plan.settings
+    gpus, zero = config.cluster.workers, config.training.zero
+    yield (
+        f"{config.name}: {config.model.name}, {config.model.dtype}, ZeRO {zero}, "
+        f"{gpus} GPUs of {settings.memory:g} GiB"
+    )
+    yield from ("", "parameters")
+    yield from _columns(_parameter_rows(plan))
+    yield from ("", "memory of each GPU")
+    yield from _columns(_memory_rows(plan))
+    worst = max(plan.phases, key=lambda m: m.total)
+    verdict = "fits" if plan.fits else "DOESN'T FIT"
+    yield f"{verdict}: {worst.phase} takes most, {_bytes(worst.total)} of {settings.memory:g} GiB"
+    yield from _help(plan)
+    yield from ("", f"time on {gpus} GPUs at {settings.flops:.3g} operations per second each")
+    yield from _columns(_time_rows(plan))
+    yield from ("", f"store: {_bytes(plan.stored)} on disk", "", "assumed")
+    yield from (f"  {line}" for line in _assumptions(plan))
+
+
+def _help(plan: Plan) -> Iterator[str]:
+    """For every phase that doesn't fit what would change that."""
+    limit = plan.settings.memory * GIB
+    helping = list(remedies(plan.config, plan.shape, plan.largest, limit))
+    for phase in (m for m in plan.phases if m.total > limit):
+        mine = [r for r in helping if r.phase == phase.phase]
+        ways = ", or ".join(f"{r.change} ({_bytes(r.total)})" for r in mine)
+        if not mine:
+            ways = "no setting helps; every GPU loads the whole base: a smaller one, or larger GPUs"
+        elif mine[0].total > limit:
+            ways = f"no setting alone is enough; most helps {ways}"
+        yield f"  {phase.phase}: {ways}"
+
+
+def _parameter_rows(plan: Plan) -> Iterator[list[str]]:
+    last, total = plan.tasks[-1], len(plan.tasks)
+    yield ["decoder, frozen", f"{plan.shape.decoder:,}"]
+    yield ["vision tower and projector, frozen", f"{plan.shape.vision:,}"]
+    yield ["experts of a task", f"{last.experts:,}"]
+    for name in ("experts", "routers", "locator"):
+        count = sum(getattr(task, name) for task in plan.tasks)
+        yield [f"{name} of {total} tasks", f"{count:,}"]
+
+
+def _memory_rows(plan: Plan) -> Iterator[list[str]]:
+    yield ["", *(m.phase for m in plan.phases)]
+    for part in PARTS:
+        yield [part, *(_bytes(m.parts.get(part, 0)) for m in plan.phases)]
+    yield ["together", *(_bytes(m.total) for m in plan.phases)]
+
+
+def _time_rows(plan: Plan) -> Iterator[list[str]]:
+    config, rate = plan.config, plan.settings.flops * plan.config.cluster.workers
+    yield ["", "samples", "steps", "probe", "train", "locate", "answer"]
+    spent = []
+    for index, (task, samples) in enumerate(plan.samples.items()):
+        done = work(config, plan.shape, plan.growth[: index + 1], samples)
+        spent.append([n / rate for n in (done.probe, done.train, done.locate, done.answer)])
+        about = "about " if samples.published else ""
+        steps = config.training.steps_for(samples.train)
+        yield [task, f"{about}{samples.train:,}", f"{steps:,}", *map(_seconds, spent[-1])]
+    yield ["together", "", "", *(_seconds(sum(column)) for column in zip(*spent, strict=True))]
+
+
+def _assumptions(plan: Plan) -> Iterator[str]:
+    length = tokens(plan.config, plan.shape)
+    yield f"{length} tokens a sample: {plan.shape.image_tokens} of its picture and the rest text"
+    yield "every layer grows as far as the budgets allow, in every task; all experts are held"
+    yield "operations per second are an assumption, not a measurement"
+    if any(s.published for s in plan.samples.values()):
+        yield "samples with 'about' are those published with CoIN; the files aren't there"
+    if any(s.test is None for s in plan.samples.values()):
+        yield "answering isn't counted where test files aren't there"
+    yield f"a test sample is answered {ANSWERED} times; a sample that moves to another task, again"
+    yield "activations are an estimate; CUDA's own memory and fragmentation take some GiB more"
+
+
+def _columns(rows: Iterator[list[str]]) -> Iterator[str]:
+    """Aligned text: the first column to the left, the others to the right."""
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for first, *rest in table:
+        cells = [cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
+        yield "  ".join(["", first.ljust(widths[0]), *cells])
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _seconds(count: float) -> str:
+    if not count:
+        return "-"
+    if count < 100:
+        return f"{count:.0f} s"
+    return f"{count / 60:.0f} min" if count < 6000 else f"{count / 3600:.1f} h"

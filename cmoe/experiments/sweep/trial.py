@@ -1,0 +1,231 @@
+"""The worker programs of a sweep, each in one process: probe a task, or learn it by a candidate.
+
+Both start from the same prefix of the store. What they make lies in a folder as a store of one
+primitive, beside a file that is written last: a folder without it isn't finished.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmoe.common.group import Group
+from cmoe.config.tree import RunConfig
+from cmoe.data.coin import read_tasks
+from cmoe.data.distributed import over_batches
+from cmoe.data.samples import Sample
+from cmoe.evaluation.predict import alike, padded, texts
+from cmoe.evaluation.results import write_json
+from cmoe.evaluation.targets import target
+from cmoe.experiments.sweep.space import Probed, Result
+from cmoe.methods.cmoe import CMoE
+from cmoe.methods.probe import Probing
+from cmoe.modeling.primitive import Primitive
+from cmoe.run.stream import load, make_method, start_store
+from cmoe.store.log import Store
+from cmoe.tasks.scorers import score
+from cmoe.training.engine import running
+from cmoe.training.trainer import Link, Phases
+
+RESULT, PRIMITIVE = "result.json", "primitive"
+
+
+class Bench:
+    """One task of a sweep on one process: the method after the prefix, and the task's samples.
+
+    Args:
+        config: Of the run, with the candidate's settings; the selection split is what is judged on.
+        prefix: Store with the tasks before.
+        index: How many of them.
+        task: One of the run's.
+        where: Device to compute on.
+    """
+
+    def __init__(self, config: RunConfig, prefix: str, index: int, task: str, where: str) -> None:
+        data = replace(config.data, tasks=(task,), evaluate_on="selection")
+        device = alone(where)
+        self.config, self.group = config, Group(device=device)
+        self.index, (self.task,) = index, read_tasks(data, config.seed)
+        base, self.collator = load(config, device)
+        method = make_method(config, base)
+        assert isinstance(method, CMoE), "a sweep's configuration has no other"
+        self.method = method
+        store = Store.open(prefix)
+        store.require_base(self.method.base_digest)
+        self.method.append(*(store.read(i) for i in range(index)))
+
+    def phases(self, link: Link) -> Phases:
+        config = self.config
+        return Phases(
+            self.method.module,
+            self.group,
+            config.training,
+            self.collator,
+            link,
+            seed=config.seed,
+            index=self.index,
+            task=self.task.name,
+            batch_size=config.evaluation.batch_size,
+            loader_workers=config.data.loader_workers,
+        )
+
+    def keep(self, folder: Path, primitive: Primitive, values: Mapping[str, Any]) -> None:
+        """Write what was made; `result.json` says that it is whole."""
+        shutil.rmtree(folder / PRIMITIVE, ignore_errors=True)
+        start_store(folder / PRIMITIVE, self.method, self.config).append(primitive)
+        write_json(folder / RESULT, values)
+
+    def accuracy(self) -> float:
+        """Percent of the selection split answered right by the task's own router."""
+        samples = self.task.test
+        lengths = [padded(n) for n in self._lengths(samples)]
+        scores: list[float] = []
+        order = sorted(range(len(samples)), key=lengths.__getitem__)
+        size = self.config.evaluation.batch_size
+        with running(self.method.module, self.config.training.zero):
+            for batch in alike(order, lengths.__getitem__, size):
+                scores += self._scored([samples[i] for i in batch], lengths[batch[0]])
+        return 100 * sum(scores) / len(scores)
+
+    def _scored(self, asked: Sequence[Sample], length: int) -> list[float]:
+        evaluation = self.config.evaluation
+        said = texts(
+            self.method,
+            self.group,
+            self.collator,
+            evaluation,
+            asked,
+            self.index,
+            length,
+            synced=False,
+        )
+        return score(self.task.name, evaluation.scoring, said, [target(s) for s in asked])
+
+    def _lengths(self, samples: Sequence[Sample]) -> list[int]:
+        rows = self._over(
+            samples, self.collator.prompts, lambda batch: batch["attention_mask"].sum(1)
+        )
+        return [int(n) for n in torch.cat(rows)]
+
+    def loss(self) -> float:
+        """Mean loss per answer token on the selection split, while the task is being learned."""
+        module, task = self.method.module, self.task
+
+        @torch.no_grad()
+        def sums(batch: Mapping[str, Tensor]) -> Tensor:
+            tokens = (batch["labels"] != -100).sum().float()
+            loss = module(batch, task.name, num_items_in_batch=1).loss
+            return torch.stack([loss, tokens])
+
+        training = module.training
+        module.eval()
+        try:
+            loss, tokens = torch.stack(self._over(task.test, self.collator.training, sums)).sum(0)
+        finally:
+            module.train(training)
+        return float(loss / tokens)
+
+    def _over(
+        self,
+        samples: Sequence[Sample],
+        collate: Callable[[Sequence[Sample]], dict[str, Tensor]],
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+    ) -> list[Tensor]:
+        return over_batches(
+            self.group,
+            samples,
+            self.config.evaluation.batch_size,
+            collate,
+            compute,
+            equal=False,
+            loader_workers=0,
+            done=lambda *_: None,
+        )
+
+
+def probe(bench: Bench, folder: Path, link: Link) -> None:
+    """Probe a task, once for all candidates, and fit its locator."""
+    start = time.monotonic()
+    found = bench.method.probe_task(bench.task.name, bench.task.train, bench.phases(link))
+    bench.keep(folder, found, {"seconds": time.monotonic() - start})
+
+
+def read_probed(folder: Path) -> tuple[Probed, Primitive]:
+    """What `probe` left in a folder: what candidates are made of, and what they start from."""
+    primitive = Store.open(folder / PRIMITIVE).read(0)
+    said = primitive.decision
+    probed = Probed(
+        probing=Probing.of(said["probing"]) if said["probing"] else None,
+        older=tuple(said["older"]),
+        widths=tuple(said["widths"]),
+        hidden=said["hidden"],
+        locator=sum(t.numel() for t in primitive.locator.values()),
+    )
+    return probed, primitive
+
+
+def train(
+    bench: Bench, probed: Path, folder: Path, link: Link, rung: Callable[[float], None] | None
+) -> None:
+    """Learn a task by a candidate, and judge it.
+
+    Args:
+        bench: The task, with the candidate's settings.
+        probed: Folder of its probe run.
+        folder: Where the candidate's primitive goes; named as the candidate.
+        link: To the launcher.
+        rung: Told the loss on the selection split at every checkpoint within the training.
+    """
+    start = time.monotonic()
+    _, probes = read_probed(probed)
+    if rung is not None:
+        link = _Rungs(link, lambda: rung(bench.loss()))
+    samples = bench.task.train
+    primitive = bench.method.learn(bench.task.name, samples, bench.phases(link), probes)
+    accuracy = bench.accuracy()
+    result = Result(
+        name=folder.name,
+        accuracy=accuracy,
+        samples=len(bench.task.test),
+        parameters=sum(primitive.parameter_counts().values()),
+        seconds=time.monotonic() - start,
+    )
+    bench.keep(folder, primitive, asdict(result))
+
+
+class _Rungs:
+    """A link that measures at every checkpoint, before it is kept."""
+
+    def __init__(self, link: Link, measure: Callable[[], None]) -> None:
+        self.emit, self.reached, self.leaving = link.emit, link.reached, link.leaving
+        self.saved, self.read_saved = link.saved, link.read_saved
+        self._link, self._measure = link, measure
+
+    def save(self, folder: Path, *, wait: bool) -> None:
+        self._measure()
+        self._link.save(folder, wait=wait)
+
+
+def alone(where: str) -> torch.device:
+    """A process group of this one process, which DeepSpeed needs, for as long as the process is.
+
+    DeepSpeed keeps groups of its own: another default group would not be theirs.
+    """
+    import torch.distributed as dist
+
+    device = torch.device(where)
+    if not dist.is_initialized():
+        place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(place | {"MASTER_PORT": "0"})
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    return device

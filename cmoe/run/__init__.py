@@ -1,0 +1,1 @@
+"""A stream of tasks on Ray Train: launch, worker, stream, resume, display."""

@@ -1,0 +1,166 @@
+"""What a run shows while it goes on: one line on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from cmoe.common.files import Log
+from cmoe.config.tree import RunConfig
+from cmoe.run.remaining_time import Remaining
+from cmoe.run.stalls import stage
+
+LOG = "run.log"
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """Shows a run's events on a stream, in the run's `run.log`, and to W&B where it is asked for.
+
+    Control characters are written to a terminal alone.
+
+    Args:
+        config: The run.
+        folder: Where it is kept.
+        remaining: Estimates what is left.
+        out: Where to show.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: Path, remaining: Remaining, out: TextIO = sys.stdout
+    ) -> None:
+        self.tasks = config.data.tasks
+        self.out = out
+        self.live = out.isatty()
+        self._log = Log(folder / LOG, lambda text: print(text, file=out, flush=True))
+        self._wandb = _wandb_run(config, folder)
+        self._phase: tuple[Any, ...] = ()
+        self._remaining = remaining
+        self._last_line = 0.0
+        self._start = time.monotonic()
+        self._open_line = False
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Say how the run has ended, and let go of the log and of W&B."""
+        self.line(ending(error, time.monotonic() - self._start))
+        self._log.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self._open_line:
+            self.out.write("\r\033[K")
+            self._open_line = False
+        self.out.write(f"{text}\n")
+        self.out.flush()
+        self._log.write(stamped(text))
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """One event of the worker program."""
+        self._remaining.event(event)
+        if event["phase"] == "stage":
+            self._stage(event["index"], event["results"])
+            return
+        if event["phase"] == "restart":
+            self.line(f"start {event['count'] + 1} of the workers: {event['workers']} go on")
+            self._phase = ()  # it is shown anew
+            return
+        if event["phase"] == "notice":
+            self.line(f"a machine leaves; step {event['step']} of {event['steps']} is saved")
+            return
+        now = event["time"]
+        phase = event["index"], event["phase"], event.get("of")
+        began = phase != self._phase
+        self._phase = phase
+        if self._wandb is not None and "loss" in event:
+            self._wandb.log({f"{event['phase']}/{event['task']}/loss": event["loss"]})
+        text = self._progress(event)
+        if self.live:
+            self.out.write(f"\r\033[K{text}")
+            self.out.flush()
+            self._open_line = True
+        ended = event["step"] == event["steps"]
+        if ended or began or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            if self.live and not ended:
+                return
+            self.line(text)
+
+    def _progress(self, event: Mapping[str, Any]) -> str:
+        step, steps = event["step"], event["steps"]
+        text = f"{stage(event['index'], self.tasks)}  {event['phase']} {step}/{steps}"
+        if "loss" in event:
+            text += f"  loss {event['loss']:.3f}"
+        if (pace := self._remaining.pace) is not None:
+            text += f"  {pace:.2f} s a step"
+        if step < steps and (left := self._remaining.phase()) is not None:
+            text += f"  {duration(left)} left"
+        if left := self._remaining.run():
+            text += f"  (run: about {duration(left)} left)"
+        return text
+
+    def _stage(self, index: int, results: Mapping[str, Any]) -> None:
+        row = results["located"][index]
+        mean = sum(row[: index + 1]) / (index + 1)
+        own = row[index]
+        self.line(
+            f"task {index + 1}/{len(self.tasks)} {self.tasks[index]}: {own:.1f}%; "
+            f"mean of the {index + 1} so far {mean:.1f}%"
+        )
+        if self._wandb is not None:
+            accuracy = {f"accuracy/{self.tasks[j]}": row[j] for j in range(index + 1)}
+            self._wandb.log({"tasks": index + 1, "accuracy/mean": mean, **accuracy})
+
+
+def ending(error: BaseException | None, passed: float) -> str:
+    """How a run has ended, for its log."""
+    if error is None:
+        return f"finished after {duration(passed)}"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        signals = [text for text in error.args if isinstance(text, str)]
+        return f"interrupted{f' ({signals[0]})' if signals else ''}; the same command goes on"
+    return f"failed: {error if isinstance(error, Exception) else repr(error)}"
+
+
+def refused(folder: Path, error: Exception) -> None:
+    """Note in a run's log that the run was not gone on with; where there is none, nothing."""
+    file = folder / LOG
+    if file.is_file():
+        with open(file, "a", encoding="utf-8") as log:
+            log.write(stamped(f"refused: {error}"))
+
+
+def stamped(text: str) -> str:
+    """A line of the log."""
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
+
+
+def duration(seconds: float) -> str:
+    """A time that is still to come, as it is read; never none at all."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _wandb_run(config: RunConfig, folder: Path) -> Any:
+    if config.wandb.mode == "disabled":
+        return None
+    import wandb
+
+    return wandb.init(
+        mode=config.wandb.mode,
+        project=config.wandb.project,
+        name=config.name,
+        id=config.name,
+        resume="allow",
+        dir=str(folder),
+        config=config.as_dict(),
+    )

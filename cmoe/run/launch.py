@@ -1,0 +1,243 @@
+"""Start a run on Ray Train, or go on with it; a finished run is left alone."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cmoe.common.errors import DataError
+from cmoe.common.files import WORKING_COPIES, whole
+from cmoe.common.mirror import Mirror, mirrored
+from cmoe.common.storage import StorageError, is_remote, require_reachable
+from cmoe.config.tree import RunConfig, differences
+from cmoe.data.coin import read_tasks
+from cmoe.data.samples import Task
+from cmoe.data.texts import reserved_tokens
+from cmoe.evaluation.data_identity import DATA, claim_data, fingerprints
+from cmoe.evaluation.results import MATRIX
+from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, read_config, read_matrix
+from cmoe.evaluation.targets import stream_targets
+from cmoe.mini.tasks import ensure_data
+from cmoe.modeling.base import UnsupportedModelError
+from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
+from cmoe.reports.run_page import HTML, write_report
+from cmoe.run.display import LOG, Display, refused
+from cmoe.run.lease import LeaseError, held
+from cmoe.run.remaining_time import remaining_of
+from cmoe.run.worker_group import RunError as RunError
+from cmoe.run.worker_group import session, train
+
+
+def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
+    """Carry a run to its end.
+
+    Args:
+        config: The run. Its name decides whether one is begun, gone on with, or found finished.
+        show: Receives what is to be read before the progress display is there.
+
+    Returns:
+        The contents of `matrix.json`.
+
+    Raises:
+        RunError: Another configuration has this name, another job drives the run, its folder can't
+            be used, or the run failed for good.
+        DataError: The data is missing, wrong, or not what the run began with; or a file of the
+            run's folder is damaged.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM.
+    """
+    require_lasting(config.runs)
+    try:
+        if (found := read_finished(config)) is not None:
+            show(f"{config.url}: this run is finished; another name starts another run")
+            return found
+        with _ending_on_sigterm(), held(config.url, show):
+            return drive(config, show)
+    except (LeaseError, StorageError) as error:
+        raise RunError(str(error)) from error
+    except SystemExit as end:  # how Ray Train ends on Ctrl-C, too
+        raise KeyboardInterrupt(*end.args) from end
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the body as Ctrl-C does, so that the run's log says so.
+
+    Ray's own handler, which `ray.init` installs, takes Ray down before anybody can say anything.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def drive(config: RunConfig, show: Callable[[str], None]) -> dict[str, Any]:
+    """Carry a run to its end; for who holds its lease. Arguments, returns and errors as of `run`.
+
+    Raises:
+        StorageError: Its folder can't be used.
+    """
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, DATA, MATRIX, HTML, LOG, STAGES)
+        return _run(config, mirror, show)
+
+
+def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
+    folder = mirror.folder
+    try:
+        require_same(config, folder)
+        check_model(config)
+        show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
+        require_uploaded(config)
+        ensure_data(config.data)
+        tasks = read_stream(config)
+        targets = stream_targets(tasks, config.data, config.evaluation)
+        if (folder / CONFIG).is_file() and not (folder / DATA).is_file():
+            show(f"{config.url}: has no {DATA}; the run goes on with the data as it is now")
+        claim_folder(config, folder)
+        claim_data(folder, fingerprints(tasks, targets, config.data, config.evaluation))
+    except (RunError, DataError, StorageError) as error:
+        refused(folder, error)
+        raise
+    mirror.flush()  # what the run is, before any of its work
+    try:
+        with Display(config, folder, remaining_of(config, tasks, folder)) as display:
+            display.line("starting Ray")
+            with session(config), _ending_on_sigterm():
+                train(config, display)
+            mirror.fetch()
+            write_report(folder, tasks, targets, f"{config.url}/{STORE}")
+    except (KeyboardInterrupt, SystemExit):
+        with suppress(StorageError):
+            mirror.flush()  # what the log says of it
+        raise
+    return read_matrix(folder)
+
+
+def read_finished(config: RunConfig) -> dict[str, Any] | None:
+    """As `finished`, wherever the run is kept; another's configuration is refused by who drives it.
+
+    Raises:
+        StorageError: Its folder can't be read.
+    """
+    with mirrored(config.url, apart=APART) as mirror:
+        mirror.fetch(CONFIG, MATRIX, HTML)
+        try:
+            return finished(config, mirror.folder)
+        except RunError:
+            return None
+
+
+def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+    """The results of a run that has come to its end.
+
+    Raises:
+        RunError: Another configuration has this name.
+        RunFileError: A file of the folder is damaged.
+    """
+    require_same(config, folder)
+    if not (folder / MATRIX).is_file():
+        return None
+    found = read_matrix(folder)
+    complete = len(found["located"]) == len(config.data.tasks) and (folder / HTML).is_file()
+    return found if complete else None
+
+
+def require_lasting(runs: str) -> None:
+    """Refuse what is no place for runs, or lies within the copy of a working directory that Ray
+    makes for a job alone.
+
+    Raises:
+        RunError: Says what would be right.
+    """
+    try:
+        require_reachable(runs)
+    except StorageError as error:
+        raise RunError(f"runs: {error}") from error
+    if not is_remote(runs) and WORKING_COPIES in Path(runs).absolute().parts:
+        raise RunError(
+            f"runs is {runs!r}, in the copy of the working directory that this job alone has and "
+            "that Ray removes; give --runs an absolute path that stays, or s3://bucket/prefix"
+        )
+
+
+def require_uploaded(config: RunConfig) -> None:
+    """Refuse data that a job looks for in its copy of the working directory, and that isn't there.
+
+    Raises:
+        RunError: Says what would be right.
+    """
+    files = config.evaluation.answer_files
+    named = {f"evaluation.answer_files.{task}": file for task, file in files.items()}
+    if not config.data.generate:
+        named["data.root"] = config.data.root
+    for key, name in named.items():
+        path = Path(name).absolute()
+        if not is_remote(name) and WORKING_COPIES in path.parts and not path.exists():
+            raise RunError(
+                f"{key} is {name!r}, and isn't in the copy of the working directory that this job "
+                "has: what .gitignore names isn't uploaded; give an absolute path that every "
+                f"machine has{', or s3://bucket/prefix' if key == 'data.root' else ''}"
+            )
+
+
+def require_same(config: RunConfig, folder: Path) -> None:
+    """Refuse to go on with a run of this name that was configured otherwise."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return
+    if changed := differences(read_config(folder), config.as_dict()):
+        listed = "\n  ".join(changed)
+        raise RunError(
+            f"{file}: the run {config.name!r} was configured otherwise; set these back, or give "
+            f"this run another name:\n  {listed}"
+        )
+
+
+def claim_folder(config: RunConfig, folder: Path) -> None:
+    """Make the run's folder, and keep its configuration there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / CONFIG
+    if not file.is_file():
+        with whole(file) as beside:
+            beside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8")
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse a base that isn't there, or a locator's layer that it doesn't have.
+
+    Raises:
+        RunError: Says which.
+    """
+    try:
+        found = require_base(config.model.path, revision=config.model.revision)
+    except (MissingModelError, UnsupportedModelError) as error:
+        raise RunError(f"model.name: {error}") from error
+    layers = found.get_text_config().num_hidden_layers
+    if not -1 <= config.locator.layer <= layers:
+        raise RunError(
+            f"locator.layer is {config.locator.layer}; {config.model.name} has layers 0 to "
+            f"{layers - 1}, and {layers} or -1 for its output"
+        )
+
+
+def read_stream(config: RunConfig) -> tuple[Task, ...]:
+    """The tasks of a run, held to what its base and its method need of them.
+
+    Workers read them again, and needn't look.
+
+    Raises:
+        DataError: As `read_tasks`.
+    """
+    tokens = reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
+    return read_tasks(config.data, config.seed, tokens=tokens, least=config.least_samples)

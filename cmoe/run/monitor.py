@@ -1,0 +1,117 @@
+"""The driver's view of its workers: what the board tells, and what lasts without being told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cmoe.run.display import Display
+from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
+
+POLL_SECONDS = 0.5
+
+
+class Follower:
+    """Shows the board's events, and says while nothing happens why that is.
+
+    Args:
+        board: The board's actor.
+        display: Where to show.
+        workers: How many the group needs at least.
+        each: What one asks for, by Ray's resources.
+    """
+
+    def __init__(
+        self, board: Any, display: Display, workers: int, each: Mapping[str, float]
+    ) -> None:
+        self._board, self._display = board, display
+        self._least, self._each = workers, each
+        self._workers = workers  # that are asked for at the moment
+        self._running = False
+        self._since = time.monotonic()  # when it came to be so
+        self._stall, self._wait = Spaced(QUIET_S), Spaced(WAITING_S)
+        self._beats: Mapping[int, Mapping[str, Any]] = {}
+        self._stalled = ""  # as of the last look
+
+    def look(self) -> None:
+        """Show what is new."""
+        import ray
+
+        for event in ray.get(self._board.take.remote()):
+            self._event(event)
+        lasted = time.monotonic() - self._since
+        if not self._running:
+            if self._wait.due(lasted) and (text := self._waiting(lasted)):
+                self._display.line(text)
+            return
+        found = ray.get(self._board.look.remote())
+        quiet, self._beats = min(found["quiet"], lasted), found["beats"]
+        text = stalled(quiet, self._beats, self._display.tasks)
+        self._stalled = text if quiet >= QUIET_S else ""
+        if self._stall.due(quiet):
+            self._display.line(text)
+
+    def _event(self, event: Mapping[str, Any]) -> None:
+        match event["phase"]:
+            case "scheduling":
+                self._workers = event["workers"]
+                self._state(running=False)
+            case "running":
+                self._state(running=True)
+            case "resizing":
+                self._display.line(f"the group changes to {event['workers']} workers")
+            case "failed":
+                self._failed(event["causes"])
+            case _:
+                self._display.event(event)
+
+    def _state(self, *, running: bool) -> None:
+        if running != self._running:
+            self._running, self._since = running, time.monotonic()
+
+    def _failed(self, causes: list[tuple[int | None, str]]) -> None:
+        said = [text if r is None else f"{named(r, self._beats)} {text}" for r, text in causes]
+        self._display.line("; ".join(said))
+        if self._stalled:
+            self._display.line(f"before that: {self._stalled}")
+        self._stalled, self._workers = "", self._least
+        self._state(running=False)
+
+    def _waiting(self, lasted: float) -> str | None:
+        """What the workers wait for; None while nothing is unusual."""
+        import ray
+        from ray.util import placement_group_table
+
+        alike = [self._each] * self._workers
+        groups = placement_group_table().values()
+        states = {g["state"] for g in groups if [*g["bundles"].values()] == alike}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        free = ray.available_resources()
+        lacks = any(free.get(n, 0) < amount * self._workers for n, amount in self._each.items())
+        if "PENDING" in states or (lacks and "CREATED" not in states):
+            return waiting(lasted, self._workers, self._each, nodes, free)
+        if lasted < QUIET_S:
+            return None
+        return f"{needed(self._workers, self._each)} have been starting for {lasted:.0f} s"
+
+
+@contextmanager
+def following(follower: Follower) -> Iterator[None]:
+    """Look time and again while the body runs, and once more when it ends."""
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(POLL_SECONDS):
+            follower.look()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        follower.look()

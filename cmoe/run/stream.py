@@ -1,0 +1,321 @@
+"""The worker program: learn every task of the stream, and answer all tests after each.
+
+It reads as the run does. What is on the disk decides where it begins: a store with three primitives
+means that the fourth task is next, whoever wrote them and however that process ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cmoe.common.group import Group
+from cmoe.common.mirror import Mirror, mirrored
+from cmoe.common.storage import exists
+from cmoe.config.tree import RunConfig
+from cmoe.data.batches import Collator
+from cmoe.data.coin import read_tasks
+from cmoe.data.samples import Sample, Task
+from cmoe.evaluation.coin_predictions import write_coin
+from cmoe.evaluation.costs import answer_seconds, peak_memory
+from cmoe.evaluation.data_identity import require_same_rows
+from cmoe.evaluation.predict import Predictor
+from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.evaluation.run import (
+    ALONE,
+    APART,
+    PREDICTIONS,
+    STAGES,
+    STORE,
+    notes_file,
+    read_notes,
+)
+from cmoe.evaluation.targets import stream_targets
+from cmoe.methods.baselines import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
+from cmoe.methods.cmoe import CMoE
+from cmoe.methods.method import Method
+from cmoe.methods.regularized import EWC, LwF
+from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.routers import BASE
+from cmoe.store.log import HEADER, Record, Store
+from cmoe.store.model import create_store
+from cmoe.training.engine import running
+from cmoe.training.settings import TrainingConfig
+from cmoe.training.trainer import Link, Phases
+
+LATENCY = "latency"  # of a stage's notes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+
+def run_stream(config: RunConfig, group: Group, link: Link) -> None:
+    """Carry a run to its end, from wherever its folder stands. Every worker runs this.
+
+    Raises:
+        DataError: A sample or a file of the run's folder can't be used.
+        FloatingPointError: A loss isn't finite.
+        StoreError: The store is damaged or another base's.
+    """
+    with mirrored(config.url, apart=APART) as mirror:
+        stream = Stream(config, group, link, mirror)
+        stream.evaluate(BASE)
+        for index, task in enumerate(stream.tasks):
+            if index < len(stream.store):
+                stream.recall(index)
+            else:
+                stream.learn(index, task)
+            stream.evaluate(index)
+
+
+class Stream:
+    """A run as one worker sees it: the method as far as it has come, and the tests.
+
+    Rank 0 alone reads and writes files of the run's folder.
+    """
+
+    def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
+        self.config, self.group, self.link, self.mirror = config, group, link, mirror
+        link.reached({"phase": "reading the tasks"})
+        self.tasks = read_tasks(config.data, config.seed)
+        self.targets = stream_targets(self.tasks, config.data, config.evaluation)
+        link.reached({"phase": "loading the base"})
+        with _named("while loading the base"):
+            base, self.collator = load(config, group.device)
+            self.method = make_method(config, base)
+        link.reached({"phase": "opening the store"})
+        self.folder = mirror.folder
+        log = f"{config.url}/{STORE}"
+        group.from_first(lambda: self._prepare(log))
+        self.store = Store.open(log)
+        self.store.require_base(self.method.base_digest)
+        self.predictor = Predictor(
+            self.method,
+            group,
+            self.tasks,
+            config.data.root,
+            self.folder / PREDICTIONS,
+            config.evaluation,
+            self.collator,
+            running=partial(running, self.method.module, config.training.zero),
+            kept=mirror.flush,
+            synced=config.training.zero == 3,
+            loader_workers=config.data.loader_workers,
+            emit=self._emit_prediction,
+        )
+        self._index = BASE
+
+    def _prepare(self, log: str) -> None:
+        self.mirror.fetch()
+        config = self.config
+        require_same_rows(self.folder, self.tasks, self.targets, config.data, config.evaluation)
+        for name in (PREDICTIONS, STAGES):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        if not exists(f"{log}/{HEADER}"):
+            start_store(log, self.method, config)
+
+    def recall(self, index: int) -> None:
+        """Take a task that was learned before from the store.
+
+        One at a time: a stage is answered by what was known then, whoever wrote the store.
+        """
+        self.method.append(self.store.read(index))
+
+    def learn(self, index: int, task: Task) -> None:
+        """Learn a task and commit its primitive."""
+        samples, training = self._lesson(index)
+        phases = Phases(
+            self.method.module,
+            self.group,
+            training,
+            self.collator,
+            self.link,
+            seed=self.config.seed,
+            index=index,
+            task=task.name,
+            batch_size=self.config.evaluation.batch_size,
+            loader_workers=self.config.data.loader_workers,
+        )
+        primitive = self.method.learn(task.name, samples, phases)
+        self.link.reached({"index": index, "task": task.name, "phase": "committing"})
+        memory = max(self.group.gather(peak_memory(self.group.device)))
+        with _named(f"while committing task {task.name!r} to {self.store.url}"):
+            if self.group.first:
+                progress = phases.progress
+                spent = {"seconds": progress.seconds, "tokens": progress.tokens, "memory": memory}
+                self._note(index, {"task": task.name, "loss": progress.loss, **spent})
+                self.mirror.flush()  # the store doesn't wait for what is carried
+                self.store.append(primitive)
+            self.group.wait()  # it is in the store now
+            if not self.group.first:
+                self.store.refresh()
+
+    def _lesson(self, index: int) -> tuple[Sequence[Sample], TrainingConfig]:
+        """What is learned as a stage's task, and how; the same in all for any method."""
+        training = self.config.training
+        if not self.method.joint:
+            return self.tasks[index].train, training
+        if index > 0:
+            return (), training
+        steps = None if training.steps is None else training.steps * len(self.tasks)
+        every = [sample for task in self.tasks for sample in task.train]
+        return every, replace(training, steps=steps)
+
+    def evaluate(self, stage: int) -> None:
+        """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
+        self.mirror.check()
+        if not self.predictor.done(stage, self._digests()):
+            self._index, start = stage, time.monotonic()
+            name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
+            with _named(f"while evaluating {name}"):
+                self.predictor.evaluate(stage, self._digests())
+            if self.group.first:
+                spent = read_notes(self.folder, stage).get("seconds", {})
+                passed = {"predict": time.monotonic() - start}
+                self._note(stage, {"seconds": spent | passed})
+        if stage == len(self.tasks) - 1:
+            self._time_answers(stage)
+        if self.group.first:
+            found = results(
+                self.folder / PREDICTIONS,
+                self.tasks,
+                self.targets,
+                self._facts(),
+                self.config.evaluation.scoring,
+            )
+            write_json(self.folder / MATRIX, found)
+            write_coin(self.folder, self.tasks, self._digests(), self.config.method)
+            if stage != BASE:
+                self.link.emit({"phase": "stage", "index": stage, "results": found})
+
+    def _time_answers(self, stage: int) -> None:
+        """Note what an answer takes in the end, unless that was done; rank 0 alone measures it.
+
+        With sharded weights no rank can answer alone: then it isn't known.
+        """
+        if (
+            self.group.first
+            and self.config.training.zero < 3
+            and not read_notes(self.folder, stage).get(LATENCY)
+        ):
+            samples = [task.test[0] for task in self.tasks]
+            inputs = [self.group.moved(self.collator.prompts([sample])) for sample in samples]
+            self._note(stage, {LATENCY: answer_seconds(self.method, stage, inputs)})
+        self.group.wait()
+
+    def _records(self) -> tuple[Record, ...]:
+        """Of the tasks that the method knows by now."""
+        return self.store.records()[: len(self.method.tasks)]
+
+    def _digests(self) -> dict[int, str]:
+        digests = {i: record.digest for i, record in enumerate(self._records())}
+        return digests | {BASE: self.method.base_digest}
+
+    def _facts(self) -> Facts:
+        records, method = self._records(), self.method
+        alone, *notes = (read_notes(self.folder, i) for i in (BASE, *range(len(records))))
+        latest = len(records) - 1
+        answering = {
+            i if method.locates else method.answerer(latest, i) for i in range(len(records))
+        }
+        return Facts(
+            method=self.config.method,
+            digests=self._digests(),
+            parameters=[r.parameters for r in records],
+            answering=sorted(answering - {BASE}),
+            base_parameters=self.method.base_parameters,
+            flops={t: self.method.flops_per_token(t) for t in (BASE, *range(len(records)))},
+            similarity=self.method.expert_similarity(),
+            seconds={
+                name: note.get("seconds", {})
+                for name, note in zip((ALONE, *method.tasks), (alone, *notes), strict=True)
+            },
+            locates=self.method.locates,
+            learning_flops=sum(
+                method.learning_flops(index, note.get("tokens", {}))
+                for index, note in enumerate(notes)
+            ),
+            peak_memory=max((note["memory"] for note in notes if "memory" in note), default=None),
+            latency=notes[-1].get(LATENCY) if notes else None,
+        )
+
+    # What is kept beside the store: what a stage took, and how its losses went
+
+    def _note(self, index: int, values: Mapping[str, Any]) -> None:
+        write_json(notes_file(self.folder, index), {**read_notes(self.folder, index), **values})
+
+    def _emit_prediction(self, phase: str, step: int, steps: int, **more: Any) -> None:
+        task = "" if self._index == BASE else self.tasks[self._index].name
+        at = {"index": self._index, "task": task, "phase": phase}
+        self.link.emit(at | {"step": step, "steps": steps} | more)
+
+
+def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Collator]:
+    """The base that a run names, on a device, and what makes its batches."""
+    base, processor = load_base(
+        config.model.path,
+        revision=config.model.revision,
+        dtype=getattr(torch, config.model.dtype),
+        device=device,
+        pad=config.model.pad,
+    )
+    limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
+    return base, Collator(processor, limit, config.evaluation.max_new_tokens)
+
+
+def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
+    """The method that a run is configured for, with nothing learned yet."""
+    seed, lora = config.seed, config.lora
+    method: Method
+    match config.method:
+        case "zero_shot":
+            method = ZeroShot(base)
+        case "lora":
+            method = SequentialLoRA(base, lora, seed)
+        case "ewc":
+            method = EWC(base, lora, config.ewc, seed)
+        case "lwf":
+            method = LwF(base, lora, config.lwf, seed)
+        case "moelora":
+            method = MoELoRA(base, config.moelora, seed)
+        case "per_task_lora":
+            method = PerTaskLoRA(base, lora, seed)
+        case "multitask":
+            method = JointLoRA(base, lora, seed)
+        case "expand_all":
+            everywhere = replace(config.probe, enabled=False)
+            method = CMoE(base, config.experts, everywhere, config.locator, seed)
+        case "cmoe":
+            method = CMoE(base, config.experts, config.probe, config.locator, seed)
+    if config.training.gradient_checkpointing:
+        method.enable_gradient_checkpointing()
+    return method
+
+
+def start_store(url: str | Path, method: Method, config: RunConfig) -> Store:
+    """The log of a run's method that has learned nothing yet."""
+    return create_store(
+        url,
+        method,
+        name=config.model.name,
+        revision=config.model.revision or "default",
+        config=config.as_dict(),
+    )
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say in an error what was under way."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise

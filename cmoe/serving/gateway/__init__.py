@@ -1,0 +1,1 @@
+"""HTTP outside: OpenAI's protocol, limits, keys, images."""

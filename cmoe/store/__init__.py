@@ -1,0 +1,1 @@
+"""The log of task primitives, and a model at any prefix of it."""

@@ -1,0 +1,549 @@
+"""One rule decides whether a row can be used, whoever reads it; what can't be is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.paths import ROOT
+
+from cmoe.common.errors import DataError
+from cmoe.data.batches import ChatTurn, Collator, ReservedTokenError
+from cmoe.data.coin import read_tasks
+from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.data.row_rules import RowRule
+from cmoe.data.samples import Sample, Turn
+from cmoe.data.settings import DataConfig
+from cmoe.data.shards import read_manifest, read_rows, require_usable_rows
+from cmoe.data.texts import reserved_tokens
+from cmoe.mini.base_path import MINI_BASE
+from cmoe.modeling.pretrained import load_processor
+from cmoe.tasks.answer_files import read_targets
+
+Row = dict[str, Any]
+TOKENS = ("</s>", "<image>", "<pad>", "<s>")
+COIN_REAL = ROOT.parent / "shared" / "data" / "coin_real"
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return load_processor(str(MINI_BASE))
+
+
+def talk(*texts: str, **more: Any) -> Row:
+    """A training row of questions and answers by turns."""
+    turns = [
+        {"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)
+    ]
+    return {"id": 7, "image": "a.png", "conversations": turns} | more
+
+
+def asked(**more: Any) -> Row:
+    return {"question_id": 7, "image": "a.png", "text": "What?", "answer": "yes"} | more
+
+
+GOOD = {"train": talk("<image>\nWhat?", "yes"), "test": asked()}
+
+
+def write(root: Path, split: str, rows: Any, task: str = "GQA") -> Path:
+    """A task's two files, one of them as given and the other without a fault; pictures, too."""
+    folder = root / "Instructions_Original" / task
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(root / name)
+    box = "[0.1, 0.1, 0.4, 0.4]"
+    good = {"train": talk("Where?", box), "test": asked(answer=box)} if task != "GQA" else GOOD
+    for each in ("train", "test"):
+        content = rows if each == split else [good[each]]
+        (folder / f"{each}.json").write_text(json.dumps(content))
+    return folder / f"{split}.json"
+
+
+def read(root: Path, task: str = "GQA") -> Any:
+    return read_tasks(DataConfig(root=str(root), tasks=(task,)), seed=0, tokens=TOKENS)[0]
+
+
+def problems(root: Path, task: str = "GQA") -> list[str]:
+    return survey(Preparation(root, ".", (task,), "", TOKENS), map, keep=False).problems
+
+
+def refusal(root: Path, split: str, row: Any, task: str = "GQA") -> str:
+    """What is said of a row behind its file and number, by all that read it alike."""
+    good = GOOD[split] if task == "GQA" else None
+    rows = [row] if good is None else [good | {"id" if split == "train" else "question_id": 1}, row]
+    file = write(root, split, rows, task)
+    where = f"{file}, row {len(rows) - 1}: "
+    with pytest.raises(DataError) as refused:
+        read(root, task)
+    assert str(refused.value).startswith(where)
+    message = str(refused.value).removeprefix(where)
+    assert problems(root, task) == [where + message]
+    return message
+
+
+# The base's own tokens
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("place", ["question", "answer", "later question", "later answer"])
+def test_the_bases_own_tokens_are_no_text_of_a_training_row(
+    tmp_path: Path, token: str, place: str
+) -> None:
+    places = ("question", "answer", "later question", "later answer")
+    texts = ["<image>\nWhat?", "yes", "And now?", "no"]
+    at = places.index(place)
+    # Of a picture's token within the first question another rule speaks.
+    texts[at] += f" it's {token}, isn't it"
+    message = refusal(tmp_path, "train", talk(*texts))
+    assert repr(token) in message
+    assert f"conversations[{at}].value" in message
+    assert "(id '7')" in message
+
+
+@pytest.mark.parametrize("field", ["text", "answer"])
+def test_the_bases_own_tokens_are_no_text_of_a_test_row(tmp_path: Path, field: str) -> None:
+    message = refusal(tmp_path, "test", asked(**{field: "a</s>b"}))
+    assert message == f"{field} holds '</s>', which is a token of the model's own (id '7')"
+
+
+def test_what_a_processor_treats_as_its_own_is_reserved(processor: Any) -> None:
+    assert set(reserved_tokens(processor)) == set(TOKENS)
+    added = [
+        SimpleNamespace(content=content, special=special)
+        for content, special in (
+            ("<|im_end|>", True),
+            ("<tool_call>", False),
+            ("  ", False),
+            ("word", False),
+        )
+    ]
+    other = SimpleNamespace(
+        image_token="<|image_pad|>",
+        fake_image_token=SimpleNamespace(__str__=None),
+        add_bos_token=True,
+        image_token_id=5,
+        chat_template="{{ '<tool_call>' }}  text",
+        tokenizer=SimpleNamespace(
+            all_special_tokens=["<|endoftext|>"],
+            added_tokens_decoder=dict(enumerate(added)),
+            chat_template=None,
+            add_eos_token=True,
+        ),
+    )
+    del other.fake_image_token
+    assert reserved_tokens(other) == ("<tool_call>", "<|endoftext|>", "<|im_end|>", "<|image_pad|>")
+
+
+def test_a_chat_is_held_to_the_rule_of_rows(processor: Any, tmp_path: Path) -> None:
+    collator = Collator(processor, 512, 16)
+    for text in ("a<pad>", "half \ud800", "nul \0"):
+        with pytest.raises(ReservedTokenError) as chat:
+            collator.conversation([ChatTurn("user", (text,))], None)
+        message = refusal(tmp_path, "test", asked(text=text))
+        assert str(chat.value).removeprefix("the text ") in message
+
+
+def test_prepared_data_is_held_to_this_base(tmp_path: Path) -> None:
+    """It may have been prepared for a base that reads the same text as text."""
+    write(tmp_path, "train", [talk("Is <|im_start|> a tag?", "yes", id=n) for n in range(3)])
+    out = str(tmp_path / "out")
+    job = Preparation(tmp_path, ".", ("GQA",), out, TOKENS)
+    prepare(job, survey(job, map, keep=False), map)
+    config = DataConfig(root=out, tasks=("GQA",))
+    read_tasks(config, 0, tokens=TOKENS)
+    with pytest.raises(DataError, match=r"rows/GQA-train-00000-\w+\.parquet, row 0: text holds"):
+        read_tasks(config, 0, tokens=("<|im_start|>",))
+    read_tasks(config, 0)  # workers don't look again
+
+
+# A picture's place
+
+
+@pytest.mark.parametrize(
+    ("row", "cause"),
+    [
+        (talk("<image>\nWhat?", "yes", image=None), "holds '<image>', and the row has no image"),
+        (talk("<image>\n<image>\nWhat?", "yes"), "'<image>' more than once"),
+        (talk("What is <image> there?", "yes"), "'<image>' within a line"),
+        (talk("What?\nIs <image>\nit?", "yes"), "'<image>' within a line"),
+        (
+            talk("What?", "yes", "<image>\nAnd?", "no"),
+            "conversations[2].value holds '<image>', a p",
+        ),
+        (talk("<image>\nWhat?", "yes", "A?", "no", "B <image>", "no"), "a picture in a later turn"),
+        (talk("<ima<image>ge>", "yes"), "'<image>' within a line"),
+        (talk("<image>", "yes"), "the question not empty"),
+        (talk("<image>\n", "yes"), "the question not empty"),
+    ],
+)
+def test_a_placeholder_stands_once_where_the_picture_is(
+    tmp_path: Path, row: Row, cause: str
+) -> None:
+    assert cause in refusal(tmp_path, "train", row)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<image>\nWhat?", "What?\n<image>", "<image> What?", "What? <image>", " <image>\nWhat?"],
+)
+def test_a_placeholder_may_stand_as_llava_writes_it(tmp_path: Path, text: str) -> None:
+    write(tmp_path, "train", [talk(text, "yes")])
+    assert read(tmp_path).train[0].text == "What?"
+    write(tmp_path, "train", [talk("One.\n<image>\nWhat?", "yes")])
+    assert read(tmp_path).train[0].text == "One.\n\nWhat?"
+    write(tmp_path, "test", [asked(text=text)])
+    assert read(tmp_path).test[0].text == "What?"
+
+
+# Contradictions and unknown keys
+
+
+@pytest.mark.parametrize(
+    ("split", "row", "cause"),
+    [
+        ("train", talk("What?", "yes", images=["a.png"]), "unknown key 'images'; "),
+        ("train", talk("What?", "yes", images=["a.png"]), "the nearest is image "),
+        ("train", talk("What?", "yes", conversation=[]), "the nearest is conversations "),
+        ("train", talk("What?", "yes", Image="a.png"), "the nearest is image "),
+        ("train", talk("What?", "yes", video="a.mp4"), "unknown key 'video'; there are id, "),
+        ("train", talk("What?", "yes", question_id=8), "question_id is '8', and id is 7"),
+        ("train", talk("What?", "yes", text="What?"), "both conversations and text"),
+        ("train", talk("What?", "yes", answer="no"), "both conversations and answer"),
+        (
+            "train",
+            talk("What?", "yes", answer_bbox="[0, 0, 1, 1]"),
+            "both conversations and answer",
+        ),
+        (
+            "train",
+            {"id": 7, "conversations": [{"from": "human", "value": "a", "valeu": "b"}, {}]},
+            "by turns",
+        ),
+        (
+            "train",
+            {
+                "id": 7,
+                "conversations": [
+                    {"from": "human", "value": "a", "images": "b"},
+                    {"from": "gpt", "value": "a"},
+                ],
+            },
+            "conversations[0]: unknown key 'images'; there are from, value",
+        ),
+        ("test", asked(id=8), "question_id is '7', and id is 8"),
+        ("test", asked(answers=["yes"]), "the nearest is answer "),
+        ("test", asked(question="What?"), "the nearest is question_id "),
+        ("test", asked(answer_bbox="[0, 0, 1, 1]"), "answer_bbox belongs to Grounding"),
+        ("test", talk("What?", "yes", question_id=7), "conversations belongs to training"),
+        ("test", {"id": 7, "text": "What?", "answer": "yes"}, "question_id must be a whole number"),
+    ],
+)
+def test_a_contradiction_or_an_unknown_key_is_refused(
+    tmp_path: Path, split: str, row: Row, cause: str
+) -> None:
+    assert cause in refusal(tmp_path, split, row)
+
+
+def test_what_public_files_say_beside_is_passed_over(tmp_path: Path) -> None:
+    more = {"model": "gpt-4", "metadata": {"images": 3}, "category": None, "source": "x"}
+    write(tmp_path, "train", [talk("What?", "yes", question_id="7", **more)])
+    assert read(tmp_path).train == (Sample("7", "What?", "yes", tmp_path / "a.png"),)
+    write(tmp_path, "test", [asked(id="7", question_type="other", **more)])
+    assert read(tmp_path).test == (Sample("7", "What?", "yes", tmp_path / "a.png"),)
+
+
+def test_scoring_refuses_the_rows_that_reading_refuses(tmp_path: Path) -> None:
+    for row, cause in (
+        (asked(images=["a.png"]), "unknown key 'images'"),
+        (asked(text="<image>\nWhat?", image=None), "the row has no image"),
+        (asked(answer=""), "the answer not empty"),
+        (asked(text=" "), "the question not empty"),
+        (asked(question_id="a\tb"), "question_id must be a whole number or text"),
+    ):
+        file = write(tmp_path, "test", [row])
+        with pytest.raises(DataError, match=cause) as scored:
+            read_targets("GQA", file)
+        with pytest.raises(DataError) as reading:
+            read(tmp_path)
+        assert str(scored.value) == str(reading.value)
+
+
+@pytest.mark.skipif(not COIN_REAL.is_dir(), reason="the real pictures aren't here")
+def test_real_pictures_and_questions_pass() -> None:
+    tasks = ("ScienceQA", "ImageNet", "Grounding", "VQAv2")
+    config = DataConfig(root=str(COIN_REAL), images="images", tasks=tasks)
+    found = read_tasks(config, 0, tokens=TOKENS, least=8)
+    assert [(len(t.train), len(t.test)) for t in found] == [
+        (275, 249),
+        (1000, 200),
+        (425, 83),
+        (2475, 1933),
+    ]
+
+
+# Values
+
+
+@pytest.mark.parametrize("bad", [1.0, True, False, [1], {}, "", "  ", "a\nb", "\u200b", "\ud800"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_id_is_a_whole_number_or_text(tmp_path: Path, split: str, bad: Any) -> None:
+    key = "id" if split == "train" else "question_id"
+    row = talk("What?", "yes") if split == "train" else asked()
+    message = refusal(tmp_path, split, row | {key: bad})
+    assert message.startswith(f"{key} must be a whole number or text that isn't blank, this is ")
+
+
+def test_training_rows_may_share_an_id_and_test_rows_may_not(tmp_path: Path) -> None:
+    """LLaVA's `id` is the picture's."""
+    write(tmp_path, "train", [talk(f"What {n}?", "yes", id="000000033471") for n in range(4)])
+    assert [s.id for s in read(tmp_path).train] == ["000000033471"] * 4
+    assert problems(tmp_path) == []
+    file = write(tmp_path, "test", [asked(), asked(question_id="7")])
+    twice = f"{file}, row 1: id '7' is row 0's already; no id of a test stands twice"
+    with pytest.raises(DataError, match="stands twice"):
+        read(tmp_path)
+    assert problems(tmp_path) == [twice]
+    with pytest.raises(DataError, match=r"'7' .* twice"):
+        read_targets("GQA", file)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_selection_of_rows_that_share_an_id_is_told_apart(tmp_path: Path, prepared: bool) -> None:
+    """Answers are kept by the ids of what is asked."""
+    rows = [talk(f"What {n}?", "yes", id="picture") for n in range(11)]
+    write(tmp_path, "train", [*rows, talk("Which?", "yes", id="picture#2")])
+    root = str(tmp_path)
+    if prepared:
+        root = str(tmp_path / "out")
+        job = Preparation(tmp_path, ".", ("GQA",), root)
+        prepare(job, survey(job, map, keep=False), map)
+    config = DataConfig(root=root, tasks=("GQA",), selection=0.8, evaluate_on="selection")
+    (task,) = read_tasks(config, seed=1)
+    ids = [sample.id for sample in task.test]
+    assert len(set(ids)) == len(ids) == 10
+    assert len({sample.text for sample in task.test}) == 10
+    assert ids.count("picture") == 1
+    assert [s.id for s in read_tasks(config, seed=1)[0].test] == ids
+
+
+@pytest.mark.parametrize("field", ["text", "answer", "image", "question_id"])
+@pytest.mark.parametrize("bad", ["half \ud800 pair", "tail \udfff", "nul\0byte"])
+def test_text_that_cannot_be_stored_is_refused_in_every_field(
+    tmp_path: Path, field: str, bad: str
+) -> None:
+    assert field in refusal(tmp_path, "test", asked(**{field: bad}))
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u00a0", "\u200b\u200b", "\x01\x02", "\u2028"])
+@pytest.mark.parametrize("field", ["text", "answer"])
+def test_what_shows_nothing_is_empty(tmp_path: Path, field: str, blank: str) -> None:
+    assert f"not empty; {field} is " in refusal(tmp_path, "test", asked(**{field: blank}))
+
+
+@pytest.mark.parametrize("text", ["é", "日本", "👍🏽", "a\u200db", "\ufeffyes"])
+def test_text_of_any_script_is_text(tmp_path: Path, text: str) -> None:
+    write(tmp_path, "test", [asked(text=text, answer=text)])
+    assert read(tmp_path).test[0].answer == text
+
+
+@pytest.mark.parametrize(
+    "size", [[0, 4], [-1, 4], [True, 4], [4.0, 4], [4, 4, 4], "4x4", {"w": 4}, [2**31, 4]]
+)
+def test_a_size_is_two_whole_numbers(tmp_path: Path, size: Any) -> None:
+    assert "size must be width and height" in refusal(tmp_path, "test", asked(size=size))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        ("a\0.png", "image must be a path below data.images"),
+        ("/etc/passwd", "image must be a path below data.images"),
+        ("a/../../b.png", "image must be a path below data.images"),
+        ("", "image must be a path below data.images"),
+        (" ", "image must be a path below data.images"),
+        (["a.png"], "image must be a path below data.images"),
+        ("gone.png", "gone.png is missing"),
+        ("folder", "is missing: this is no regular file"),
+        ("pipe", "is missing: this is no regular file"),
+        ("a.png/b.png", "can't be read: Not a directory"),
+        ("x" * 300, "can't be read: File name too long"),
+        ("x/" * 3000 + "a.png", "can't be read: File name too long"),
+    ],
+)
+def test_a_picture_is_a_file_below_its_folder(tmp_path: Path, path: Any, cause: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    file = write(tmp_path, "train", [talk("What?", "yes", image=path)])
+    with pytest.raises(DataError) as refused:
+        read(tmp_path)
+    assert str(refused.value).startswith(f"{file}, row 0: ")
+    assert cause in str(refused.value)
+    assert "(id '7')" in str(refused.value)
+    assert len(problems(tmp_path)) == 1, "nor does a survey stop at it, or wait for a pipe"
+
+
+def test_every_row_survives_its_neighbours(tmp_path: Path) -> None:
+    """A survey names all of them at once."""
+    bad = [
+        3,
+        None,
+        [],
+        {},
+        talk("What?", "\ud800", id=1),
+        talk("What?", "yes", id=[1]),
+        talk("What?", "<s>", id=2),
+        talk("What?", "yes", id=3, image="a\0b.png"),
+        talk("What?", "yes", id=4, image="gone.png"),
+        talk("What?", "yes", id=10**50, size=[10**50, 1]),
+    ]
+    rows = [row for each in bad for row in (talk("What?", "yes"), each)]
+    file = write(tmp_path, "train", rows)
+    found = survey(Preparation(tmp_path, ".", ("GQA",), "", TOKENS), map, keep=False)
+    named = sorted(int(p.removeprefix(f"{file}, row ").split(":")[0]) for p in found.problems)
+    assert named == list(range(1, 2 * len(bad), 2))
+    assert found.rows == len(bad) + 2, "the good ones, one test row, one without its picture"
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("\ufeff[]".encode(), "a list with at least one sample"),
+        ("[]".encode("utf-16"), "UTF-8"),
+        ('["é"]'.encode("latin-1"), "UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"9" * 5000 + b"]", "not JSON"),
+        (b'[{"id": 1, "id": 2}]', "'id' stands twice in one object"),
+        (b"[NaN]", "NaN is no number"),
+        (b"[1e999]", "an object is needed, this is float"),
+        (b"", "not JSON"),
+    ],
+)
+def test_a_file_that_is_no_list_of_rows_is_named(
+    tmp_path: Path, content: bytes, cause: str
+) -> None:
+    file = write(tmp_path, "test", [])
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=cause) as refused:
+        read(tmp_path)
+    assert str(file) in str(refused.value)
+    assert [cause in problem for problem in problems(tmp_path)] == [True]
+    with pytest.raises(DataError) as scored:
+        read_targets("GQA", file)
+    assert str(file) in str(scored.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_rows_are_read_from_a_regular_file(tmp_path: Path, kind: str) -> None:
+    file = write(tmp_path, "test", [])
+    file.unlink()
+    file.mkdir() if kind == "folder" else os.mkfifo(file)
+    with pytest.raises(DataError, match=r"test\.json: (no regular file|can't be read)"):
+        read(tmp_path)
+
+
+# Prepared rows
+
+
+def test_two_tasks_too_many_are_told_from_each_other(tmp_path: Path) -> None:
+    write(tmp_path, "train", [talk(f"What {n}?", "yes") for n in range(7)])
+    config = DataConfig(root=str(tmp_path), tasks=("GQA",))
+    with pytest.raises(DataError, match=r"GQA: 7 training samples; .* at least 8 of each task"):
+        read_tasks(config, 0, least=8)
+    write(tmp_path, "train", [talk(f"What {n}?", "yes") for n in range(10)])
+    assert len(read_tasks(config, 0, least=8)[0].train) == 10
+    held = DataConfig(root=str(tmp_path), tasks=("GQA",), selection=0.3)
+    with pytest.raises(DataError, match=r"7 training samples, without the data\.selection of 0\.3"):
+        read_tasks(held, 0, least=8)
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b*c", "d?e", "[x", "g{h}", "a[!b]"])
+def test_a_folder_may_be_named_like_a_pattern(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "train", [talk("What?", "yes")])
+    out = tmp_path / name / "out"
+    beside = tmp_path / "bxc" / "out"  # what the pattern would find as well
+    for folder in (out, beside):
+        job = Preparation(tmp_path, ".", ("GQA",), str(folder))
+        prepare(job, survey(job, map, keep=True), map)
+        assert not (folder / "partial").exists()
+    (task,) = read_tasks(DataConfig(root=str(out), tasks=("GQA",)), 0, tokens=TOKENS)
+    assert [s.text for s in task.train] == ["What?"]
+    assert task.train[0].image is not None
+    with task.train[0].image.open() as opened, Image.open(opened) as image:
+        assert image.size == (40, 30)
+
+
+def test_prepared_rows_that_were_tampered_with_are_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write(tmp_path, "train", [talk(f"What {n}?", "yes", "And?", "no", id=n) for n in range(3)])
+    out = tmp_path / "out"
+    job = Preparation(tmp_path, ".", ("GQA",), str(out))
+    prepare(job, survey(job, map, keep=False), map)
+    manifest = read_manifest(str(out))
+    assert manifest is not None
+    (shard,) = (out / "rows").glob("GQA-train-*")
+    whole = pq.read_table(shard)
+    for number, (column, value, cause) in enumerate(
+        [
+            ("text", "", "the question not empty"),
+            ("text", None, "text must be text"),
+            ("answer", "a <s>", "'<s>'"),
+            (
+                "further",
+                [{"text": "<image>\nB?", "answer": "no"}],
+                r"further\[0\].text holds '<ima",
+            ),
+            ("further", None, "prepare the data again"),
+            ("question_id", " ", "question_id must be"),
+            ("image", {"shard": 9, "group": 0, "row": 0}, "prepare the data again"),
+        ]
+    ):
+        values = whole.to_pylist()
+        values[1][column] = value
+        table = pa.Table.from_pylist(values, schema=whole.schema)
+        changed = shard.with_name(f"changed-{number}.parquet")
+        pq.write_table(table, changed)
+        manifest["tasks"]["GQA"]["train"]["shards"][0]["file"] = f"rows/{changed.name}"
+        rows = read_rows(str(out), manifest, "GQA", "train")
+        with pytest.raises(DataError, match=rf"{changed.stem}\.parquet, row 1: .*{cause}"):
+            require_usable_rows(rows, str(out), manifest, RowRule("GQA", "train", TOKENS))
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"format": 1},
+        {"format": 1, "tasks": []},
+        {"format": 1, "tasks": {"GQA": []}},
+        {"format": 1, "tasks": {"GQA": {"train": {"rows": "3"}}}},
+        {"format": 1, "tasks": {"GQA": {"train": {"rows": 3}, "test": {"rows": 1}}}},
+        {"format": [1], "tasks": {}},
+        {"tasks": {}},
+        7,
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, manifest: Any) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        read(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 1, "tasks": {}, "tasks": {}}')
+    with pytest.raises(DataError, match="'tasks' stands twice"):
+        read(tmp_path)
+
+
+def test_turns_are_kept_whole(tmp_path: Path) -> None:
+    write(tmp_path, "train", [talk("<image>\nA?", "a", "B?\n", " b ", "C?", "c")])
+    (sample,) = read(tmp_path).train
+    assert sample.further == (Turn("B?", " b "), Turn("C?", "c"))

@@ -1,0 +1,329 @@
+"""Sweeps on a real Ray: one probe run, each candidate once, the winner's own weights in the log."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from support.paths import ROOT
+from support.workers import small_config
+
+from cmoe.config.tree import RunConfig
+from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
+from cmoe.experiments.sweep.space import Probed, candidate, points
+from cmoe.experiments.sweep.sweep import SweepConfig, require_affordable, sweep, task_work
+from cmoe.experiments.sweep.trials import keeping_cause, open_store
+from cmoe.run.launch import RunError
+from cmoe.store.log import Store, StoreError
+
+TASKS = ("ScienceQA", "VizWiz")
+SEARCH = SearchConfig(alpha=(-1.0, 0.0, 3.0), score=("frequency", "loss_gain"), trials=6)
+SCRIPT = """
+import json, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
+from test_sweep import small_sweep
+from cmoe.experiments.sweep.sweep import sweep
+root, name, changes = sys.argv[1:]
+sweep(small_sweep(Path(root), name, json.loads(changes)))
+"""
+
+Swept = tuple[SweepConfig, dict[str, Any]]
+
+
+def small_sweep(folder: Path, name: str, changes: Mapping[str, Any] | None = None) -> SweepConfig:
+    """Two tasks of a few steps; six points a task, which come to fewer candidates."""
+    changes = changes or {}
+    run = small_config(folder, name)
+    data = {"tasks": TASKS, "selection": 0.25} | changes.get("data", {})
+    run = replace(
+        run,
+        data=replace(run.data, **data),
+        training=replace(run.training, steps=6, checkpoint_every=2),
+        cluster=replace(run.cluster, max_failures=0),
+    )
+    search = replace(SEARCH, **changes.get("search", {}))
+    budget, branch = (changes.get(part, {}) for part in ("budget", "branch"))
+    return SweepConfig(run, search, BudgetConfig(**budget), BranchConfig(**branch))
+
+
+def decisions(said: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a sweep decided: everything but times."""
+    return [
+        {n: v for n, v in task.items() if "seconds" not in n and n != "results"}
+        | {"results": [{n: v for n, v in r.items() if n != "seconds"} for r in task["results"]]}
+        for task in said["tasks"]
+    ]
+
+
+def weights(run: RunConfig) -> list[dict[str, str]]:
+    """Digests of every file of a run's store."""
+    records = Store.open(run.folder / "store").records()
+    return [{part: file.sha256 for part, file in r.files.items()} for r in records]
+
+
+# Every sweep is a process of its own, as a user starts it, on a cluster that was there before.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A Ray cluster that was there before, and stays."""
+    ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def idle() -> bool:
+    """Whether nothing on the cluster holds anything."""
+    groups = ray.util.placement_group_table().values()
+    free, there = ray.available_resources(), ray.cluster_resources()
+    return all(g["state"] == "REMOVED" for g in groups) and free.get("CPU", 0) == there["CPU"]
+
+
+def comes_to_rest() -> None:
+    deadline = time.monotonic() + 30
+    while not idle():
+        left = ray.util.placement_group_table(), ray.available_resources()
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
+def started(
+    root: Path, name: str, cluster: str, changes: Mapping[str, Any] | None = None
+) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(root), name, json.dumps(changes or {})],
+        env=os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": cluster},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.1)
+
+
+def ended(process: subprocess.Popen[str], *, well: bool) -> str:
+    """What a sweep said; nothing of it is left on the cluster."""
+    output, _ = process.communicate(timeout=300)
+    assert (process.returncode == 0) == well, output
+    comes_to_rest()
+    return output
+
+
+def swept_as(
+    root: Path, name: str, cluster: str, changes: Mapping[str, Any] | None = None
+) -> Swept:
+    config = small_sweep(root, name, changes)
+    ended(started(root, name, cluster, changes), well=True)
+    return config, json.loads((config.run.folder / "sweep.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.fixture(scope="module")
+def swept(root: Path, cluster: str) -> Swept:
+    return swept_as(root, "swept", cluster)
+
+
+def test_the_winners_own_weights_are_committed(swept: Swept) -> None:
+    config, said = swept
+    store = Store.open(config.run.folder / "store")
+    store.verify()
+    assert store.tasks == TASKS
+    for index, task in enumerate(said["tasks"]):
+        folder = config.run.folder / "sweep" / f"{index:03d}-{task['task']}"
+        kept = Store.open(folder / task["winner"] / "primitive").records()[0]
+        record = store.records()[index]
+        assert record.files == kept.files
+        (result,) = (r for r in task["results"] if r["name"] == task["winner"])
+        assert sum(record.parameters.values()) == result["parameters"] == task["parameters"]
+        assert result["accuracy"] == task["accuracy"] == max(r["accuracy"] for r in task["results"])
+        assert result["samples"] == 24, "the selection split"
+
+
+def test_points_that_come_to_the_same_are_trained_once(
+    swept: Swept,
+) -> None:
+    config, said = swept
+    first, second = said["tasks"]
+    assert (len(first["points"]), first["trials"]) == (6, 1), "a first task grows everywhere"
+    assert first["probing"] is None
+    assert 1 < second["trials"] < len(second["points"]) == 6
+    assert {p["candidate"] for p in second["points"]} == {c["name"] for c in second["candidates"]}
+    folder = config.run.folder / "sweep" / "001-VizWiz"
+    results = sorted(p.parent.name for p in folder.glob("*/result.json"))
+    assert results == sorted([c["name"] for c in second["candidates"]] + ["probe"])
+    for one in second["candidates"]:
+        decision = Store.open(folder / one["name"] / "primitive").read(0).decision
+        assert decision["experts"] == {str(k): v for k, v in one["experts"].items()}
+    assert second["saved_seconds"]["shared probe"] > 0
+    assert second["saved_seconds"]["same candidate"] > 0
+
+
+def test_a_finished_sweep_does_nothing_and_another_search_is_refused(swept: Swept) -> None:
+    config, said = swept
+    lines: list[str] = []
+    assert sweep(config, lines.append) == said
+    assert "this sweep is finished" in lines[0]
+    other = replace(config, search=replace(SEARCH, alpha=(0.5,)))
+    with pytest.raises(RunError, match=r"search.alpha \[-1.0, 0.0, 3.0\], not \[0.5\]"):
+        sweep(other)
+    with pytest.raises(RunError, match=r"seed: 0 -> 1"):
+        sweep(replace(config, run=replace(config.run, seed=1)))
+
+
+def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
+    root: Path, cluster: str, swept: Swept
+) -> None:
+    """Neither SIGKILL nor what the test split says changes a decision or a weight."""
+    config, said = swept
+    noisy = root / "noisy"
+    shutil.copytree(config.run.data.root, noisy)
+    files = [*noisy.glob("Instructions_Original/*/test.json"), *noisy.glob("*/*/val.json")]
+    assert len(files) == 8
+    for file in files:
+        rows = json.loads(file.read_text())
+        for number, row in enumerate(rows):
+            row["answer"] = f"noise {number}"
+        file.write_text(json.dumps(rows))
+
+    changes = {"data": {"root": str(noisy)}}
+    run = small_sweep(root, "killed", changes).run
+    process = started(root, "killed", cluster, changes)
+    wait_for(run.folder, "sweep/001-VizWiz/*x*/result.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    comes_to_rest()
+    assert len(weights(run)) == 1, "in the middle of the second task"
+    _, again = swept_as(root, "killed", cluster, changes)
+    assert decisions(again) == decisions(said)
+    assert weights(run) == weights(config.run)
+
+
+def test_one_task_is_added_to_a_store_that_is_there(root: Path, cluster: str, swept: Swept) -> None:
+    """It comes to what the whole sweep came to; another model's store is refused at once."""
+    config, said = swept
+    whole, log = Store.open(config.run.folder / "store"), root / "log"
+    shutil.copytree(config.run.folder / "store", log)
+    (log / "001.json").unlink()
+    changes = {"branch": {"task": TASKS[1], "store": str(log)}}
+    _, found = swept_as(root, "branch", cluster, changes)
+    assert decisions(found) == decisions(said)[1:]
+    assert [r.files for r in Store.open(log).records()] == [r.files for r in whole.records()]
+    again = small_sweep(root, "again", changes)
+    with pytest.raises(RunError, match="has learned 'VizWiz' before, as task 1"):
+        task_work(again, again.run, TASKS[1])
+
+
+@pytest.mark.parametrize("other", ["base", "settings"])
+def test_a_store_of_another_model_is_refused(tmp_path: Path, swept: Swept, other: str) -> None:
+    run = swept[0].run
+    header = Store.open(run.folder / "store").header
+    base, settings = header.base, dict(header.settings)
+    if other == "base":
+        base = replace(base, digest="0" * 64)
+    else:
+        settings["top_k"] = 7
+    Store.create(tmp_path / "log", base=base, settings=settings, config={})
+    cause = "made for base" if other == "base" else "top_k: 7 -> 2"
+    with pytest.raises(StoreError, match=cause):
+        open_store(run, str(tmp_path / "log"), start=False)
+
+
+@pytest.mark.parametrize("end", ["interrupted", "failed"])
+def test_nothing_of_a_sweep_that_ends_early_stays_on_the_cluster(
+    root: Path, cluster: str, end: str
+) -> None:
+    folder = small_sweep(root, end).run.folder
+    process = started(root, end, cluster)
+    wait_for(folder, "sweep/000-ScienceQA/tune-*/*/", process)
+    if end == "interrupted":
+        process.send_signal(signal.SIGINT)
+    else:
+        (folder / "store" / "stream.json").write_text("{}")
+    output = ended(process, well=False)
+    assert ("KeyboardInterrupt" if end == "interrupted" else "StoreError") in output
+
+
+def test_a_trial_that_failed_by_itself_is_not_tried_again(tmp_path: Path) -> None:
+    run = small_sweep(tmp_path, "tried").run
+    with pytest.raises(ConnectionError), keeping_cause(tmp_path, run):
+        raise ConnectionError("the machine is gone")
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError), keeping_cause(tmp_path, run):
+        raise error
+    cause = r"CUDA out of memory.\n  lower training.micro_batch"
+    with pytest.raises(RunError, match=cause), keeping_cause(tmp_path, run):
+        pytest.fail("it is tried again")
+
+
+def test_a_budget_below_the_smallest_candidate_is_refused() -> None:
+    found = Probed(None, older=(0, 0), widths=(100, 100), hidden=16, locator=500)
+    run = small_sweep(Path(), "poor").run
+    every = [candidate(p, run, found) for p in points(replace(SEARCH, rank=(4, 8)), 8)]
+    least = 4 * 200 + 2 * 16 + 500
+    require_affordable(every, least, "ScienceQA")
+    require_affordable(every, None, "ScienceQA")
+    with pytest.raises(
+        RunError, match=r"'ScienceQA' may add 1,331 .* adds 1,332; raise the budget"
+    ):
+        require_affordable(every, least - 1, "ScienceQA")
+
+
+def test_optuna_and_asha_find_winners_too(root: Path, cluster: str) -> None:
+    axes = {"alpha": (0.0,), "per_layer": (1, 2), "rank": (4, 8)}
+    search = axes | {"by": "optuna", "batch": 3, "scheduler": "asha"}
+    changes = {"search": search, "data": {"tasks": TASKS[:1]}}
+    config, said = swept_as(root, "optuna", cluster, changes)
+    (task,) = said["tasks"]
+    assert len(task["points"]) == 6
+    assert 1 < task["trials"] <= 4
+    assert task["winner"] in task["front"]
+    assert all((r["accuracy"] is None) == r["stopped"] for r in task["results"])
+    Store.open(config.run.folder / "store").verify()
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "cause"),
+    [
+        ("data", {"selection": 0.0}, "candidates are judged on it"),
+        ("data", {"evaluate_on": "selection"}, "winners are judged on the test"),
+    ],
+)
+def test_runs_that_cannot_be_swept_are_refused(
+    root: Path, part: str, changes: dict[str, Any], cause: str
+) -> None:
+    config = small_sweep(root, "never")
+    run = replace(config.run, **{part: replace(getattr(config.run, part), **changes)})
+    with pytest.raises(ValueError, match=cause):
+        replace(config, run=run)
+    with pytest.raises(ValueError, match="give both, or neither"):
+        BranchConfig(task="GQA")
+    with pytest.raises(ValueError, match=r"task is 'GQA'; data.tasks has"):
+        replace(config, branch=BranchConfig("GQA", "somewhere"))
+    with pytest.raises(ValueError, match="on a disk that its nodes share"):
+        replace(config, run=replace(config.run, runs="s3://bucket/runs"))
+    with pytest.raises(ValueError, match="only cmoe"):
+        replace(config, run=replace(config.run, method="lora"))

@@ -1,0 +1,386 @@
+"""The report of real, small runs: what a reader of the page and of the card may rely on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import replace
+from html import unescape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from support.pages import Page
+from support.plain_trainer import PlainTrainer
+from torch import Tensor
+
+from cmoe.common.group import Group
+from cmoe.config.tree import RunConfig
+from cmoe.data.batches import Collator
+from cmoe.data.coin import read_tasks
+from cmoe.data.samples import Sample, Task
+from cmoe.data.settings import DataConfig
+from cmoe.evaluation.coin_predictions import write_coin
+from cmoe.evaluation.predict import Predictor
+from cmoe.evaluation.predictions import read_predictions
+from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.evaluation.settings import EvaluationConfig
+from cmoe.evaluation.targets import Targets, stream_targets
+from cmoe.methods.baselines import SequentialLoRA
+from cmoe.methods.cmoe import CMoE
+from cmoe.methods.method import Method
+from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
+from cmoe.mini.base_path import MINI_BASE
+from cmoe.mini.tasks import write_mini_coin
+from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import LocatorConfig
+from cmoe.reports.run_page import write_report
+from cmoe.store.log import Store
+from cmoe.store.model import create_store
+from cmoe.tasks.judge import main as score_file
+
+TASKS = ("VizWiz", "Grounding", "ScienceQA")
+TESTED = 4  # samples of each task: the page shows them all
+ATTACK = "<script>alert(1)</script>"
+
+Stream = tuple[RunConfig, tuple[Task, ...]]
+
+
+def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) -> Path:
+    """A run's folder after so many tasks of the stream, and its report."""
+    base, processor = load_base(str(MINI_BASE), dtype=torch.float32)
+    method: Method
+    if config.method == "lora":
+        method = SequentialLoRA(base, config.lora, 0)
+    else:
+        method = CMoE(base, config.experts, config.probe, config.locator, 0)
+    collator = Collator(processor, 256, config.evaluation.max_new_tokens)
+
+    def collate(samples: Sequence[Sample], *, answers: bool) -> dict[str, Tensor]:
+        return collator.training(samples) if answers else collator.prompts(samples)
+
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "stages").mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    store = create_store(folder / "store", method, name="mini", revision="r1", config={})
+    predictor = Predictor(
+        method,
+        Group(),
+        tasks,
+        config.data.root,
+        folder / "predictions",
+        config.evaluation,
+        collator,
+        running=torch.no_grad,
+        kept=lambda: None,
+        synced=False,
+        loader_workers=0,
+        emit=lambda **_: None,
+    )
+    digests, seconds = {BASE: method.base_digest}, {"base": {"predict": 0.5}}
+    predictor.evaluate(BASE, digests)
+    for index, task in enumerate(tasks[:learned]):
+        trainer = PlainTrainer(method.module, steps=2, learning_rate=1e-3, collate=collate)
+        digests[index] = store.append(method.learn(task.name, task.train, trainer)).digest
+        seconds[task.name] = dict.fromkeys(trainer.seen, 1.5)
+        noted = {"seconds": seconds[task.name], "loss": trainer.curves}
+        write_json(folder / "stages" / f"{index:03d}.json", noted)
+        predictor.evaluate(index, digests)
+    facts = Facts(
+        method=config.method,
+        digests=digests,
+        parameters=[record.parameters for record in store.records()],
+        answering=range(learned) if method.locates else [learned - 1],
+        base_parameters=method.base_parameters,
+        flops={t: method.flops_per_token(t) for t in (BASE, *range(learned))},
+        similarity=method.expert_similarity(),
+        seconds=seconds,
+        locates=method.locates,
+    )
+    targets = agreed(config, tasks, folder)
+    found = results(folder / "predictions", tasks, targets, facts, "official")
+    write_json(folder / MATRIX, found)
+    write_report(folder, tasks, targets)
+    write_coin(folder, tasks, digests, config.method)
+    return folder
+
+
+def agreed(config: RunConfig, tasks: Sequence[Task], folder: Path) -> Targets:
+    """What is right: an answer file has half of the first task's answers as they were said."""
+    file = answer_file(folder, tasks[0].name)
+    if not file.exists():
+        said = answered(folder, tasks)
+        half = TESTED // 2
+        for task in tasks:
+            right = half if task is tasks[0] else 0
+            rows = [
+                {
+                    "question_id": sample.id,
+                    "text": sample.text,
+                    "answer": (said[sample.id] or "nothing") if n < right else sample.answer,
+                    "size": sample.size,
+                }
+                for n, sample in enumerate(task.test)
+            ]
+            answer_file(folder, task.name).write_text(json.dumps(rows), encoding="utf-8")
+    evaluation = replace(config.evaluation, answer_files={tasks[0].name: str(file)})
+    return stream_targets(tasks, config.data, evaluation)
+
+
+def answered(folder: Path, tasks: Sequence[Task]) -> dict[str, str]:
+    """Some answer to each question."""
+    log = Store.open(folder / "store")
+    digests = {BASE: log.header.base.digest} | {r.index: r.digest for r in log.records()}
+    found = read_predictions(folder / "predictions", tasks, digests)
+    return {id_: text for (_, id_, _), text in found.texts.items()}
+
+
+def answer_file(folder: Path, task: str) -> Path:
+    """CoIN's test file of a task, beside the run's folder."""
+    return folder.parent / f"{task}.json"
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+    root = tmp_path_factory.mktemp("data")
+    write_mini_coin(root, train=16, test=TESTED)
+    config = RunConfig(
+        "small",
+        data=DataConfig(root=str(root), tasks=TASKS),
+        experts=ExpertsConfig(rank=2, usage_samples=4),
+        probe=ProbeConfig(fraction=0.25, gain_samples=2, steps=2, max_layers=2),
+        locator=LocatorConfig(layer=1, pooling="mean_text", steps=20, hidden=8, latent=2),
+        lora=LoRAConfig(rank=2, lora_alpha=4),
+        evaluation=EvaluationConfig(batch_size=4, max_new_tokens=8),
+    )
+    first, *others = read_tasks(config.data, 0)
+    asked = tuple(replace(s, text=f"{ATTACK} {s.text}") for s in first.test)
+    return config, (replace(first, test=asked), *others)
+
+
+@pytest.fixture(scope="module")
+def grown(stream: Stream, tmp_path_factory: Any) -> Path:
+    """CMoE after the whole stream."""
+    config, tasks = stream
+    return run(tmp_path_factory.mktemp("cmoe") / "run", config, tasks, len(tasks))
+
+
+@pytest.fixture(scope="module")
+def overwritten(stream: Stream, tmp_path_factory: Any) -> Path:
+    """Sequential LoRA after two tasks."""
+    config, tasks = stream
+    return run(
+        tmp_path_factory.mktemp("lora") / "run", replace(config, method="lora"), tasks[:2], 2
+    )
+
+
+@pytest.fixture(scope="module")
+def begun(stream: Stream, tmp_path_factory: Any) -> Path:
+    """CMoE after the first task of three."""
+    config, tasks = stream
+    return run(tmp_path_factory.mktemp("begun") / "run", config, tasks, 1)
+
+
+@pytest.fixture(scope="module")
+def single(stream: Stream, tmp_path_factory: Any) -> Path:
+    """CMoE on a stream of one task."""
+    config, tasks = stream
+    return run(tmp_path_factory.mktemp("single") / "run", config, tasks[:1], 1)
+
+
+@pytest.fixture(params=["grown", "overwritten", "begun", "single"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+def found(folder: Path) -> dict[str, Any]:
+    matrix: dict[str, Any] = json.loads((folder / MATRIX).read_text(encoding="utf-8"))
+    return matrix
+
+
+def test_page_is_well_formed_and_loads_nothing(folder: Path) -> None:
+    Page(folder / "report.html").loads_nothing()
+
+
+def test_every_link_and_id_in_the_page_is_its_own(folder: Path) -> None:
+    Page(folder / "report.html").has_its_own_ids()
+
+
+def test_questions_are_escaped(folder: Path) -> None:
+    page = Page(folder / "report.html")
+    assert ATTACK not in page.source
+    assert page.text.count(ATTACK) == TESTED
+
+
+def test_matrix_shows_every_task_and_accuracy(folder: Path) -> None:
+    matrix = found(folder)
+    figures = Page(folder / "report.html").figures
+    names = {"located": "Accuracy matrix", "oracle": "Accuracy matrix, oracle"}
+    for key in names if matrix["oracle"] else ("located",):
+        cells = figures[names[key]]
+        rows = [matrix["zero_shot"], *matrix[key]]
+        expected = [f"{value:.1f}" for row in rows for value in row if value is not None]
+        assert set(matrix["tasks"]) <= set(cells)
+        assert [cell for cell in cells if re.fullmatch(r"\d+\.\d", cell)] == expected
+
+
+def test_headline_is_the_last_rows_mean(folder: Path) -> None:
+    row = [value for value in found(folder)["located"][-1] if value is not None]
+    assert Page(folder / "report.html").tiles["Last"] == f"{sum(row) / len(row):.1f}"
+
+
+def test_samples_are_marked_as_they_were_scored(folder: Path) -> None:
+    """All samples are shown, so that the marks add up to the accuracy."""
+    matrix = found(folder)
+    parts = re.split(
+        r"<h3>(\w+)</h3>", Page(folder / "report.html").source.split('id="samples"')[1]
+    )
+    assert parts[1::2] == matrix["tasks"][: len(matrix["located"])]
+    for section, accuracy in zip(parts[2::2], matrix["located"][-1], strict=False):
+        shown = section.split("</section>")[0]
+        assert shown.count("<article") == TESTED
+        assert 100 * shown.count("✓") / TESTED == accuracy
+        assert shown.count("✓") + shown.count("✗") == TESTED
+    assert 0 < parts[2].count("✓") < TESTED
+
+
+def test_expected_answers_are_those_that_samples_were_scored_by(grown: Path) -> None:
+    section = Page(grown / "report.html").source.split(f"<h3>{TASKS[0]}</h3>")[1].split("<h3>")[0]
+    shown = re.findall(r"<dt>Expected</dt><dd>(.*?)</dd>", section)
+    rows = json.loads(answer_file(grown, TASKS[0]).read_text(encoding="utf-8"))
+    assert sorted(map(unescape, shown)) == sorted(row["answer"] for row in rows)
+
+
+def test_prediction_files_give_the_matrixs_last_row(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = found(folder)
+    learned = matrix["tasks"][: len(matrix["located"])]
+    assert sorted(f.stem for f in (folder / "coin").iterdir()) == sorted(learned)
+    for number, task in enumerate(learned):
+        arguments = ("--task", task, "--predictions", str(folder / f"coin/{task}.jsonl"))
+        assert score_file([*arguments, "--answers", str(answer_file(folder, task))]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"{task}, {mode}: accuracy {tables['located'][-1][number]:.2f}%, {TESTED} samples, "
+            "0 predictions missing, 0 of unknown ids"
+            for mode, tables in (("official", matrix), ("strict", matrix["strict"]))
+        ]
+
+
+def test_pictures_are_small(folder: Path) -> None:
+    sources = Page(folder / "report.html").values("src")
+    assert sources
+    for source in sources:
+        with Image.open(BytesIO(b64decode(source.partition("base64,")[2]))) as picture:
+            assert max(picture.size) <= 160
+
+
+def test_growth_and_location_of_a_growing_run(grown: Path) -> None:
+    page = Page(grown / "report.html")
+    records = [json.loads((grown / f"store/{i:03d}.json").read_text()) for i in range(3)]
+    counts = [n for record in records for n in record["decision"]["experts"].values()]
+    cut = sum(len(record["decision"].get("cut", ())) for record in records)
+    cells = page.figures["Experts added by layer and task"]
+    assert cells.count("1") - 1 == len(counts) == sum(counts)  # a layer is called 1, too
+    assert cells.count("cut") == cut
+    confusion = [n for row in found(grown)["location"]["confusion"] for n in row if n]
+    cells = page.figures["Location confusion"]
+    assert sorted(int(c) for c in cells if c.isdigit()) == sorted(confusion)
+    assert {f"Probe scores of {task} by layer" for task in TASKS[1:]} <= set(page.figures)
+    assert f"Probe scores of {TASKS[0]} by layer" not in page.figures
+
+
+def test_a_method_that_does_not_locate_has_no_empty_sections(overwritten: Path) -> None:
+    page, card = (
+        Page(overwritten / "report.html"),
+        (overwritten / "report.md").read_text(encoding="utf-8"),
+    )
+    assert not {"decomposition", "experts", "routing", "location"} & set(page.values("id"))
+    for text in (page.text, card):
+        assert "oracle" not in text.lower()
+        assert "located" not in text.lower()
+    # The adapter is one: what two stages hold is not added.
+    matrix = found(overwritten)
+    adapter = sum(matrix["parameters"]["tasks"][TASKS[1]].values())
+    share = 100 * adapter / matrix["parameters"]["base"]
+    assert page.tiles["Parameters added"] == f"{share:.1f}"
+
+
+def test_an_unfinished_run_says_so(begun: Path, grown: Path) -> None:
+    assert "1 of 3 tasks" in Page(begun / "report.html").text
+    assert "of 3 tasks" not in Page(grown / "report.html").text
+
+
+def tables(card: str) -> list[list[list[str]]]:
+    """The Markdown's tables, as rows of cells."""
+    blocks = re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE)
+    return [[re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()] for block in blocks]
+
+
+def test_markdown_tables_are_valid(folder: Path) -> None:
+    card = (folder / "report.md").read_text(encoding="utf-8")
+    assert len(tables(card)) >= 4
+    for header, rule, *rows in tables(card):
+        assert set(rule) == {"---"}
+        assert rows
+        assert {len(row) for row in (rule, *rows)} == {len(header)}
+    assert not re.search(r"\n{3,}", card)
+
+
+def test_markdown_has_the_matrix_and_the_configuration(folder: Path) -> None:
+    card, matrix = (folder / "report.md").read_text(encoding="utf-8"), found(folder)
+    table = next(t for t in tables(card) if t[0][0].strip() == "After learning")
+    rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in table}
+    assert rows["After learning"] == matrix["tasks"]
+    for task, accuracies in zip(matrix["tasks"], matrix["located"], strict=False):
+        assert rows[task] == ["" if a is None else f"{a:.1f}" for a in accuracies]
+    block = card.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(block) == yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_a_configuration_cannot_leave_its_block(
+    single: Path, stream: Stream, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(single, folder)
+    with (folder / "config.yaml").open("a") as file:
+        file.write("# </pre><b>\n# ```\n")
+    config, tasks = stream
+    write_report(folder, tasks[:1], agreed(config, tasks[:1], single))
+    assert "</pre><b>" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert (folder / "report.md").read_text(encoding="utf-8").endswith("\n# ```\n````\n")
+
+
+def test_writing_again_gives_the_same_and_leaves_nothing_else(grown: Path, stream: Stream) -> None:
+    names = ("report.html", "report.md")
+    before, files = [(grown / n).read_bytes() for n in names], sorted(grown.iterdir())
+    config, tasks = stream
+    write_report(grown, tasks, agreed(config, tasks, grown))
+    assert [(grown / n).read_bytes() for n in names] == before
+    assert sorted(grown.iterdir()) == files
+
+
+def test_nothing_to_report(single: Path, stream: Stream, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(single, folder, ignore=shutil.ignore_patterns("report.*"))
+    write_json(folder / MATRIX, found(folder) | {"located": []})
+    with pytest.raises(ValueError, match="no task has been tested"):
+        write_report(folder, stream[1], {})
+    assert not list(folder.glob("report*"))
+
+
+def test_import_is_light() -> None:
+    code = "import sys, cmoe.reports.run_page; print(*{'matplotlib', 'jinja2'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()

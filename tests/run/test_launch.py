@@ -1,0 +1,209 @@
+"""The job on a real Ray cluster of this machine: from the command to the report, through kills."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support.jobs import JOB, KILLING, finish, matrix_of, same_run, start, until, write_config
+from support.workers import TASKS, run_group, small_config
+
+from cmoe.common.group import Group
+from cmoe.common.storage import StorageAwayError, StorageError
+from cmoe.config.tree import RunConfig
+from cmoe.run import launch
+from cmoe.run.worker import is_own
+from cmoe.store.log import Store
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job")
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> tuple[Path, str]:
+    """The folder and the output of a run that nothing disturbed."""
+    job = start(JOB, "--config", write_config(root, "whole"))
+    out = finish(job)
+    assert job.returncode == 0, out
+    return root / "runs" / "whole", out
+
+
+def test_the_job_leaves_a_whole_run_folder(whole: tuple[Path, str]) -> None:
+    folder, out = whole
+    for name in ("config.yaml", "matrix.json", "report.html", "report.md", "run.log"):
+        assert (folder / name).stat().st_size > 0, name
+    assert Store.open(folder / "store").tasks == TASKS
+    assert list((folder / "predictions").glob("*.parquet"))
+    assert (
+        RunConfig(**{"name": "whole"}).as_dict().keys()
+        == yaml.safe_load((folder / "config.yaml").read_text()).keys()
+    )
+    located = matrix_of(folder)["located"]
+    assert f"{located[-1][0]:.1f}" in out
+
+
+def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path, str]) -> None:
+    folder, out = whole
+    for text in (out, (folder / "run.log").read_text()):
+        assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+        assert re.search(r"task 2/3 VizWiz +train +\d+/12 +loss \d", text)
+        assert re.search(r"finished after \d+ (s|min)\n", text)
+        assert "no progress" not in text
+        assert "waiting" not in text
+
+
+def test_a_finished_run_says_so_and_does_nothing(whole: tuple[Path, str], root: Path) -> None:
+    folder, _ = whole
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    job = start(JOB, "--config", root / "whole.yaml")
+    out = finish(job)
+    assert job.returncode == 0
+    assert "finished" in out
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()} == before
+
+
+def test_another_configuration_of_a_name_is_refused(whole: tuple[Path, str], root: Path) -> None:
+    job = start(JOB, "--config", root / "whole.yaml", "--probe.alpha", "0.25", "--seed", "7")
+    out = finish(job)
+    assert job.returncode == 1
+    assert "probe.alpha: 0.5 -> 0.25" in out
+    assert "seed: 0 -> 7" in out
+    lines = (whole[0] / "run.log").read_text().splitlines()
+    assert any("refused:" in line and "configured otherwise" in line for line in lines[-4:])
+
+
+def test_killed_workers_end_in_the_same_matrix(whole: tuple[Path, str], root: Path) -> None:
+    config = write_config(root, "workers")
+    moments = "worker-stopped,worker-training,worker-predicting,worker-committing"
+    job = start(KILLING, moments, "--config", config)
+    out = finish(job)
+    assert job.returncode == 0, out
+    for moment in moments.split(","):
+        assert (root / "runs" / "workers" / f"killed-{moment}").exists(), out
+    assert re.findall(r"start (\d) of the workers: 2 go on", out) == ["2", "3", "4"]
+    log = (root / "runs" / "workers" / "run.log").read_text()
+    stopped = r"no progress for \d+ s: task 1/3 ScienceQA, train, step \d+ of 12; worker 1 "
+    assert re.search(
+        stopped + r"\(\S+, pid \d+\) has not answered for \d+ s.*; worker 0 waits", log
+    )
+    died = re.findall(r"worker (\d) \(\S+, pid \d+\) died: its process was killed", log)
+    assert died == ["1", "0", "0"]
+    same_run(root / "runs" / "workers", whole[0])
+
+
+def test_a_killed_driver_started_again_ends_in_the_same_matrix(
+    whole: tuple[Path, str], root: Path
+) -> None:
+    config = write_config(root, "driver")
+    for moment in ("driver-between", "driver-training"):
+        job = start(KILLING, moment, "--config", config)
+        out = finish(job)
+        assert job.returncode == -signal.SIGKILL, out
+        assert (root / "runs" / "driver" / f"killed-{moment}").exists(), out
+        assert not (root / "runs" / "driver" / "report.html").exists()
+    job = start(JOB, "--config", config)
+    out = finish(job)
+    assert job.returncode == 0, out
+    same_run(root / "runs" / "driver", whole[0])
+
+
+def test_a_second_job_is_refused_and_ctrl_c_ends_the_first_and_says_how_it_goes_on(
+    root: Path,
+) -> None:
+    job = start(JOB, "--config", write_config(root, "interrupted"))
+    log = root / "runs" / "interrupted" / "run.log"
+    until(lambda: log.is_file() and "predict" in log.read_text())
+    second = start(JOB, "--config", root / "interrupted.yaml")
+    refused = finish(second, minutes=2)
+    assert second.returncode == 1, refused
+    assert f"another job works on it: process {job.pid} of " in refused
+    assert len(refused.splitlines()) == 1, "it works before it is refused"
+    job.send_signal(signal.SIGINT)
+    out = finish(job, minutes=2)
+    assert job.returncode == 130, out
+    assert "interrupted; the same command goes on" in out
+    assert log.read_text().endswith("interrupted; the same command goes on\n")
+    job = start(KILLING, "worker-memory", "--config", root / "interrupted.yaml")
+    out = finish(job)
+    assert job.returncode == 1
+    assert "of the workers" not in out, "memory that doesn't suffice isn't tried again"
+    end = log.read_text()
+    end = end[end.rindex("failed: ") :]
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB." in end
+    assert re.search(r"in task 'ScienceQA', phase 'train'\n  on worker 1 \(\S+, pid \d+\)", end)
+    assert "lower training.micro_batch (now 8)" in end
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(launch, "_run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        launch.run(small_config(root, "terminated"))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_that_is_too_small_is_refused_at_once(root: Path) -> None:
+    job = start(JOB, "--config", write_config(root, "gpus"), "--cluster.gpu", "true")
+    out = finish(job)
+    assert job.returncode == 1
+    assert "2 workers with 1 CPU, 1 GPU each are asked for; this machine has" in out
+    assert "0 GPUs in all on 1 machine" in out
+
+
+def test_a_broken_picture_ends_the_run_by_name(root: Path) -> None:
+    config = small_config(root, "broken")
+    data = root / "broken-data"
+    config_file = write_config(
+        root,
+        "broken",
+        data=type(config.data)(
+            root=str(data), tasks=("VizWiz",), generate=True, train_samples=32, test_samples=8
+        ),
+    )
+    from cmoe.mini.tasks import write_mini_coin
+
+    write_mini_coin(data, train=32, test=8)
+    picture = data / "images" / "VizWiz" / "train" / "00007.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    job = start(JOB, "--config", config_file)
+    out = finish(job)
+    assert job.returncode == 1
+    assert "VizWiz-train-00007" in out
+    assert str(picture) in out
+    assert "failed: DataError" in (root / "runs" / "broken" / "run.log").read_text()
+    assert "of the workers" not in out, "what is wrong with the data isn't tried again"
+
+
+def test_wandb_offline_keeps_the_run_on_the_disk(root: Path) -> None:
+    environment = {"WANDB_SILENT": "true"}
+    file = write_config(root, "tracked")
+    tasks = "--data.tasks=[ScienceQA]"
+    job = start(JOB, "--config", file, tasks, "--wandb.mode", "offline", environment=environment)
+    out = finish(job)
+    assert job.returncode == 0, out
+    assert list((root / "runs" / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def judged(_: Group) -> None:
+    import torch.distributed as dist
+
+    assert is_own(AssertionError("of ours"))
+    assert not is_own(TimeoutError("a peer's"))
+    assert not is_own(RuntimeError("a collective lost its peer"))
+    assert not is_own(StorageAwayError("it may come back"))
+    dist.destroy_process_group()  # as Ray does where another worker has died
+    assert not is_own(AssertionError("DeepSpeed backend not set"))
+    assert is_own(StorageError("a full disk, whoever fell behind it"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def test_what_comes_of_a_lost_group_is_no_failure_of_a_workers_own() -> None:
+    run_group(1, judged)

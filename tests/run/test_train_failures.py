@@ -1,0 +1,123 @@
+"""Why Ray Train lost its workers, in the words that Ray has for it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayActorError
+from ray.train.v2._internal.exceptions import (
+    BroadcastCollectiveTimeoutError,
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    ReschedulingState,
+    RestartingState,
+    RunningState,
+    SchedulingState,
+    ShuttingDownState,
+)
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+
+from cmoe.run.train_failures import Reporter, causes
+
+SIGKILL = """The actor died unexpectedly before finishing this task.
+\tclass_name: RayTrainWorker
+\tpid: 4242
+\tip: 10.0.0.3
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
+detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes \
+include: (1) the process was killed with SIGKILL by the OOM killer due to high memory usage."""
+MEMORY = """The actor died unexpectedly before finishing this task.
+\tpid: 4242
+The actor is dead because its worker process has died. Worker exit type: NODE_OUT_OF_MEMORY Worker \
+exit detail: Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.3) was 15.2GB / 16GB (0.95), which exceeds the threshold of 0.95."""
+NODE = """The actor died unexpectedly before finishing this task.
+The actor died because its node has died. Node Id: 5c8b
+\tthe actor's node was terminated unexpectedly: health check failed due to missing too many \
+heartbeats"""
+
+
+def died(text: str, preempted: bool = False) -> Exception:
+    actor = RayActorError("a1", text, preempted=preempted)
+    return WorkerHealthCheckFailedError("A worker health check failed.", actor)
+
+
+PEER = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.3]:41234")
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (died(SIGKILL), "its process was killed"),
+        (died(MEMORY), "killed by Ray as its machine ran out of memory"),
+        (died(NODE), "was lost with its machine"),
+        (died(NODE, preempted=True), "its machine was taken away"),
+        (ActorDiedError(), "died"),
+        (WorkerHealthCheckTimeoutError("hanging for 601.20 seconds."), "not answer for 601 s"),
+    ],
+)
+def test_the_lost_worker_comes_before_those_that_failed_for_want_of_it(
+    failure: Exception, said: str
+) -> None:
+    found = causes(WorkerGroupError("long text", {0: PEER, 1: failure, 2: PEER}))
+    assert [rank for rank, _ in found] == [1, 0, 2]
+    assert said in found[0][1]
+    assert "Connection closed by peer" in found[1][1]
+    assert all("\n" not in text and len(text) < 500 for _, text in found)
+
+
+def test_a_time_out_names_those_that_did_not_come() -> None:
+    late = BroadcastCollectiveTimeoutError(60.0, [1, 3], 60.0)
+    ((_, text),) = causes(WorkerGroupError("", {0: late}))
+    assert "waited for worker 1, 3" in text
+    assert "cluster.timeout_s" in text
+    gloo = RuntimeError("[gloo/unbound_buffer.cc:78] Timed out waiting 60000ms for recv operation")
+    ((_, text),) = causes(WorkerGroupError("", {0: gloo}))
+    assert "cluster.timeout_s" in text
+
+
+def test_other_ends_have_causes_too() -> None:
+    info: Any = SimpleNamespace(preempted_ranks=[1])
+    assert causes(PreemptionError(info))[0][1] == "the machine of worker 1 was taken away"
+    lacks = InsufficientClusterResourcesError("Insufficient.\nRequires 2 GPU, has at most 1.")
+    assert "has at most 1" in causes(ControllerError(lacks))[0][1]
+    start = WorkerGroupStartupFailedError("One of the worker actors failed.\nTraceback ...")
+    assert "could not be started" in causes(ControllerError(start))[0][1]
+    assert causes(ValueError("odd"))[0][1] == "ValueError: odd"
+
+
+class Posts:
+    """A board whose calls are made at once."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.post = self
+
+    def remote(self, event: dict[str, Any]) -> None:
+        self.events.append({k: v for k, v in event.items() if k != "time"})
+
+
+def test_what_the_controller_does_is_posted_once() -> None:
+    board = Posts()
+    reporter = Reporter(board)
+    lost = RestartingState(WorkerGroupError("", {1: died(SIGKILL)}))
+    room = SchedulingState(ResizeDecision(num_workers=2, resources_per_worker={"CPU": 1}))
+    late = ReschedulingState(ControllerError(WorkerGroupStartupTimeoutError(2)))
+    end = ErroredState(lost.training_failed_error)
+    states: list[Any] = [room, RunningState(), RunningState(), lost, lost, room, late, room]
+    states += [RunningState(), ShuttingDownState(end), end]
+    for before, after in zip([RestartingState(PEER), *states], states, strict=False):
+        reporter.after_controller_state_update(before, after)
+    told = [event["phase"] for event in board.events]
+    group = ["scheduling", "running"]
+    assert told == [*group, "failed", "scheduling", *group, "failed"]
+    assert board.events[0]["workers"] == 2
