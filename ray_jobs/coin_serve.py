@@ -28,9 +28,8 @@ def main() -> int:
         help=f"Learn two tasks in a hurry where {LEARNED} isn't there; about two minutes.",
     )
     given = parser.parse_args()
-    from cmoe.common.errors import DataError
+    from cmoe.common.errors import DataError, RunError
     from cmoe.common.storage import StorageError, explained
-    from cmoe.run.launch import RunError
     from cmoe.serving.launch import ServiceError, read_service, serving
 
     store = given.store

@@ -18,9 +18,8 @@ def main() -> int:
     config, settings, parts = parse_job({"": CompareConfig}, prog="coin_stream.py")
     if settings is not None:
         return plan(config, settings)
-    from cmoe.common.errors import DataError
+    from cmoe.common.errors import DataError, RunError
     from cmoe.common.storage import StorageError, explained
-    from cmoe.run.launch import RunError
 
     how = parts[""]
     if how.names:

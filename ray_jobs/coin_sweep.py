@@ -19,11 +19,10 @@ from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchCo
 def main() -> int:
     sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
     run, parts = parse_with(sections, prog="coin_sweep.py")
-    from cmoe.common.errors import DataError
+    from cmoe.common.errors import DataError, RunError
     from cmoe.common.storage import StorageError, explained
     from cmoe.experiments.sweep.sweep import SweepConfig, sweep
     from cmoe.reports.sweep_page import write_sweep_report
-    from cmoe.run.launch import RunError
 
     try:
         config = SweepConfig(run, parts["search"], parts["budget"], parts[""])
@@ -51,7 +50,7 @@ def main() -> int:
 def compared(run: RunConfig) -> dict[str, Any]:
     """On the test split: the winners' stream, the configuration's, one that grows everywhere."""
     from cmoe.evaluation.data_identity import claim_data, trained_on
-    from cmoe.run.launch import claim_folder
+    from cmoe.folder import RunFolder
     from cmoe.run.launch import run as run_stream
 
     runs = {
@@ -62,7 +61,7 @@ def compared(run: RunConfig) -> dict[str, Any]:
         ),
     }
     for one in runs.values():  # all learn from the data that was swept
-        claim_folder(one, one.folder)
+        RunFolder(one.folder, one.url).claim(one.as_dict())
         claim_data(one.folder, trained_on(run.folder))
     return {name: run_stream(one) for name, one in runs.items()}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.paths import JOBS
 
-from cmoe.common.errors import DataError
+from cmoe.common.errors import DataError, RunError
 from cmoe.common.nearest import unknown
 from cmoe.config.tree import RunConfig, parse, parse_job
 from cmoe.data.coin import read_tasks
@@ -22,7 +22,7 @@ from cmoe.experiments.planning.plan import samples_of
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.sweep import SweepConfig, sweep
 from cmoe.mini.tasks import ensure_data
-from cmoe.run.launch import RunError, read_stream, run
+from cmoe.run.launch import read_stream, run
 from cmoe.tasks.scorers import SCORED, score
 
 WANTED = "names 'MyTask', which has no scorer; there are ScienceQA, TextVQA, ImageNet, GQA, "

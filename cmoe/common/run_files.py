@@ -58,6 +58,12 @@ def _mapping(
     return found
 
 
+def write_json(file: Path, value: Any) -> None:
+    """Write a value, or leave what was there."""
+    with whole(file) as beside:
+        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
 def write_table(
     file: Path, columns: Mapping[str, list[Any]], types: Mapping[str, Any], said: Any = None
 ) -> None:

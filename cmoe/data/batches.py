@@ -16,7 +16,6 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from cmoe.common.errors import DataError
 from cmoe.data.image_limits import ImageLimits, limits_of
@@ -297,37 +296,3 @@ def training_order(samples: int, steps: int, batch: int, seed: str) -> NDArray[n
 def slices(count: int, size: int) -> list[range]:
     """0 .. count - 1 in batches of at most `size`, in order."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def loader(
-    samples: Sequence[Sample],
-    batches: Sequence[Sequence[int]],
-    collate: Any,
-    workers: int,
-) -> Iterator[Any]:
-    """The batches, prepared `workers` processes ahead.
-
-    Args:
-        samples: What the batches' numbers point at.
-        batches: Sample numbers of each batch.
-        collate: Makes a batch of a list of samples.
-        workers: 0 prepares each batch when it is asked for.
-    """
-    return iter(
-        DataLoader(
-            _Samples(samples),
-            batch_sampler=batches,  # type: ignore[arg-type]
-            collate_fn=collate,
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-    )
-
-
-class _Samples(Dataset[Sample]):
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]

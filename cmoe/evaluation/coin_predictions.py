@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmoe.data.samples import Task
 from cmoe.evaluation.predictions import read_predictions
-from cmoe.evaluation.run import ALONE, COIN, PREDICTIONS
+from cmoe.folder import ALONE, COIN, PREDICTIONS
 from cmoe.modeling.routers import BASE
 from cmoe.tasks.answer_files import Prediction, write_predictions
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmoe.common.errors import DataError
-from cmoe.common.run_files import RunFileError, digest_of, read_object
+from cmoe.common.run_files import RunFileError, digest_of, read_object, write_json
 from cmoe.data.coin import read_tasks
 from cmoe.data.fingerprint import (
     Fingerprint,
@@ -23,7 +23,6 @@ from cmoe.data.fingerprint import (
 )
 from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.results import write_json
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import Targets, answer_files, stream_targets
 

@@ -9,7 +9,6 @@ before change nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, groupby, islice
 from pathlib import Path
@@ -18,11 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cmoe.common.group import Group
-from cmoe.data.batches import LENGTH_STEP, Collator, slices
-from cmoe.data.distributed import over_batches
+from cmoe.data.batches import LENGTH_STEP, slices
 from cmoe.data.fingerprint import questions
 from cmoe.data.samples import Sample, Task
+from cmoe.data.session import Session
 from cmoe.evaluation.predictions import (
     Evaluated,
     Key,
@@ -35,7 +33,6 @@ from cmoe.evaluation.predictions import (
     stage_file,
     survey_file,
     write_answers,
-    write_stage,
     write_survey,
 )
 from cmoe.evaluation.settings import EvaluationConfig
@@ -62,41 +59,29 @@ class Predictor:
     """Answers and locates the stream's test samples; keeps what it finds in a folder.
 
     Args:
-        method: What answers.
-        group: The workers.
+        method: What answers. With sharded weights it runs within `gathering`.
+        session: The worker's.
         tasks: The stream.
         root: Of its data.
         folder: Rank 0 writes `answers-*.parquet`, `stage-*.parquet` and `survey-*.safetensors`.
         config: How.
-        collator: Of the base.
-        running: Makes the method's module fit to run.
-        kept: Sees to it that what the folder holds is kept, wherever that is.
-        synced: Whether every rank has to make as many passes as the others (sharded weights).
-        loader_workers: As in `loader`.
         emit: Receives progress.
     """
 
     def __init__(
         self,
         method: Method,
-        group: Group,
+        session: Session,
         tasks: Sequence[Task],
         root: str,
         folder: Path,
         config: EvaluationConfig,
-        collator: Collator,
         *,
-        running: Callable[[], AbstractContextManager[None]],
-        kept: Callable[[], None],
-        synced: bool,
-        loader_workers: int,
         emit: Callable[..., None],
     ) -> None:
-        self.method, self.group, self.tasks, self.root = method, group, tasks, root
-        self.folder, self.config, self.collator = folder, config, collator
-        self.running, self.kept = running, kept
-        self.synced, self.loader_workers = synced, loader_workers
-        self.emit = emit
+        self.method, self.session, self.tasks, self.root = method, session, tasks, root
+        self.group = session.group
+        self.folder, self.config, self.emit = folder, config, emit
         self._surveys: dict[int, Survey] = {}
         self._digests: dict[int, list[str]] = {}  # of a task's questions; rank 0 alone needs them
 
@@ -134,10 +119,11 @@ class Predictor:
             self._digests[task] = questions(self.tasks[task].test, self.root)
         return self._digests[task]
 
-    def evaluate(self, stage: int, digests: Mapping[int, str]) -> None:
+    def evaluate(self, stage: int, digests: Mapping[int, str]) -> Evaluated:
         """Answer the tests of all tasks up to `stage` and of the next, of all tasks for -1.
 
-        The next task's show what it gains from those before it (forward transfer).
+        The next task's show what it gains from those before it (forward transfer). The answers are
+        in the folder then; `write_stage` of what is returned says so.
 
         Args:
             stage: Index of the task learned last.
@@ -148,11 +134,7 @@ class Predictor:
             self._survey(task)
         located, kept, wanted = self.group.from_first(lambda: self._plan(stage, tests, digests))
         written = self._generate(stage, wanted, digests)
-        if self.group.first:
-            self.kept()  # the answers, before the stage says that they are there
-            evaluated = Evaluated(located, primitives_of(stage, digests), sorted({*kept, *written}))
-            write_stage(self.folder, stage, evaluated)
-        self.group.wait()  # no rank goes on before the stage is on the disk
+        return Evaluated(located, primitives_of(stage, digests), sorted({*kept, *written}))
 
     # What each sample needs
 
@@ -176,19 +158,12 @@ class Predictor:
                 return lengths
             return torch.cat([self.method.features(batch), lengths], 1)
 
-        with self.running():
-            batches = over_batches(
-                self.group,
-                task.test,
-                self.config.batch_size,
-                self.collator.prompts,
-                compute,
-                equal=self.synced,
-                loader_workers=self.loader_workers,
-                done=lambda step, steps: self.emit(
-                    phase="features", of=task.name, step=step, steps=steps
-                ),
-            )
+        batches = self.session.over(
+            task.test,
+            "prompts",
+            compute,
+            lambda step, steps: self.emit(phase="features", of=task.name, step=step, steps=steps),
+        )
         rows = torch.cat(batches)
         lengths = tuple(rows[:, -1].int().tolist())
         return Survey(lengths, rows[:, :-1] if self.method.locates else None)
@@ -244,21 +219,20 @@ class Predictor:
     ) -> list[str]:
         """Generate answers; the names of the files that hold them, on rank 0."""
         written: list[str] = []
-        batches = alike(wanted, lambda w: (w.by, w.length), self.config.batch_size)
-        mine = self.group.share(batches, equal=self.synced)
+        batches = alike(wanted, lambda w: (w.by, w.length), self.session.batch_size)
+        mine = self.group.share(batches, equal=self.session.sharded)
         rounds = -(-len(batches) // self.group.workers)
         every = self.config.flush_every
-        with self.running():
-            answers = self._answers(mine)
-            for first in range(0, rounds, every):
-                rows: dict[int, list[str]] = {}
-                for number in range(first, min(first + every, len(mine))):
-                    rows[mine[number][0]] = next(answers)
-                    self.emit(phase="predict", step=number + 1, steps=rounds)
-                merged = dict(pair for part in self.group.gather(rows) for pair in part.items())
-                if self.group.first and merged:
-                    answered = [(batches[n], merged[n]) for n in sorted(merged)]
-                    written.append(self._write_answers(stage, answered, digests))
+        answers = self._answers(mine)
+        for first in range(0, rounds, every):
+            rows: dict[int, list[str]] = {}
+            for number in range(first, min(first + every, len(mine))):
+                rows[mine[number][0]] = next(answers)
+                self.emit(phase="predict", step=number + 1, steps=rounds)
+            merged = dict(pair for part in self.group.gather(rows) for pair in part.items())
+            if self.group.first and merged:
+                answered = [(batches[n], merged[n]) for n in sorted(merged)]
+                written.append(self._write_answers(stage, answered, digests))
         return written
 
     def _answers(self, mine: Sequence[tuple[int, list[Wanted]]]) -> Iterator[list[str]]:
@@ -266,16 +240,7 @@ class Predictor:
         for _, batch in mine:
             samples = [self.tasks[w.task].test[w.sample] for w in batch]
             by, length = batch[0].by, batch[0].length
-            yield texts(
-                self.method,
-                self.group,
-                self.collator,
-                self.config,
-                samples,
-                by,
-                length,
-                synced=self.synced,
-            )
+            yield texts(self.method, self.session, samples, by, length, self.config.max_new_tokens)
 
     # The folder
 
@@ -300,33 +265,27 @@ class Predictor:
 
 def texts(
     method: Method,
-    group: Group,
-    collator: Collator,
-    config: EvaluationConfig,
+    session: Session,
     samples: Sequence[Sample],
     by: int,
     length: int,
-    *,
-    synced: bool,
+    max_new_tokens: int,
 ) -> list[str]:
     """What a primitive answers to some samples: a function of each alone (rule 3), in its bits too.
 
     Args:
         method: What answers.
-        group: Where.
-        collator: Of the base.
-        config: How; the samples are at most its batch.
+        session: Where; its batch size is what the samples are filled up to.
         samples: Those of a batch.
         by: Index of the primitive, or -1.
         length: Tokens that every prompt is padded to.
-        synced: Whether other ranks' passes have to be waited for.
+        max_new_tokens: Of an answer at most.
     """
-    full = [*islice(cycle(samples), config.batch_size)]
-    inputs = group.moved(collator.prompts(full, length))
-    more = {"synced_gpus": True} if synced else {}
-    sequences = method.generate(
-        inputs, by, max_new_tokens=config.max_new_tokens, do_sample=False, **more
-    )
+    collator = session.collator
+    full = [*islice(cycle(samples), session.batch_size)]
+    inputs = session.group.moved(collator.prompts(full, length))
+    more = {"synced_gpus": True} if session.sharded else {}  # others' passes are waited for
+    sequences = method.generate(inputs, by, max_new_tokens=max_new_tokens, do_sample=False, **more)
     new = sequences[: len(samples), inputs["input_ids"].shape[1] :]
     return [t.strip() for t in collator.tokenizer.batch_decode(new, skip_special_tokens=True)]
 

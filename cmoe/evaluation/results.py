@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmoe.common.files import whole
 from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import fwt, summary
 from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
@@ -18,7 +16,6 @@ from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
 from cmoe.tasks.scorers import Mode, score
 
-MATRIX = "matrix.json"
 MEASURED = ("seconds", "learning_flops", "peak_memory", "latency")
 """Of `matrix.json`: what was spent here. All else is a function of the run's configuration."""
 
@@ -142,12 +139,6 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(
         [*lines, f"{found['method']}, {found['scoring']} scoring, percent:", "  ".join(figures)]
     )
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a value, or leave what was there."""
-    with whole(file) as beside:
-        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _tables(

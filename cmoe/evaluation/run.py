@@ -10,17 +10,10 @@ from typing import Any
 from cmoe.common.run_files import RunFileError, read_object, read_settings
 from cmoe.data.samples import Task
 from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
-from cmoe.evaluation.results import MATRIX
 from cmoe.evaluation.targets import Targets
+from cmoe.folder import ALONE, CONFIG, MATRIX, PREDICTIONS, STAGES, STORE
 from cmoe.modeling.routers import BASE
-from cmoe.run.lease import FOLDER as LEASE
 from cmoe.store.log import BaseId, Record, Store
-
-CONFIG, STORE, PREDICTIONS, STAGES = "config.yaml", "store", "predictions", "stages"
-COIN, TRAIN = "coin", "train"
-# Of a run's folder: the log, Ray's own part with the checkpoints, and who drives the run.
-APART = (STORE, TRAIN, LEASE)
-ALONE = "base"  # stands for the frozen base where tasks are named
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cmoe.modeling.locator import Location
 from cmoe.modeling.primitive import Primitive
 
 Forward = Callable[..., Any]
-Loss = Callable[[Forward, Inputs, float], Tensor]
+Loss = Callable[[Forward, Inputs, Any], Tensor]
 """The loss of one micro-batch.
 
 Called with the module as the trainer runs it, inputs with `labels`, and the answer tokens to divide

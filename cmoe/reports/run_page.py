@@ -15,8 +15,9 @@ from cmoe.common.files import whole
 from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import forgetting
 from cmoe.evaluation.results import answering
-from cmoe.evaluation.run import ALONE, Run, read_run
+from cmoe.evaluation.run import Run, read_run
 from cmoe.evaluation.targets import Targets
+from cmoe.folder import ALONE
 from cmoe.reports.run_figures import pictures
 
 if TYPE_CHECKING:

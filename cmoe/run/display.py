@@ -11,10 +11,10 @@ from typing import Any, TextIO
 
 from cmoe.common.files import Log
 from cmoe.config.tree import RunConfig
+from cmoe.folder import RunFolder
 from cmoe.run.remaining_time import Remaining
 from cmoe.run.stalls import stage
 
-LOG = "run.log"
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -31,13 +31,17 @@ class Display:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, remaining: Remaining, out: TextIO = sys.stdout
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        remaining: Remaining,
+        out: TextIO = sys.stdout,
     ) -> None:
         self.tasks = config.data.tasks
         self.out = out
         self.live = out.isatty()
-        self._log = Log(folder / LOG, lambda text: print(text, file=out, flush=True))
-        self._wandb = _wandb_run(config, folder)
+        self._log = Log(folder.log, lambda text: print(text, file=out, flush=True))
+        self._wandb = _wandb_run(config, folder.path)
         self._phase: tuple[Any, ...] = ()
         self._remaining = remaining
         self._last_line = 0.0
@@ -130,11 +134,10 @@ def ending(error: BaseException | None, passed: float) -> str:
     return f"failed: {error if isinstance(error, Exception) else repr(error)}"
 
 
-def refused(folder: Path, error: Exception) -> None:
-    """Note in a run's log that the run was not gone on with; where there is none, nothing."""
-    file = folder / LOG
-    if file.is_file():
-        with open(file, "a", encoding="utf-8") as log:
+def refused(folder: RunFolder, error: Exception) -> None:
+    """Note in a run's log that the run was not resumed; where there is no log, nothing."""
+    if folder.log.is_file():
+        with open(folder.log, "a", encoding="utf-8") as log:
             log.write(stamped(f"refused: {error}"))
 
 

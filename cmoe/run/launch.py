@@ -1,37 +1,34 @@
-"""Start a run on Ray Train, or go on with it; a finished run is left alone."""
+"""Start a run on Ray Train, or resume it; a finished run is left alone."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cmoe.common.errors import DataError
-from cmoe.common.files import WORKING_COPIES, whole
-from cmoe.common.mirror import Mirror, mirrored
+from cmoe.common.errors import RunError as RunError
+from cmoe.common.files import WORKING_COPIES
+from cmoe.common.mirror import mirrored
 from cmoe.common.storage import StorageError, is_remote, require_reachable
-from cmoe.config.tree import RunConfig, differences
+from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Task
 from cmoe.data.texts import reserved_tokens
-from cmoe.evaluation.data_identity import DATA, claim_data, fingerprints
-from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, read_config, read_matrix
-from cmoe.evaluation.targets import stream_targets
+from cmoe.evaluation.data_identity import claim_data, fingerprints
+from cmoe.evaluation.targets import Targets, stream_targets
+from cmoe.folder import APART, BEGUN, CONFIG, DATA, MATRIX, RunFolder
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
-from cmoe.reports.run_page import HTML, write_report
-from cmoe.run.display import LOG, Display, refused
+from cmoe.reports.run_page import write_report
+from cmoe.run.display import Display, refused
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.remaining_time import remaining_of
-from cmoe.run.worker_group import RunError as RunError
 from cmoe.run.worker_group import session, train
 
 
@@ -88,69 +85,68 @@ def drive(config: RunConfig, show: Callable[[str], None]) -> dict[str, Any]:
         StorageError: Its folder can't be used.
     """
     with mirrored(config.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, DATA, MATRIX, HTML, LOG, STAGES)
-        return _run(config, mirror, show)
+        mirror.fetch(*BEGUN)
+        folder = RunFolder(mirror.folder, config.url)
+        tasks, targets = _claimed(config, folder, show)
+        mirror.flush()  # what the run is, before any of its work
+        try:
+            with Display(config, folder, remaining_of(config, tasks, folder)) as display:
+                display.line("starting Ray")
+                with session(config), _ending_on_sigterm():
+                    train(config, display)
+                mirror.fetch()
+                write_report(folder.path, tasks, targets, folder.store)
+        except (KeyboardInterrupt, SystemExit):
+            with suppress(StorageError):
+                mirror.flush()  # what the log says of it
+            raise
+        return folder.read_matrix()
 
 
-def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict[str, Any]:
-    folder = mirror.folder
+def _claimed(
+    config: RunConfig, folder: RunFolder, show: Callable[[str], None]
+) -> tuple[Sequence[Task], Targets]:
+    """The stream of a run, whose folder is its own from now on.
+
+    Raises:
+        RunError: Another configuration has this name, or the base can't be used.
+        DataError: The data is missing, wrong, or not what the run began with.
+    """
     try:
-        require_same(config, folder)
+        folder.require_same(config.as_dict())
         check_model(config)
         show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
         require_uploaded(config)
         ensure_data(config.data)
         tasks = read_stream(config)
         targets = stream_targets(tasks, config.data, config.evaluation)
-        if (folder / CONFIG).is_file() and not (folder / DATA).is_file():
+        if folder.config.is_file() and not folder.data.is_file():
             show(f"{config.url}: has no {DATA}; the run goes on with the data as it is now")
-        claim_folder(config, folder)
-        claim_data(folder, fingerprints(tasks, targets, config.data, config.evaluation))
+        folder.claim(config.as_dict())
+        claim_data(folder.path, fingerprints(tasks, targets, config.data, config.evaluation))
     except (RunError, DataError, StorageError) as error:
         refused(folder, error)
         raise
-    mirror.flush()  # what the run is, before any of its work
-    try:
-        with Display(config, folder, remaining_of(config, tasks, folder)) as display:
-            display.line("starting Ray")
-            with session(config), _ending_on_sigterm():
-                train(config, display)
-            mirror.fetch()
-            write_report(folder, tasks, targets, f"{config.url}/{STORE}")
-    except (KeyboardInterrupt, SystemExit):
-        with suppress(StorageError):
-            mirror.flush()  # what the log says of it
-        raise
-    return read_matrix(folder)
+    return tasks, targets
 
 
 def read_finished(config: RunConfig) -> dict[str, Any] | None:
-    """As `finished`, wherever the run is kept; another's configuration is refused by who drives it.
+    """The results of a run that has come to its end, wherever it is kept; None where it hasn't.
+
+    Another's configuration is refused by who drives the run.
 
     Raises:
+        RunFileError: A file of the folder is damaged.
         StorageError: Its folder can't be read.
     """
     with mirrored(config.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, MATRIX, HTML)
+        mirror.fetch(CONFIG, MATRIX)
+        folder = RunFolder(mirror.folder, config.url)
         try:
-            return finished(config, mirror.folder)
+            folder.require_same(config.as_dict())
         except RunError:
             return None
-
-
-def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
-    """The results of a run that has come to its end.
-
-    Raises:
-        RunError: Another configuration has this name.
-        RunFileError: A file of the folder is damaged.
-    """
-    require_same(config, folder)
-    if not (folder / MATRIX).is_file():
-        return None
-    found = read_matrix(folder)
-    complete = len(found["located"]) == len(config.data.tasks) and (folder / HTML).is_file()
-    return found if complete else None
+        return folder.finished()
 
 
 def require_lasting(runs: str) -> None:
@@ -189,28 +185,6 @@ def require_uploaded(config: RunConfig) -> None:
                 "has: what .gitignore names isn't uploaded; give an absolute path that every "
                 f"machine has{', or s3://bucket/prefix' if key == 'data.root' else ''}"
             )
-
-
-def require_same(config: RunConfig, folder: Path) -> None:
-    """Refuse to go on with a run of this name that was configured otherwise."""
-    file = folder / CONFIG
-    if not file.is_file():
-        return
-    if changed := differences(read_config(folder), config.as_dict()):
-        listed = "\n  ".join(changed)
-        raise RunError(
-            f"{file}: the run {config.name!r} was configured otherwise; set these back, or give "
-            f"this run another name:\n  {listed}"
-        )
-
-
-def claim_folder(config: RunConfig, folder: Path) -> None:
-    """Make the run's folder, and keep its configuration there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / CONFIG
-    if not file.is_file():
-        with whole(file) as beside:
-            beside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8")
 
 
 def check_model(config: RunConfig) -> None:

@@ -39,8 +39,8 @@ from cmoe.common.storage import (
     filesystem,
     is_missing,
 )
+from cmoe.folder import LEASE
 
-FOLDER = "lease"
 BEAT_S = 6.0
 """Between two signs of life."""
 
@@ -165,7 +165,7 @@ class _Lease:
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs, root = filesystem(url, attempts=FIRST_ATTEMPTS)
-        self._root = f"{root}/{FOLDER}"
+        self._root = f"{root}/{LEASE}"
         folders = [Path(self._root), *Path(self._root).parents] if self._is_local else []
         self._made = [folder for folder in folders if not folder.exists()]  # with the lease
         self.mine = Holder.here()
@@ -271,7 +271,7 @@ class _Lease:
         root = self._root.rpartition("/")[0]
         with explained(self.url, LISTED):
             names = {path.rpartition("/")[2] for path in self._fs.ls(root, detail=False)}
-        return names == {FOLDER} and self._numbers() == [self.number]
+        return names == {LEASE} and self._numbers() == [self.number]
 
     def write(self, holder: Holder) -> None:
         """Put a holder's file where this one's is."""
@@ -299,7 +299,7 @@ class _Lease:
 
     def _read(self, number: int) -> Holder | None:
         """Who holds or held that number; None where its file has gone."""
-        where = f"{self.url}/{FOLDER}/{number:04d}.json"
+        where = f"{self.url}/{LEASE}/{number:04d}.json"
         with explained(where, READ):
             try:
                 data = self._fs.cat_file(self._path(number))

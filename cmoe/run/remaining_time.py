@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cmoe.config.tree import RunConfig
 from cmoe.data.samples import Task
-from cmoe.evaluation.run import notes_file
+from cmoe.folder import RunFolder
 from cmoe.modeling.routers import BASE
 
 EVALUATE = "evaluate"  # all of a stage's evaluation, among the phases
@@ -222,7 +220,7 @@ class Remaining:
         self._section, self._pace, self._before, self._done = None, _Pace(), now, set()
 
 
-def remaining_of(config: RunConfig, tasks: Sequence[Task], folder: Path) -> Remaining:
+def remaining_of(config: RunConfig, tasks: Sequence[Task], folder: RunFolder) -> Remaining:
     """What estimates the time left, with what this run has measured before."""
     training, joint = config.training, config.method == "multitask"
     lessons = [len(task.train) for task in tasks]
@@ -231,10 +229,9 @@ def remaining_of(config: RunConfig, tasks: Sequence[Task], folder: Path) -> Rema
     times = len(tasks) if joint and training.steps is not None else 1
     spent = {}
     for index in range(BASE, len(tasks)):
-        file = notes_file(folder, index)
-        seconds = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if PREDICT in seconds.get("seconds", {}):
-            spent[index] = seconds["seconds"]
+        seconds = folder.read_notes(index).get("seconds", {})
+        if PREDICT in seconds:
+            spent[index] = seconds
     return Remaining(
         Sizes(
             steps=[training.steps_for(count) * times if count else 0 for count in lessons],

@@ -7,36 +7,31 @@ means that the fourth task is next, whoever wrote them and however that process 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cmoe.common.group import Group
 from cmoe.common.mirror import Mirror, mirrored
+from cmoe.common.run_files import write_json
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
+from cmoe.data.loader import Loader
 from cmoe.data.samples import Sample, Task
+from cmoe.data.session import Session
 from cmoe.evaluation.coin_predictions import write_coin
 from cmoe.evaluation.costs import answer_seconds, peak_memory
 from cmoe.evaluation.data_identity import require_same_rows
 from cmoe.evaluation.predict import Predictor
-from cmoe.evaluation.results import MATRIX, Facts, results, write_json
-from cmoe.evaluation.run import (
-    ALONE,
-    APART,
-    PREDICTIONS,
-    STAGES,
-    STORE,
-    notes_file,
-    read_notes,
-)
+from cmoe.evaluation.predictions import write_stage
+from cmoe.evaluation.results import Facts, results
 from cmoe.evaluation.targets import stream_targets
+from cmoe.folder import ALONE, APART, RunFolder
 from cmoe.methods.baselines import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Method
@@ -45,9 +40,10 @@ from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.store.log import HEADER, Record, Store
 from cmoe.store.model import create_store
-from cmoe.training.engine import running
+from cmoe.training.engine import gathering
+from cmoe.training.link import Link
 from cmoe.training.settings import TrainingConfig
-from cmoe.training.trainer import Link, Phases
+from cmoe.training.trainer import TaskTrainer
 
 LATENCY = "latency"  # of a stage's notes
 
@@ -84,43 +80,38 @@ class Stream:
 
     def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
         self.config, self.group, self.link, self.mirror = config, group, link, mirror
+        self.folder = RunFolder(mirror.folder, config.url)
         link.reached({"phase": "reading the tasks"})
         self.tasks = read_tasks(config.data, config.seed)
         self.targets = stream_targets(self.tasks, config.data, config.evaluation)
         link.reached({"phase": "loading the base"})
         with _named("while loading the base"):
-            base, self.collator = load(config, group.device)
+            base, collator = load(config, group.device)
             self.method = make_method(config, base)
+        self.session = session_of(config, group, collator)
         link.reached({"phase": "opening the store"})
-        self.folder = mirror.folder
-        log = f"{config.url}/{STORE}"
-        group.from_first(lambda: self._prepare(log))
-        self.store = Store.open(log)
+        group.from_first(self._prepare)
+        self.store = Store.open(self.folder.store)
         self.store.require_base(self.method.base_digest)
         self.predictor = Predictor(
             self.method,
-            group,
+            self.session,
             self.tasks,
             config.data.root,
-            self.folder / PREDICTIONS,
+            self.folder.predictions,
             config.evaluation,
-            self.collator,
-            running=partial(running, self.method.module, config.training.zero),
-            kept=mirror.flush,
-            synced=config.training.zero == 3,
-            loader_workers=config.data.loader_workers,
             emit=self._emit_prediction,
         )
         self._index = BASE
 
-    def _prepare(self, log: str) -> None:
+    def _prepare(self) -> None:
         self.mirror.fetch()
-        config = self.config
-        require_same_rows(self.folder, self.tasks, self.targets, config.data, config.evaluation)
-        for name in (PREDICTIONS, STAGES):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        if not exists(f"{log}/{HEADER}"):
-            start_store(log, self.method, config)
+        config, folder = self.config, self.folder
+        require_same_rows(folder.path, self.tasks, self.targets, config.data, config.evaluation)
+        for each in (folder.predictions, folder.stages):
+            each.mkdir(parents=True, exist_ok=True)
+        if not exists(f"{folder.store}/{HEADER}"):
+            start_store(folder.store, self.method, config)
 
     def recall(self, index: int) -> None:
         """Take a task that was learned before from the store.
@@ -132,26 +123,23 @@ class Stream:
     def learn(self, index: int, task: Task) -> None:
         """Learn a task and commit its primitive."""
         samples, training = self._lesson(index)
-        phases = Phases(
+        trainer = TaskTrainer(
             self.method.module,
-            self.group,
+            self.session,
             training,
-            self.collator,
             self.link,
             seed=self.config.seed,
             index=index,
             task=task.name,
-            batch_size=self.config.evaluation.batch_size,
-            loader_workers=self.config.data.loader_workers,
         )
-        primitive = self.method.learn(task.name, samples, phases)
+        primitive = self.method.learn(task.name, samples, trainer)
         self.link.reached({"index": index, "task": task.name, "phase": "committing"})
         memory = max(self.group.gather(peak_memory(self.group.device)))
         with _named(f"while committing task {task.name!r} to {self.store.url}"):
             if self.group.first:
-                progress = phases.progress
+                progress = trainer.progress
                 spent = {"seconds": progress.seconds, "tokens": progress.tokens, "memory": memory}
-                self._note(index, {"task": task.name, "loss": progress.loss, **spent})
+                self.folder.note(index, {"task": task.name, "loss": progress.loss, **spent})
                 self.mirror.flush()  # the store doesn't wait for what is carried
                 self.store.append(primitive)
             self.group.wait()  # it is in the store now
@@ -173,28 +161,32 @@ class Stream:
         """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
         self.mirror.check()
         if not self.predictor.done(stage, self._digests()):
-            self._index, start = stage, time.monotonic()
-            name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
-            with _named(f"while evaluating {name}"):
-                self.predictor.evaluate(stage, self._digests())
-            if self.group.first:
-                spent = read_notes(self.folder, stage).get("seconds", {})
-                passed = {"predict": time.monotonic() - start}
-                self._note(stage, {"seconds": spent | passed})
+            self._answer(stage)
         if stage == len(self.tasks) - 1:
             self._time_answers(stage)
         if self.group.first:
-            found = results(
-                self.folder / PREDICTIONS,
-                self.tasks,
-                self.targets,
-                self._facts(),
-                self.config.evaluation.scoring,
-            )
-            write_json(self.folder / MATRIX, found)
-            write_coin(self.folder, self.tasks, self._digests(), self.config.method)
+            predictions = self.folder.predictions
+            scoring = self.config.evaluation.scoring
+            found = results(predictions, self.tasks, self.targets, self._facts(), scoring)
+            write_coin(self.folder.path, self.tasks, self._digests(), self.config.method)
+            write_json(self.folder.matrix, found)  # last: it says that the stage is done
             if stage != BASE:
                 self.link.emit({"phase": "stage", "index": stage, "results": found})
+
+    def _answer(self, stage: int) -> None:
+        self._index, start = stage, time.monotonic()
+        name = "the base" if stage == BASE else f"task {self.tasks[stage].name!r}"
+        with (
+            _named(f"while evaluating {name}"),
+            gathering(self.method.module, self.config.training.zero),
+        ):
+            evaluated = self.predictor.evaluate(stage, self._digests())
+        if self.group.first:
+            self.mirror.flush()  # the answers, before the stage says that they are there
+            write_stage(self.folder.predictions, stage, evaluated)
+            spent = self.folder.read_notes(stage).get("seconds", {})
+            self.folder.note(stage, {"seconds": spent | {"predict": time.monotonic() - start}})
+        self.group.wait()  # no rank goes on before the stage is on the disk
 
     def _time_answers(self, stage: int) -> None:
         """Note what an answer takes in the end, unless that was done; rank 0 alone measures it.
@@ -204,11 +196,12 @@ class Stream:
         if (
             self.group.first
             and self.config.training.zero < 3
-            and not read_notes(self.folder, stage).get(LATENCY)
+            and not self.folder.read_notes(stage).get(LATENCY)
         ):
             samples = [task.test[0] for task in self.tasks]
-            inputs = [self.group.moved(self.collator.prompts([sample])) for sample in samples]
-            self._note(stage, {LATENCY: answer_seconds(self.method, stage, inputs)})
+            prompts = self.session.collator.prompts
+            inputs = [self.group.moved(prompts([sample])) for sample in samples]
+            self.folder.note(stage, {LATENCY: answer_seconds(self.method, stage, inputs)})
         self.group.wait()
 
     def _records(self) -> tuple[Record, ...]:
@@ -221,7 +214,7 @@ class Stream:
 
     def _facts(self) -> Facts:
         records, method = self._records(), self.method
-        alone, *notes = (read_notes(self.folder, i) for i in (BASE, *range(len(records))))
+        alone, *notes = (self.folder.read_notes(i) for i in (BASE, *range(len(records))))
         latest = len(records) - 1
         answering = {
             i if method.locates else method.answerer(latest, i) for i in range(len(records))
@@ -247,11 +240,6 @@ class Stream:
             latency=notes[-1].get(LATENCY) if notes else None,
         )
 
-    # What is kept beside the store: what a stage took, and how its losses went
-
-    def _note(self, index: int, values: Mapping[str, Any]) -> None:
-        write_json(notes_file(self.folder, index), {**read_notes(self.folder, index), **values})
-
     def _emit_prediction(self, phase: str, step: int, steps: int, **more: Any) -> None:
         task = "" if self._index == BASE else self.tasks[self._index].name
         at = {"index": self._index, "task": task, "phase": phase}
@@ -269,6 +257,17 @@ def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Coll
     )
     limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
     return base, Collator(processor, limit, config.evaluation.max_new_tokens)
+
+
+def session_of(config: RunConfig, group: Group, collator: Collator) -> Session:
+    """What all passes of a run's worker share."""
+    return Session(
+        group,
+        collator,
+        Loader(collator, config.data.loader_workers),
+        config.evaluation.batch_size,
+        sharded=config.training.zero == 3,
+    )
 
 
 def make_method(config: RunConfig, base: PreTrainedModel) -> Method:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cmoe.common.group import Group
 from cmoe.common.storage import WRITTEN, StorageError, explained
-from cmoe.evaluation.run import TRAIN
+from cmoe.folder import TRAIN
 from cmoe.methods.method import seed_of
 from cmoe.run.heartbeat import Heartbeat
 from cmoe.run.worker_failures import described, is_own, limit_collectives

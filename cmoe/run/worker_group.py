@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.errors import RunError
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
-from cmoe.evaluation.run import TRAIN
+from cmoe.folder import TRAIN
 from cmoe.run.board import Board
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.run.display import Display
@@ -21,10 +22,6 @@ from cmoe.run.stalls import fitting, has, lacking, needed
 from cmoe.run.worker import work
 
 HEALTH_S = 600  # Ray Train's own limit for a worker's process that doesn't answer
-
-
-class RunError(Exception):
-    """A run can't start or go on; the message says why, and what would help."""
 
 
 def train(config: RunConfig, display: Display) -> None:

@@ -131,16 +131,29 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=settings
         )
+        self._losses: list[Tensor] = []  # of the micro-batches since the last update
 
-    def step(self, losses: Iterator[Tensor]) -> Tensor:
-        """One optimizer step; its loss on this rank, on the device."""
-        total = torch.zeros((), device=self.engine.device)
-        if isinstance(self.engine.optimizer, MasterAdamW):
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The module as a loss has to call it."""
+        return self.engine  # type: ignore[no-any-return]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch; `accumulation` of them make an update."""
+        if not self._losses and isinstance(self.engine.optimizer, MasterAdamW):
             self.engine.optimizer.allocate_gradients()
-        for loss in losses:
-            self.engine.backward(loss)
-            self.engine.step()
-            total += loss.detach().float()
+        self.engine.backward(loss)
+        self._losses.append(loss.detach().float())
+        if len(self._losses) < self.accumulation:
+            self.engine.step()  # counts the micro-batch, and changes nothing
+
+    def update(self) -> Tensor:
+        """One optimizer step on the mean over micro-batches; their mean loss, on the device."""
+        self.engine.step()
+        total = torch.zeros((), device=self.engine.device)
+        for loss in self._losses:
+            total += loss
+        self._losses = []
         return total / self.accumulation
 
     def save(self, folder: Path) -> None:
@@ -186,7 +199,7 @@ def convert(folder: Path, into: Path) -> None:
 
 
 @contextmanager
-def running(module: nn.Module, zero: int) -> Iterator[None]:
+def gathering(module: nn.Module, zero: int) -> Iterator[None]:
     """Let a module run outside of training: with ZeRO 3 each layer is gathered as it is reached."""
     if zero < 3:
         yield

@@ -1,4 +1,4 @@
-"""The phases of one task on the worker group: trainings, passes over samples, checkpoints."""
+"""The trainings and passes of one task on the worker group, with checkpoints within them."""
 
 from __future__ import annotations
 
@@ -7,59 +7,31 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmoe.common.group import LOST_PEER, Group
 from cmoe.common.storage import WRITTEN, StorageError, storage_error
-from cmoe.data.batches import Collator, loader, training_order
-from cmoe.data.distributed import over_batches
+from cmoe.data.batches import IGNORED, training_order
+from cmoe.data.loader import Kind
 from cmoe.data.samples import Sample
+from cmoe.data.session import Session
 from cmoe.methods.method import Loss
-from cmoe.training.engine import Engine, convert, running
+from cmoe.training.engine import Engine, convert, gathering
+from cmoe.training.link import Link
 from cmoe.training.settings import TrainingConfig
 
 PROGRESS = "progress.json"
 TORCH_WRITER = "inline_container"  # in the message of its RuntimeError where a disk is full
-
-
-class Link(Protocol):
-    """What the launcher is to the worker program."""
-
-    def emit(self, event: Mapping[str, Any]) -> None:
-        """Show progress: the first rank's is shown, every rank tells its own."""
-        ...
-
-    def reached(self, place: Mapping[str, Any]) -> None:
-        """Tell where this rank is, as an event does, and show nothing; it costs next to nothing."""
-        ...
-
-    def save(self, folder: Path, *, wait: bool) -> None:
-        """Keep this rank's share of a checkpoint, and remove the folder; every rank calls it.
-
-        It may come back before that is done, unless it is to wait.
-        """
-        ...
-
-    def leaving(self) -> bool:
-        """Whether a machine of the group is about to be taken away, told once; every rank calls it
-        alike.
-        """
-        ...
-
-    def saved(self) -> AbstractContextManager[Path | None]:
-        """The latest checkpoint, all ranks' shares in one folder."""
-        ...
-
-    def read_saved(self, name: str) -> str | None:
-        """One file of it; None where there is none."""
-        ...
+LEAVING_EVERY = 5
+"""Steps between two askings whether a machine is about to leave: each is a broadcast."""
 
 
 @dataclass
@@ -89,48 +61,43 @@ class Progress:
     tokens: dict[str, int] = field(default_factory=dict)
 
 
-class Phases:
+class TaskTrainer:
     """The `Trainer` that a method learns one task with.
 
     Args:
         module: The method's network.
-        group: The workers.
+        session: The worker's.
         config: How to train.
-        collator: Of the base.
         link: The launcher.
         seed: Of the order of samples.
         index: The task's place in the stream.
         task: Its name.
-        batch_size: Samples of a pass without gradients.
-        loader_workers: As in `loader`.
+
+    Attributes:
+        progress: How far the task has come; taken up from the latest checkpoint if that is its own.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        group: Group,
+        session: Session,
         config: TrainingConfig,
-        collator: Collator,
         link: Link,
         *,
         seed: int,
         index: int,
         task: str,
-        batch_size: int,
-        loader_workers: int,
     ) -> None:
-        self.module, self.group, self.config = module, group, config
-        self.collator, self.link, self.seed = collator, link, seed
-        self.batch_size, self.loader_workers = batch_size, loader_workers
-        self.progress = Progress(index, task, group.workers)
-        self._resumable: str | None = None
-        self._regrouped = False
+        self.module, self.session, self.config, self.link = module, session, config, link
+        self.seed = seed
+        self.progress = Progress(index, task, session.group.workers)
+        self._resumable: str | None = None  # the training that the checkpoint is of
+        self._regrouped = False  # whether another number of workers wrote it
         self._from: dict[str, int] = {}  # the step that a training goes on from
         if (text := link.read_saved(PROGRESS)) is not None:
             self._recover(Progress(**json.loads(text)))
 
     def _recover(self, saved: Progress) -> None:
-        """Take up the progress of a checkpoint, if it is this task's."""
         mine = self.progress
         if (saved.index, saved.task) == (mine.index, mine.task):
             self._regrouped = saved.workers != mine.workers
@@ -142,43 +109,27 @@ class Phases:
     def fit(
         self, phase: str, samples: Sequence[Sample], loss: Loss, steps: int | None = None
     ) -> None:
-        cfg, group = self.config, self.group
-        steps = steps or cfg.steps_for(len(samples))
-        order = training_order(
-            len(samples), steps, cfg.global_batch, f"{self.seed}/{self.progress.task}/{phase}"
-        )
-        counts = np.array([sum(tail.answers) for tail in self.collator.tails(samples)])
+        config, group = self.config, self.session.group
+        steps = steps or config.steps_for(len(samples))
         with self._named(phase):
             engine, start = self._engine(phase, steps)
         self._from[phase] = start
-        mine, weights = micro_batches(order[start:], cfg.micro_batch, group)
-        batches = loader(samples, mine, self.collator.training, self.loader_workers)
-        # A micro-batch's share of the answer tokens of its whole global batch.
-        tokens = counts[order].sum(1) * cfg.micro_batch / cfg.global_batch
-        pending: list[Tensor] = []
-        passed = 0
-
-        def losses(step: int) -> Iterator[Tensor]:
-            nonlocal passed
-            for weight in weights:
-                inputs = self.group.moved(next(batches))
-                self._reach(phase, step, steps)
-                passed += inputs["input_ids"].numel()
-                yield weight * loss(engine.engine, inputs, float(tokens[step]))
-
+        seed = f"{self.seed}/{self.progress.task}/{phase}"
+        order = training_order(len(samples), steps, config.global_batch, seed)
+        numbers, weights = micro_batches(order[start:], config.micro_batch, group)
+        loader = self.session.loader.batches("training", samples, numbers)
+        told = _Told()
         with self._timed(phase):
             for step in range(start, steps):
-                pending.append(engine.step(losses(step)))
-                done = step + 1
-                leaving = self.link.leaving()
-                checkpoint = leaving or done % cfg.checkpoint_every == 0 or done == steps
-                if checkpoint or done % cfg.log_every == 0:
-                    self._log(phase, pending, passed, done, steps)
-                    pending, passed = [], 0
-                if checkpoint:
-                    self._save(phase, done, engine, wait=leaving)
-                if leaving:
-                    self._emit("notice", done, steps)
+                batches = [next(loader) for _ in weights]
+                tokens = group.total(answer_tokens(batches, weights).to(group.device))
+                share = tokens.double() * config.micro_batch / config.global_batch
+                for batch, weight in zip(batches, weights, strict=True):
+                    self._reach(phase, step, steps)
+                    inputs = group.moved(batch)
+                    engine.backward(weight * loss(engine.model, inputs, share))
+                told.add(engine.update(), batches)
+                self._step_done(phase, step + 1, steps, engine, told)
         engine.close()
 
     def map(
@@ -189,10 +140,8 @@ class Phases:
         *,
         answers: bool = False,
     ) -> list[Tensor]:
-        collate = self.collator.training if answers else self.collator.prompts
-        equal = self.config.zero == 3
-        with self._timed(phase), running(self.module, self.config.zero):
-            return self._over(phase, samples, self.batch_size, collate, compute, equal=equal)
+        with self._timed(phase), gathering(self.module, self.config.zero):
+            return self._over(phase, samples, "training" if answers else "prompts", compute)
 
     def total(
         self,
@@ -200,54 +149,19 @@ class Phases:
         samples: Sequence[Sample],
         compute: Callable[[Mapping[str, Tensor]], Tensor],
     ) -> Tensor:
-        parts: list[Tensor] = []
-
-        def add(batch: Mapping[str, Tensor]) -> Tensor:
-            part = compute(batch)
-            parts[:] = [parts[0] + part if parts else part]
-            return part.new_zeros(())
-
+        group, sums = self.session.group, _Sum(compute)
         with self._timed(phase):
-            self._over(phase, samples, 1, self.collator.training, add, equal=False)
-            sizes = self.group.gather(parts[0].shape if parts else None)
-            empty = torch.zeros(next(s for s in sizes if s is not None), device=self.group.device)
-            return self.group.total(parts[0] if parts else empty)
-
-    def _over(
-        self,
-        phase: str,
-        samples: Sequence[Sample],
-        batch_size: int,
-        collate: Callable[[Sequence[Sample]], dict[str, Tensor]],
-        compute: Callable[[Mapping[str, Tensor]], Tensor],
-        *,
-        equal: bool,
-    ) -> list[Tensor]:
-        """A pass over samples as in `over_batches`, whose tokens are counted."""
-        passed = 0
-
-        def counted(batch: Mapping[str, Tensor]) -> Tensor:
-            nonlocal passed
-            passed += batch["input_ids"].numel()
-            return compute(batch)
-
-        found = over_batches(
-            self.group,
-            samples,
-            batch_size,
-            collate,
-            counted,
-            equal=equal,
-            loader_workers=self.loader_workers,
-            done=lambda step, steps: self._emit(phase, step, steps),
-        )
-        self.progress.tokens[phase] = sum(self.group.gather(passed))
-        return found
+            self._over(phase, samples, "training", sums.add, batch_size=1)
+            sizes = group.gather(None if sums.total is None else sums.total.shape)
+            if sums.total is None:  # a worker without a sample
+                size = next(s for s in sizes if s is not None)
+                sums.total = torch.zeros(size, device=group.device)
+            return group.total(sums.total)
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         with self._timed("locator"):
             self._emit("locator", 0, 1)
-            made = self.group.from_first(make)
+            made = self.session.group.from_first(make)
             self._emit("locator", 1, 1)
             return made
 
@@ -261,7 +175,7 @@ class Phases:
 
     def _engine(self, phase: str, steps: int) -> tuple[Engine, int]:
         """The engine of a training, and the step to go on from."""
-        workers, resumed = self.group.workers, self._resumable == phase
+        workers, resumed = self.session.group.workers, self._resumable == phase
         converted = resumed and self._regrouped and self.config.zero > 0
         engine = Engine(self.module, self.config, steps, workers, converted=converted)
         if not resumed:
@@ -276,17 +190,27 @@ class Phases:
             engine.load(folder)
         return engine, self.progress.step
 
-    def _log(
-        self, phase: str, pending: Sequence[Tensor], passed: int, done: int, steps: int
-    ) -> None:
+    def _step_done(self, phase: str, done: int, steps: int, engine: Engine, told: _Told) -> None:
+        """Report and save every so many steps, and where a machine is about to leave."""
+        leaving = done % LEAVING_EVERY == 0 and self.link.leaving()
+        saving = leaving or done % self.config.checkpoint_every == 0 or done == steps
+        if saving or done % self.config.log_every == 0:
+            self._report(phase, done, steps, told)
+        if saving:
+            self._save(phase, done, engine, wait=leaving)
+        if leaving:
+            self._emit("notice", done, steps)
+
+    def _report(self, phase: str, done: int, steps: int, told: _Told) -> None:
         """Bring the losses of the last steps to the host: the only time that a step waits for it.
 
         Raises:
             FloatingPointError: One isn't finite.
         """
-        sums = self.group.total(torch.stack([*pending, pending[0].new_tensor(passed)])).tolist()
-        losses = [value / self.group.workers for value in sums[:-1]]
-        self.progress.tokens[phase] += round(sums[-1])
+        group = self.session.group
+        *sums, tokens = group.total(told.taken()).tolist()
+        losses = [value / group.workers for value in sums]
+        self.progress.tokens[phase] += round(tokens)
         for step, loss in enumerate(losses, done - len(losses) + 1):
             if not np.isfinite(loss):
                 raise FloatingPointError(
@@ -302,7 +226,7 @@ class Phases:
         folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-"))
         try:
             engine.save(folder)
-            if self.group.first:
+            if self.session.group.first:
                 text = json.dumps(asdict(self.progress))
                 (folder / PROGRESS).write_text(text, encoding="utf-8")
         except Exception as error:
@@ -318,6 +242,28 @@ class Phases:
                 f"the checkpoint of step {step} can't be written by way of {folder}: {why}"
             ) from error
         self.link.save(folder, wait=wait)
+
+    # Passes and places
+
+    def _over(
+        self,
+        phase: str,
+        samples: Sequence[Sample],
+        kind: Kind,
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        batch_size: int | None = None,
+    ) -> list[Tensor]:
+        """A pass over samples as of `Session.over`, whose tokens are counted."""
+        counted = _Counted(compute)
+        found = self.session.over(
+            samples,
+            kind,
+            counted,
+            lambda step, steps: self._emit(phase, step, steps),
+            batch_size,
+        )
+        self.progress.tokens[phase] = sum(self.session.group.gather(counted.tokens))
+        return found
 
     @contextmanager
     def _named(self, phase: str) -> Iterator[None]:
@@ -348,12 +294,65 @@ class Phases:
         return {"index": self.progress.index, "task": self.progress.task, "phase": phase}
 
 
-def micro_batches(
-    order: Any, micro_batch: int, group: Group
-) -> tuple[list[list[int]], list[float]]:
-    """This rank's micro-batches of every step, and how much each of a step's counts.
+class _Told:
+    """Losses of steps on the device, and tokens of their batches, until they are reported."""
 
-    Whole ones, cut alike for any number of workers. Where they don't divide evenly, ranks repeat
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._tokens = 0
+
+    def add(self, loss: Tensor, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        self._losses.append(loss)
+        self._tokens += sum(batch["input_ids"].numel() for batch in batches)
+
+    def taken(self) -> Tensor:
+        """The losses, and the tokens behind them; none are left here."""
+        values = torch.stack([*self._losses, self._losses[0].new_tensor(self._tokens)])
+        self._losses, self._tokens = [], 0
+        return values
+
+
+class _Counted:
+    """Computes, and counts the tokens that it saw, padding included."""
+
+    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
+        self._compute = compute
+        self.tokens = 0
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        self.tokens += batch["input_ids"].numel()
+        return self._compute(batch)
+
+
+class _Sum:
+    """Adds what is computed up on the device; a pass over samples keeps nothing of it."""
+
+    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
+        self._compute = compute
+        self.total: Tensor | None = None
+
+    def add(self, batch: Mapping[str, Tensor]) -> Tensor:
+        part = self._compute(batch)
+        self.total = part if self.total is None else self.total + part
+        return part.new_zeros(())
+
+
+def answer_tokens(batches: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensor:
+    """How many answer tokens a worker adds to a step: a whole number, on the host."""
+    counts = [
+        (batch["labels"] != IGNORED).sum()
+        for batch, weight in zip(batches, weights, strict=True)
+        if weight
+    ]
+    return torch.stack(counts).sum() if counts else torch.tensor(0)
+
+
+def micro_batches(
+    order: NDArray[np.int64], micro_batch: int, group: Group
+) -> tuple[list[list[int]], list[float]]:
+    """This worker's micro-batches of every step, and how much each of a step's counts.
+
+    Whole ones, cut alike for any number of workers. Where they don't divide evenly, workers repeat
     one that counts nothing, as all must make equally many passes; and as the engine takes the mean
     over all, the others count more.
     """

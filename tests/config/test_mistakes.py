@@ -317,11 +317,12 @@ def test_every_job_says_it_alike(command: str, said: str) -> None:
 
 def test_a_runs_own_configuration_is_read_as_strictly(tmp_path: Path) -> None:
     from cmoe.common.run_files import RunFileError
-    from cmoe.run.launch import CONFIG, claim_folder, require_same
+    from cmoe.folder import CONFIG, RunFolder
 
-    config = parse(NAMED)
-    claim_folder(config, tmp_path)
-    require_same(config, tmp_path)
+    config = parse(NAMED).as_dict()
+    folder = RunFolder(tmp_path, str(tmp_path))
+    folder.claim(config)
+    folder.require_same(config)
     written = (tmp_path / CONFIG).read_bytes()
     for data, said in (
         (written + b"seed: 3\n", "'seed' stands here"),
@@ -331,7 +332,7 @@ def test_a_runs_own_configuration_is_read_as_strictly(tmp_path: Path) -> None:
     ):
         (tmp_path / CONFIG).write_bytes(data)
         with pytest.raises(RunFileError, match=f"{CONFIG}: .*{said}"):
-            require_same(config, tmp_path)
+            folder.require_same(config)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +350,8 @@ def test_what_a_job_did_not_bring_is_said_to_be_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], key: str
 ) -> None:
     """Where Ray puts what `--working-dir` brings, what `.gitignore` names isn't."""
-    from cmoe.run.launch import WORKING_COPIES, RunError, require_uploaded
+    from cmoe.common.errors import RunError
+    from cmoe.run.launch import WORKING_COPIES, require_uploaded
 
     copy = tmp_path / WORKING_COPIES / "_ray_pkg_0123"
     copy.mkdir(parents=True)

@@ -22,7 +22,7 @@ from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFas
 
 from cmoe.common.errors import DataError
 from cmoe.common.group import Group
-from cmoe.data.batches import IGNORED, Collator, loader, slices, training_order
+from cmoe.data.batches import IGNORED, Collator, slices, training_order
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample, Turn
 from cmoe.data.settings import DataConfig
@@ -452,19 +452,3 @@ def test_slices_cover_all_in_order() -> None:
             assert [i for part in cut for i in part] == list(range(count))
             assert all(len(part) == size for part in cut[:-1])
             assert all(1 <= len(part) <= size for part in cut)
-
-
-def test_another_process_prepares_the_same_batches_and_names_what_it_cannot_read(
-    processor: Any, samples: list[Sample], tmp_path: Path
-) -> None:
-    cut = collator(processor)
-    bad = Sample("bad/9", "Why?", "no", tmp_path / "gone.png")
-    everyone, batches = [*samples, bad], [[3, 0], [8], [5, 7, 1], [len(samples)]]
-    here, there = (loader(everyone, batches, cut.training, workers) for workers in (0, 1))
-    for _ in range(3):
-        mine, theirs = next(here), next(there)
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
-    for batches_ in (here, there):
-        with pytest.raises(DataError, match="'bad/9'"):
-            next(batches_)

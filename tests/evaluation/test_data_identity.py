@@ -19,15 +19,10 @@ from cmoe.data.fingerprint import image_files
 from cmoe.data.prepare import Preparation, prepare, survey
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.data_identity import (
-    DATA,
-    claim_data,
-    fingerprints,
-    require_same_rows,
-    trained_on,
-)
+from cmoe.evaluation.data_identity import claim_data, fingerprints, require_same_rows, trained_on
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets
+from cmoe.folder import DATA
 from cmoe.mini.tasks import ensure_data
 
 TASKS = ("GQA", "VizWiz")

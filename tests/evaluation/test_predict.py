@@ -19,7 +19,9 @@ from cmoe.common.group import Group
 from cmoe.common.run_files import RunFileError
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
+from cmoe.data.loader import Loader
 from cmoe.data.samples import Sample, Task
+from cmoe.data.session import Session
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.predictions import (
@@ -28,6 +30,7 @@ from cmoe.evaluation.predictions import (
     read_stage,
     stage_file,
     survey_file,
+    write_stage,
 )
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.methods.baselines import ZeroShot
@@ -71,16 +74,11 @@ class Answering:
     def predictor(self, tasks: Sequence[Task], **config: Any) -> Predictor:
         return Predictor(
             self.method,
-            Group(),
+            Session(Group(), self.collator, Loader(self.collator), batch_size=4),
             tasks,
             str(self.folder.parent / "data"),
             self.folder,
             EvaluationConfig(batch_size=4, max_new_tokens=4, flush_every=1, **config),
-            self.collator,
-            running=torch.no_grad,
-            kept=lambda: None,
-            synced=False,
-            loader_workers=0,
             emit=lambda **_: None,
         )
 
@@ -88,7 +86,7 @@ class Answering:
         """As a run that starts; how many answers were generated."""
         before, predictor = len(kept_answers(self.folder)), self.predictor(tasks, **config)
         if not predictor.done(BASE, self.digests):
-            predictor.evaluate(BASE, self.digests)
+            write_stage(self.folder, BASE, predictor.evaluate(BASE, self.digests))
         return len(kept_answers(self.folder)) - before
 
     def texts(self, tasks: Sequence[Task]) -> Mapping[tuple[str, str, str], str]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cmoe.common.run_files import RunFileError
+from cmoe.common.run_files import RunFileError, write_json
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation import predictions
@@ -28,7 +28,7 @@ from cmoe.evaluation.predictions import (
     stage_file,
 )
 from cmoe.evaluation.predictions import read_predictions as read_all
-from cmoe.evaluation.results import Facts, results, table, write_json
+from cmoe.evaluation.results import Facts, results, table
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets, target
 from cmoe.modeling.routers import BASE

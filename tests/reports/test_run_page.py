@@ -24,17 +24,21 @@ from support.plain_trainer import PlainTrainer
 from torch import Tensor
 
 from cmoe.common.group import Group
+from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
+from cmoe.data.loader import Loader
 from cmoe.data.samples import Sample, Task
+from cmoe.data.session import Session
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_predictions import write_coin
 from cmoe.evaluation.predict import Predictor
-from cmoe.evaluation.predictions import read_predictions
-from cmoe.evaluation.results import MATRIX, Facts, results, write_json
+from cmoe.evaluation.predictions import read_predictions, write_stage
+from cmoe.evaluation.results import Facts, results
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import Targets, stream_targets
+from cmoe.folder import MATRIX
 from cmoe.methods.baselines import SequentialLoRA
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Method
@@ -75,27 +79,22 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
     store = create_store(folder / "store", method, name="mini", revision="r1", config={})
     predictor = Predictor(
         method,
-        Group(),
+        Session(Group(), collator, Loader(collator), config.evaluation.batch_size),
         tasks,
         config.data.root,
         folder / "predictions",
         config.evaluation,
-        collator,
-        running=torch.no_grad,
-        kept=lambda: None,
-        synced=False,
-        loader_workers=0,
         emit=lambda **_: None,
     )
     digests, seconds = {BASE: method.base_digest}, {"base": {"predict": 0.5}}
-    predictor.evaluate(BASE, digests)
+    write_stage(folder / "predictions", BASE, predictor.evaluate(BASE, digests))
     for index, task in enumerate(tasks[:learned]):
         trainer = PlainTrainer(method.module, steps=2, learning_rate=1e-3, collate=collate)
         digests[index] = store.append(method.learn(task.name, task.train, trainer)).digest
         seconds[task.name] = dict.fromkeys(trainer.seen, 1.5)
         noted = {"seconds": seconds[task.name], "loss": trainer.curves}
         write_json(folder / "stages" / f"{index:03d}.json", noted)
-        predictor.evaluate(index, digests)
+        write_stage(folder / "predictions", index, predictor.evaluate(index, digests))
     facts = Facts(
         method=config.method,
         digests=digests,

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 from support.workers import small_config
 
-from cmoe.common.errors import DataError
+from cmoe.common.errors import DataError, RunError
 from cmoe.common.run_files import RunFileError
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import split_file
-from cmoe.evaluation.data_identity import DATA
 from cmoe.evaluation.run import notes_file, read_notes
 from cmoe.experiments.comparison import parallel_runs
 from cmoe.experiments.comparison.compare import compare
@@ -29,9 +28,10 @@ from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Candidate, Point
 from cmoe.experiments.sweep.sweep import SweepConfig, sweep
 from cmoe.experiments.sweep.trials import _result
+from cmoe.folder import DATA
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.run import launch
-from cmoe.run.launch import RunError, run
+from cmoe.run.launch import run
 
 BEGUN = "its processes would begin"
 TASKS = ("GQA", "VizWiz")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.workers import TASKS, small_config
 
-from cmoe.run.display import LOG, Display, duration, refused
+from cmoe.folder import LOG
+from cmoe.run.display import Display, duration, refused
 from cmoe.run.monitor import Follower
 from cmoe.run.remaining_time import Remaining, Sizes
 

@@ -21,6 +21,7 @@ from support.flaky import flaky
 from support.jobs import REPOSITORY, until
 from support.workers import small_config
 
+from cmoe.common.errors import RunError
 from cmoe.common.storage import StorageError, filesystem
 from cmoe.experiments.comparison import compare
 from cmoe.experiments.comparison.settings import CompareConfig
@@ -28,7 +29,6 @@ from cmoe.experiments.sweep import sweep
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.sweep import SweepConfig
 from cmoe.run import launch, lease
-from cmoe.run.launch import RunError
 from cmoe.run.lease import LeaseError, held
 
 HOLD = (

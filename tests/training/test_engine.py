@@ -14,20 +14,21 @@ from torch import Tensor
 
 from cmoe.common.group import Group
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.training.engine import Engine, learning_rate_factor, running
+from cmoe.training.engine import Engine, gathering, learning_rate_factor
 from cmoe.training.settings import TrainingConfig
 
 CONFIG = TrainingConfig(steps=4, global_batch=4, micro_batch=2, learning_rate=1e-2)
 
 
 def train(model: GrowingVLM, engine: Engine, steps: range) -> list[float]:
-    def losses(step: int):
+    losses = []
+    for step in steps:
         for micro in range(engine.accumulation):
             inputs = make_inputs(batch=2, seed=10 * step + micro)
             inputs["labels"] = inputs["input_ids"].clone()
-            yield engine.engine(inputs, len(model.tasks)).loss
-
-    return [engine.step(losses(step)).item() for step in steps]
+            engine.backward(engine.model(inputs, len(model.tasks)).loss)
+        losses.append(engine.update().item())
+    return losses
 
 
 def alive() -> tuple[int, int]:
@@ -49,7 +50,7 @@ def memory_stays_flat(group: Group, zero: int) -> None:
         train(model, engine, range(2))
         engine.close()
         del engine
-        with running(model, zero), torch.no_grad():
+        with gathering(model, zero), torch.no_grad():
             model(make_inputs(), task)
         model.commit({})
         engines, held_bytes = alive()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,12 +188,10 @@ def trained(case: Case, group: Group, folder: Path) -> tuple[dict[str, Tensor], 
     mine, shares = micro_batches(order_of(case)[start:], MICRO, group)
     rows = iter(mine)
 
-    def losses() -> Iterator[Tensor]:
-        for share in shares:
-            yield share * loss_of(engine.engine, next(rows))
-
     for step in range(start, STEPS):
-        engine.step(losses())
+        for share in shares:
+            engine.backward(share * loss_of(engine.model, next(rows)))
+        engine.update()
         if step + 1 == MIDDLE and case.count == 6:
             engine.save(kept)
     masters = masters_of(engine, model)

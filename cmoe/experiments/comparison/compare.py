@@ -18,20 +18,22 @@ from functools import cache, partial
 from statistics import fmean, stdev
 from typing import Any
 
+from cmoe.common.errors import RunError
 from cmoe.common.mirror import Mirror, mirrored
+from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError
 from cmoe.config.tree import RunConfig, by_key, changed
-from cmoe.evaluation.data_identity import DATA, read_and_claim
-from cmoe.evaluation.results import answering, write_json
-from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE
+from cmoe.evaluation.data_identity import read_and_claim
+from cmoe.evaluation.results import answering
 from cmoe.experiments.comparison.parallel_runs import carry
 from cmoe.experiments.comparison.reuse import adopt
 from cmoe.experiments.comparison.settings import STUDIED, CompareConfig
 from cmoe.experiments.comparison.study import diversity, location, unknown
+from cmoe.folder import ALONE, APART, DATA, PREDICTIONS, STORE
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.primitive import LOCATOR
 from cmoe.reports.comparison_page import write_comparison
-from cmoe.run.launch import RunError, require_lasting
+from cmoe.run.launch import require_lasting
 from cmoe.run.lease import LeaseError, held
 from cmoe.store.log import Store
 

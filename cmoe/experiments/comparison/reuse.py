@@ -10,11 +10,8 @@ from __future__ import annotations
 from cmoe.common.mirror import mirrored
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
-from cmoe.evaluation.data_identity import DATA, claim_data, trained_on
-from cmoe.evaluation.results import MATRIX, write_json
-from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file, read_notes
-from cmoe.reports.run_page import HTML
-from cmoe.run.launch import claim_folder, finished
+from cmoe.evaluation.data_identity import claim_data, trained_on
+from cmoe.folder import APART, CONFIG, DATA, MATRIX, STAGES, RunFolder
 from cmoe.run.worker_group import rooted
 from cmoe.store.log import HEADER, Store
 
@@ -36,24 +33,27 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
         StoreError: A store is damaged.
     """
     with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, DATA, MATRIX, HTML, STAGES)
-        if finished(run, mirror.folder) is not None:
+        mirror.fetch(CONFIG, DATA, MATRIX, STAGES)
+        folder = RunFolder(mirror.folder, run.url)
+        folder.require_same(run.as_dict())
+        if folder.finished() is not None:
             return 0
         source.fetch(DATA, STAGES)
-        claim_folder(run, mirror.folder)
-        claim_data(mirror.folder, trained_on(source.folder))
-        log, url = Store.open(f"{learned.url}/{STORE}"), f"{run.url}/{STORE}"
-        if exists(f"{url}/{HEADER}"):
-            mine = Store.open(url)
+        folder.claim(run.as_dict())
+        claim_data(folder.path, trained_on(source.folder))
+        taken = RunFolder(source.folder, learned.url)
+        log = Store.open(taken.store)
+        if exists(f"{folder.store}/{HEADER}"):
+            mine = Store.open(folder.store)
         else:
             base, settings = log.header.base, log.header.settings
             config = rooted(run).as_dict()
-            mine = Store.create(url, base=base, settings=settings, config=config)
+            mine = Store.create(folder.store, base=base, settings=settings, config=config)
         missing = range(len(mine), len(log))
-        (mirror.folder / STAGES).mkdir(exist_ok=True)
+        folder.stages.mkdir(exist_ok=True)
         for index in missing:
             # What it took and how its losses went: before the primitive, as where it is learned.
-            write_json(notes_file(mirror.folder, index), read_notes(source.folder, index))
+            folder.note(index, taken.read_notes(index))
             mirror.flush()
             mine.append(log.read(index))
     return len(missing)

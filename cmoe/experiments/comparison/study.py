@@ -16,8 +16,7 @@ import numpy as np
 
 from cmoe.common.run_files import RunFileError
 from cmoe.evaluation.predictions import Stage, read_stage, read_survey, stage_file, survey_file
-from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import PREDICTIONS
+from cmoe.folder import MATRIX, PREDICTIONS
 from cmoe.modeling.locator import make_bank
 from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import LocatorConfig

@@ -19,13 +19,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.errors import RunError
 from cmoe.common.exclusive import require_exclusive
-from cmoe.common.run_files import read_object
+from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import read_and_claim
-from cmoe.evaluation.results import write_json
-from cmoe.evaluation.run import STORE
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import (
     Candidate,
@@ -48,16 +47,10 @@ from cmoe.experiments.sweep.trials import (
     run_probe,
     run_trials,
 )
+from cmoe.folder import STORE, RunFolder
 from cmoe.methods.method import seed_of
 from cmoe.mini.tasks import ensure_data
-from cmoe.run.launch import (
-    RunError,
-    check_model,
-    claim_folder,
-    read_stream,
-    require_lasting,
-    require_same,
-)
+from cmoe.run.launch import check_model, read_stream, require_lasting
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.worker_group import rooted
 from cmoe.store.log import Store
@@ -136,7 +129,7 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
     """
     run = config.run
     require_lasting(run.runs)
-    require_same(run, run.folder)
+    RunFolder(run.folder, run.url).require_same(run.as_dict())
     said = _said_before(run.folder / SWEEP, config)
     if len(said["tasks"]) == len(config.tasks):
         show(f"{run.folder}: this sweep is finished; another name starts another sweep")
@@ -157,7 +150,7 @@ def _swept(
         require_exclusive(*filesystem(config.store), config.store)
     ensure_data(run.data)
     read_stream(replace(run, data=replace(run.data, tasks=config.tasks)))
-    claim_folder(run, run.folder)
+    RunFolder(run.folder, run.url).claim(run.as_dict())
     _claim_data(config)
     write_json(run.folder / SWEEP, said)
     run = rooted(run)

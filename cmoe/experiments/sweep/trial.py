@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 from cmoe.common.group import Group
+from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
-from cmoe.data.distributed import over_batches
 from cmoe.data.samples import Sample
 from cmoe.evaluation.predict import alike, padded, texts
-from cmoe.evaluation.results import write_json
 from cmoe.evaluation.targets import target
 from cmoe.experiments.sweep.space import Probed, Result
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.probe import Probing
 from cmoe.modeling.primitive import Primitive
-from cmoe.run.stream import load, make_method, start_store
+from cmoe.run.stream import load, make_method, session_of, start_store
 from cmoe.store.log import Store
 from cmoe.tasks.scorers import score
-from cmoe.training.engine import running
-from cmoe.training.trainer import Link, Phases
+from cmoe.training.engine import gathering
+from cmoe.training.link import Link
+from cmoe.training.trainer import TaskTrainer
 
 RESULT, PRIMITIVE = "result.json", "primitive"
 
@@ -52,9 +52,10 @@ class Bench:
     def __init__(self, config: RunConfig, prefix: str, index: int, task: str, where: str) -> None:
         data = replace(config.data, tasks=(task,), evaluate_on="selection")
         device = alone(where)
-        self.config, self.group = config, Group(device=device)
+        self.config = config
         self.index, (self.task,) = index, read_tasks(data, config.seed)
-        base, self.collator = load(config, device)
+        base, collator = load(config, device)
+        self.session = session_of(config, Group(device=device), collator)
         method = make_method(config, base)
         assert isinstance(method, CMoE), "a sweep's configuration has no other"
         self.method = method
@@ -62,19 +63,16 @@ class Bench:
         store.require_base(self.method.base_digest)
         self.method.append(*(store.read(i) for i in range(index)))
 
-    def phases(self, link: Link) -> Phases:
+    def trainer(self, link: Link) -> TaskTrainer:
         config = self.config
-        return Phases(
+        return TaskTrainer(
             self.method.module,
-            self.group,
+            self.session,
             config.training,
-            self.collator,
             link,
             seed=config.seed,
             index=self.index,
             task=self.task.name,
-            batch_size=config.evaluation.batch_size,
-            loader_workers=config.data.loader_workers,
         )
 
     def keep(self, folder: Path, primitive: Primitive, values: Mapping[str, Any]) -> None:
@@ -90,7 +88,7 @@ class Bench:
         scores: list[float] = []
         order = sorted(range(len(samples)), key=lengths.__getitem__)
         size = self.config.evaluation.batch_size
-        with running(self.method.module, self.config.training.zero):
+        with gathering(self.method.module, self.config.training.zero):
             for batch in alike(order, lengths.__getitem__, size):
                 scores += self._scored([samples[i] for i in batch], lengths[batch[0]])
         return 100 * sum(scores) / len(scores)
@@ -98,20 +96,13 @@ class Bench:
     def _scored(self, asked: Sequence[Sample], length: int) -> list[float]:
         evaluation = self.config.evaluation
         said = texts(
-            self.method,
-            self.group,
-            self.collator,
-            evaluation,
-            asked,
-            self.index,
-            length,
-            synced=False,
+            self.method, self.session, asked, self.index, length, evaluation.max_new_tokens
         )
         return score(self.task.name, evaluation.scoring, said, [target(s) for s in asked])
 
     def _lengths(self, samples: Sequence[Sample]) -> list[int]:
-        rows = self._over(
-            samples, self.collator.prompts, lambda batch: batch["attention_mask"].sum(1)
+        rows = self.session.over(
+            samples, "prompts", lambda batch: batch["attention_mask"].sum(1), lambda *_: None
         )
         return [int(n) for n in torch.cat(rows)]
 
@@ -128,33 +119,17 @@ class Bench:
         training = module.training
         module.eval()
         try:
-            loss, tokens = torch.stack(self._over(task.test, self.collator.training, sums)).sum(0)
+            every = self.session.over(task.test, "training", sums, lambda *_: None)
+            loss, tokens = torch.stack(every).sum(0)
         finally:
             module.train(training)
         return float(loss / tokens)
-
-    def _over(
-        self,
-        samples: Sequence[Sample],
-        collate: Callable[[Sequence[Sample]], dict[str, Tensor]],
-        compute: Callable[[Mapping[str, Tensor]], Tensor],
-    ) -> list[Tensor]:
-        return over_batches(
-            self.group,
-            samples,
-            self.config.evaluation.batch_size,
-            collate,
-            compute,
-            equal=False,
-            loader_workers=0,
-            done=lambda *_: None,
-        )
 
 
 def probe(bench: Bench, folder: Path, link: Link) -> None:
     """Probe a task, once for all candidates, and fit its locator."""
     start = time.monotonic()
-    found = bench.method.probe_task(bench.task.name, bench.task.train, bench.phases(link))
+    found = bench.method.probe_task(bench.task.name, bench.task.train, bench.trainer(link))
     bench.keep(folder, found, {"seconds": time.monotonic() - start})
 
 
@@ -189,7 +164,7 @@ def train(
     if rung is not None:
         link = _Rungs(link, lambda: rung(bench.loss()))
     samples = bench.task.train
-    primitive = bench.method.learn(bench.task.name, samples, bench.phases(link), probes)
+    primitive = bench.method.learn(bench.task.name, samples, bench.trainer(link), probes)
     accuracy = bench.accuracy()
     result = Result(
         name=folder.name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
+from cmoe.common.errors import RunError
 from cmoe.common.run_files import read_object
 from cmoe.config.tree import RunConfig, differences
 from cmoe.experiments.sweep.settings import SearchConfig
@@ -19,7 +20,7 @@ from cmoe.methods.method import seed_of
 from cmoe.run.stream import load, make_method, start_store
 from cmoe.run.worker import Checkpoints
 from cmoe.run.worker_failures import Verdict, described, verdict
-from cmoe.run.worker_group import RunError, session
+from cmoe.run.worker_group import session
 from cmoe.store.log import HEADER, Store, StoreError
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from support.jobs import JOB, finish, matrix_of, same_run, start, undisturbed, until
 from support.workers import TASKS, small_config
 
+from cmoe.common.errors import RunError
 from cmoe.config.tree import RunConfig, parse
 from cmoe.experiments.comparison.compare import of_method, require_possible, slug, summed, table
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.comparison.study import location, roc, unknown
-from cmoe.run.launch import RunError
 from cmoe.store.log import Store
 
 METHODS = ("zero_shot", "lora", "cmoe")

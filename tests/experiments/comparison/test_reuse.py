@@ -10,18 +10,17 @@ import pytest
 import torch
 from fsspec.core import url_to_fs
 
-from cmoe.common.errors import DataError
+from cmoe.common.errors import DataError, RunError
 from cmoe.common.mirror import mirrored
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
-from cmoe.evaluation.data_identity import DATA, claim_data, fingerprints
-from cmoe.evaluation.run import APART
+from cmoe.evaluation.data_identity import claim_data, fingerprints
 from cmoe.evaluation.targets import stream_targets
 from cmoe.experiments.comparison.reuse import adopt
+from cmoe.folder import APART, DATA
 from cmoe.modeling.primitive import Primitive
-from cmoe.run.launch import RunError
 from cmoe.store.log import BaseId, Store
 
 BASE = BaseId("mini", "default", "b" * 64)

@@ -20,12 +20,12 @@ import torch
 from support.paths import ROOT
 from support.workers import small_config
 
+from cmoe.common.errors import RunError
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Probed, candidate, points
 from cmoe.experiments.sweep.sweep import SweepConfig, require_affordable, sweep, task_work
 from cmoe.experiments.sweep.trials import keeping_cause, open_store
-from cmoe.run.launch import RunError
 from cmoe.store.log import Store, StoreError
 
 TASKS = ("ScienceQA", "VizWiz")
