@@ -16,7 +16,8 @@ from cmoe.common.errors import DataError
 from cmoe.common.files import WORKING_COPIES, whole
 from cmoe.common.mirror import Mirror, mirrored
 from cmoe.common.storage import StorageError, is_remote, require_reachable
-from cmoe.config.tree import RunConfig, differences
+from cmoe.config.changes import differences
+from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Task
 from cmoe.data.texts import reserved_tokens

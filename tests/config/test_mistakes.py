@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from cmoe.config.tree import RunConfig, parse, parse_job, parse_with
+from cmoe.config.parse import parse, parse_job, parse_with
+from cmoe.config.tree import RunConfig
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 

@@ -18,15 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.paths import CONFIGS
 
-from cmoe.config.tree import (
-    PlanConfig,
-    RunConfig,
-    changed,
-    differences,
-    parse,
-    parse_job,
-    parse_with,
-)
+from cmoe.config.changes import changed, differences
+from cmoe.config.parse import parse, parse_job, parse_with
+from cmoe.config.settings import PlanConfig
+from cmoe.config.tree import RunConfig
 from cmoe.data.settings import TASKS
 from cmoe.experiments.comparison.compare import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
@@ -574,11 +569,11 @@ def test_a_key_that_one_side_lacks_is_a_difference() -> None:
 
 JOB = """
 from cmoe.experiments.comparison.settings import CompareConfig
-from cmoe.config.tree import parse_job
+from cmoe.config.parse import parse_job
 parse_job({"": CompareConfig}, ["--name", "x"])
 """
 SWEEP = """
-from cmoe.config.tree import parse_with
+from cmoe.config.parse import parse_with
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 parse_with({"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}, ["--name", "x"])
 """

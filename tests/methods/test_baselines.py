@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from cmoe.config.tree import MethodName, parse
+from cmoe.config.parse import parse
+from cmoe.config.tree import MethodName
 from cmoe.data.samples import Sample
 from cmoe.methods.baselines import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
 from cmoe.methods.method import Trainer

@@ -20,7 +20,8 @@ from typing import Any
 
 from cmoe.common.mirror import Mirror, mirrored
 from cmoe.common.storage import StorageError
-from cmoe.config.tree import RunConfig, by_key, changed
+from cmoe.config.changes import by_key, changed
+from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import DATA, read_and_claim
 from cmoe.evaluation.results import answering, write_json
 from cmoe.evaluation.run import ALONE, APART, PREDICTIONS, STORE

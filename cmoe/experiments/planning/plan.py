@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from cmoe.config.tree import PlanConfig, RunConfig
+from cmoe.config.settings import PlanConfig
+from cmoe.config.tree import RunConfig
 from cmoe.data.coin import count_rows, held_out, require_enough
 from cmoe.data.shards import HUB, read_manifest
 from cmoe.data.texts import reserved_tokens

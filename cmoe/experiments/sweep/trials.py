@@ -11,7 +11,8 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from cmoe.common.run_files import read_object
-from cmoe.config.tree import RunConfig, differences
+from cmoe.config.changes import differences
+from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import SearchConfig
 from cmoe.experiments.sweep.space import Candidate, Point, Result
 from cmoe.experiments.sweep.trial import RESULT, Bench, probe, train
