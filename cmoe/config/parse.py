@@ -12,7 +12,8 @@ from cmoe.common.command_line import refuse
 from cmoe.config.keys import tree_of
 from cmoe.config.parser import ConfigError, ConfigParser
 from cmoe.config.settings import PlanConfig
-from cmoe.config.tree import PLANNED, RunConfig
+from cmoe.config.tree import RunConfig
+from cmoe.methods.registry import methods
 
 Made = TypeVar("Made")
 
@@ -55,8 +56,9 @@ def parse_job(
         if plan is not None and plan.gpus is not None:
             parsed["cluster.workers"] = plan.gpus
         run, more = make_run(parser, parsed, parts, problems)
-        if plan is not None and run.method not in PLANNED:
-            parser.refuse([f"method is {run.method}; --plan knows {', '.join(PLANNED)}"])
+        if plan is not None and not run.entry.formula:
+            planned = sorted(name for name, each in methods().items() if each.formula)
+            parser.refuse([f"method is {run.method}; --plan knows {', '.join(planned)}"])
     except ConfigError as mistakes:
         refuse(parser.prog, mistakes.problems)
     return run, plan, more

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cmoe.common.storage import S3, is_remote
+from cmoe.config.method_sections import with_methods
 from cmoe.config.settings import ClusterConfig, WandbConfig
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
+from cmoe.methods.entry import MethodEntry
+from cmoe.methods.registry import method_entry
 from cmoe.methods.settings import (
     EWCConfig,
     ExpertsConfig,
@@ -25,23 +28,9 @@ from cmoe.methods.settings import (
 from cmoe.modeling.settings import MIN_SAMPLES, LocatorConfig, ModelConfig
 from cmoe.training.settings import TrainingConfig
 
-MethodName = Literal[
-    "zero_shot",
-    "lora",
-    "ewc",
-    "lwf",
-    "moelora",
-    "per_task_lora",
-    "multitask",
-    "expand_all",
-    "cmoe",
-]
-PLANNED = ("cmoe", "expand_all", "lora")  # methods that --plan knows
-WHOLE = ("ewc", "lwf", "per_task_lora")  # methods that weigh or exchange weights as a whole
-LOCATING = ("cmoe", "expand_all")  # methods that find a sample's task themselves
-
 
 @dataclass(frozen=True)
+@with_methods
 class RunConfig:
     """One run of a stream of tasks.
 
@@ -71,7 +60,7 @@ class RunConfig:
 
     name: str
     runs: str = "runs"
-    method: MethodName = "cmoe"
+    method: str = "cmoe"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -92,16 +81,30 @@ class RunConfig:
             raise ValueError(f"name is {self.name!r}; one folder's name is needed")
         if is_remote(self.runs) and not self.runs.startswith(S3):
             raise ValueError(f"runs is {self.runs!r}; a folder, or {S3}bucket/prefix")
-        if self.method in WHOLE and self.training.zero == 3:
+        if self.entry.whole_weights and self.training.zero == 3:
             raise ValueError(
                 f"training.zero is 3; method {self.method} needs whole weights: 0, 1 or 2"
             )
         self.training.accumulation(self.cluster.workers)
 
     @property
+    def entry(self) -> MethodEntry:
+        """What is registered of the method.
+
+        Raises:
+            ValueError: There is no such method.
+        """
+        return method_entry(self.method)
+
+    @property
+    def method_sections(self) -> dict[str, Any]:
+        """The sections that the method takes, by key."""
+        return {key: getattr(self, key) for key in self.entry.sections}
+
+    @property
     def least_samples(self) -> int:
         """Training samples that each task needs at least: a locator is fitted to them."""
-        return MIN_SAMPLES if self.method in LOCATING else 1
+        return MIN_SAMPLES if self.entry.locates else 1
 
     @property
     def url(self) -> str:

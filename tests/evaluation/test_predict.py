@@ -30,7 +30,7 @@ from cmoe.evaluation.predictions import (
     survey_file,
 )
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.methods.baselines import ZeroShot
+from cmoe.methods.zero_shot import ZeroShot
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE

@@ -35,8 +35,8 @@ from cmoe.evaluation.predictions import read_predictions
 from cmoe.evaluation.results import MATRIX, Facts, results, write_json
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import Targets, stream_targets
-from cmoe.methods.baselines import SequentialLoRA
 from cmoe.methods.cmoe import CMoE
+from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.method import Method
 from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
 from cmoe.mini.tasks import write_mini_coin
