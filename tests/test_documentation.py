@@ -45,6 +45,8 @@ def parses(command: str) -> None:
         sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
         if arguments != ["--help"]:
             parse_with(sections, arguments, script)
+    elif script == "ray_jobs/coin_locate.py":
+        parse(arguments, script)
     elif script == "-m":
         known_flags(["-m", arguments[0]], arguments[1:])
     else:

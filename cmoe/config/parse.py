@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from jsonargparse import Namespace
 
 from cmoe.common.command_line import refuse
 from cmoe.config.keys import tree_of
+from cmoe.config.method_sections import unusable_packages
+from cmoe.config.mistakes import OTHERS
 from cmoe.config.parser import ConfigError, ConfigParser
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
@@ -35,7 +39,7 @@ def parse_job(
 
     A planned run has as many workers as the plan has GPUs.
     """
-    parser = parser_of(prog, parts)
+    parser = _command_line(prog, parts)
     # The plan alone may be bare: `--plan`, `--plan.gpus 8`.
     parser.add_argument(
         "--plan",
@@ -74,14 +78,25 @@ def parse_with(
         arguments: Instead of the process's own.
         prog: Name in the help.
     """
-    parser = parser_of(prog, parts)
+    parser = _command_line(prog, parts)
     try:
         return make_run(parser, parser.parse_args(arguments), parts, [])
     except ConfigError as mistakes:
         refuse(parser.prog, mistakes.problems)
 
 
+def _command_line(prog: str | None, parts: Mapping[str, type[Any]]) -> ConfigParser:
+    """What reads a command line, unless an installed package of methods can't be used."""
+    others = {**OTHERS, "plan": PlanConfig, **parts}
+    for part in parts.values():
+        others |= get_type_hints(part)
+    if unusable := unusable_packages(RunConfig, others):
+        refuse(prog or Path(sys.argv[0]).name, unusable)
+    return parser_of(prog, parts)
+
+
 def parser_of(prog: str | None, parts: Mapping[str, type[Any]]) -> ConfigParser:
+    """What reads a run's keys, and those of further sections as of `parse_with`."""
     parser = ConfigParser(prog=prog, description="Learn a stream of tasks.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file; later flags override it.")
     parser.add_settings(RunConfig)

@@ -35,13 +35,14 @@ class RunConfig:
     """One run of a stream of tasks.
 
     Attributes:
-        name: Of the run and of its folder; the same name goes on with the same run.
+        name: Name of the run and of its folder; the same name resumes the same run.
         runs: Folder of all runs, or `s3://bucket/prefix`. Several machines need the latter, or a
             folder that all of them share.
-        method: What learns: `cmoe`; `expand_all`, the same without probes: every layer grows; or a
-            rival: `lora` (one adapter that goes on training), `ewc`, `lwf` (the same, held by a
-            term of the loss), `moelora` (a mixture of adapters), `zero_shot` (the base alone).
+        method: What learns the stream. `cmoe`; `expand_all`, the same without probes: every layer
+            grows; a rival: `lora` (one adapter that goes on training), `ewc`, `lwf` (the same, held
+            by a term of the loss), `moelora` (a mixture of adapters), `zero_shot` (the base alone).
             Bounds are `per_task_lora` (told the task) and `multitask` (all tasks at once).
+            `--help` lists all, those of installed packages too.
         seed: Of every random choice.
         model: The frozen base.
         data: The stream's tasks.

@@ -99,7 +99,7 @@ def test_where_nothing_is_near_the_keys_of_the_section_are_named(
 ) -> None:
     said = refusal(capsys, [*NAMED, "--evaluation.xyz", "1"])
     assert said.startswith("unknown key --evaluation.xyz; evaluation has batch_size, ")
-    assert refusal(capsys, [*NAMED, "--xyz", "1"]) == "unknown key --xyz; --help lists all"
+    assert refusal(capsys, [*NAMED, "--xyz", "1"]) == "unknown key --xyz; --help all lists all"
 
 
 @pytest.mark.parametrize("text", ["probes: {}", "probes:", "probes: []", "probes: 3", "3: {}"])
