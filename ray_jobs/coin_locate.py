@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from cmoe.config.tree import parse
+from cmoe.config.parse import parse
 
 SELECTION = 0.1  # of the training samples, where the configuration holds none back
 

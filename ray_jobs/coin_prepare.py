@@ -20,13 +20,13 @@ from cmoe.common.command_line import Parser
 from cmoe.common.errors import DataError
 from cmoe.common.exclusive import require_exclusive
 from cmoe.common.storage import StorageError, explained, filesystem, require_reachable
-from cmoe.config.tree import ModelConfig
 from cmoe.data.prepare import Each, Preparation, prepare, survey
 from cmoe.data.settings import TASKS, require_known
 from cmoe.data.shards import MANIFEST, read_manifest
 from cmoe.data.texts import reserved_tokens
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor
+from cmoe.modeling.settings import ModelConfig
 from cmoe.run.cluster import connect
 
 

@@ -60,7 +60,7 @@ def smallest_store() -> str:
     """A store to look at: two tasks of the mini stream, learned in a hurry."""
     from dataclasses import replace
 
-    from cmoe.config.tree import parse
+    from cmoe.config.parse import parse
     from cmoe.run.launch import run
 
     config = parse(["--config", "configs/coin_mini.yaml", "--name", "coin_smallest"])

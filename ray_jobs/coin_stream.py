@@ -10,7 +10,9 @@ from __future__ import annotations
 import sys
 
 from cmoe.common.command_line import refuse
-from cmoe.config.tree import PlanConfig, RunConfig, parse_job
+from cmoe.config.parse import parse_job
+from cmoe.config.settings import PlanConfig
+from cmoe.config.tree import RunConfig
 from cmoe.experiments.comparison.settings import CompareConfig
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from cmoe.common.command_line import refuse
-from cmoe.config.tree import RunConfig, parse_with
+from cmoe.config.parse import parse_with
+from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 
 

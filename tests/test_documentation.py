@@ -20,7 +20,9 @@ import yaml
 from support.documented import LEARNING, PAGES, ROOT, RUN, Command, appended, commands
 
 from cmoe.config.keys import key_type, tree_of
-from cmoe.config.tree import PlanConfig, RunConfig, parse, parse_job, parse_with
+from cmoe.config.parse import parse, parse_job, parse_with
+from cmoe.config.settings import PlanConfig
+from cmoe.config.tree import RunConfig
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 
@@ -43,6 +45,8 @@ def parses(command: str) -> None:
         sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
         if arguments != ["--help"]:
             parse_with(sections, arguments, script)
+    elif script == "ray_jobs/coin_locate.py":
+        parse(arguments, script)
     elif script == "-m":
         known_flags(["-m", arguments[0]], arguments[1:])
     else:

@@ -212,8 +212,8 @@ def test_a_model_grows_as_the_page_says(walk: Walk, monkeypatch: pytest.MonkeyPa
     from cmoe.data.batches import Collator
     from cmoe.data.coin import read_tasks
     from cmoe.data.settings import DataConfig
-    from cmoe.mini.base_path import MINI_BASE
     from cmoe.modeling.pretrained import load_base
+    from cmoe.modeling.settings import MINI_BASE
 
     monkeypatch.chdir(walk.folder)
     (snippet,) = [text for text in snippets("README.md") if "GrowingVLM(" in text]

@@ -12,7 +12,8 @@ from support.paths import JOBS
 
 from cmoe.common.errors import DataError, RunError
 from cmoe.common.nearest import unknown
-from cmoe.config.tree import RunConfig, parse, parse_job
+from cmoe.config.parse import parse, parse_job
+from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.settings import TASKS, DataConfig
 from cmoe.evaluation.settings import EvaluationConfig

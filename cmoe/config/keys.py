@@ -37,9 +37,12 @@ def unknown_key(key: str, tree: Tree, written: str | None = None, prefix: str = 
     """
     close = nearest(key, tree)
     section = key_type(tree, key.rpartition(".")[0])
-    hint = did_you_mean([f"{prefix}{each}" for each in close])
-    if not close and isinstance(section, dict) and "." in key:
+    if close:
+        hint = did_you_mean([f"{prefix}{each}" for each in close])
+    elif isinstance(section, dict) and "." in key:
         hint = f"; {key.rpartition('.')[0]} has {', '.join(section)}"
+    else:
+        hint = "; --help all lists all"
     return f"unknown key {written or key}{hint}"
 
 
@@ -77,6 +80,11 @@ def key_type(tree: Tree, key: str) -> Any:
         else:
             return None
     return found
+
+
+def leaves(tree: Tree) -> list[str]:
+    """All keys that have a value, dotted."""
+    return [key for key in _keys(tree) if not isinstance(key_type(tree, key), dict)]
 
 
 def _keys(tree: Tree, prefix: str = "") -> list[str]:

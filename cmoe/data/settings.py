@@ -42,11 +42,11 @@ class DataConfig:
     """The stream's tasks and their files.
 
     Attributes:
-        root: Folder with `Instructions_Original/`, or what `coin_prepare.py` made of it: a folder,
-            `s3://bucket/prefix`, or `hf://datasets/<owner>/<name>[@<revision>]`.
+        root: Folder with the data: `Instructions_Original/`, or what `coin_prepare.py` made of it.
+            A path, `s3://bucket/prefix`, or `hf://datasets/<owner>/<name>[@<revision>]`.
         images: Folder that the rows' picture paths are relative to; itself relative to `root`.
             Prepared data brings its pictures.
-        tasks: The stream, in the order of learning.
+        tasks: The stream's tasks, in the order of learning.
         generate: Write the generated mini CoIN to `root` where nothing is there yet.
         train_samples: Training samples a task at most; null takes all.
         test_samples: Test samples a task at most; null takes all.

@@ -1,8 +1,9 @@
-"""What the locator can be told, a section of a run's configuration."""
+"""The sections `model` and `locator` of a configuration: the frozen base, what finds a task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from cmoe.common.bounds import require
@@ -12,6 +13,33 @@ MIN_SAMPLES = 8
 
 Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
+
+
+MINI_BASE = Path(__file__).parents[1] / "mini" / "base"
+"""Folder of the mini base, which comes with cmoe; it loads like any model of the hub."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base.
+
+    Attributes:
+        name: Hub name or local path of the base; `mini` is the base that comes with cmoe.
+        revision: Of a hub name; null takes the default branch's.
+        dtype: Of weights and activations.
+        pad: Pad pictures to a square first, as CoIN does, also where the base's own processor
+            crops them, as that of LLaVA-1.5 on the hub does; in training and answering alike.
+    """
+
+    name: str = "mini"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    pad: bool = False
+
+    @property
+    def path(self) -> str:
+        """What transformers loads."""
+        return str(MINI_BASE) if self.name == "mini" else self.name
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ class Remaining:
 
 def remaining_of(config: RunConfig, tasks: Sequence[Task], folder: RunFolder) -> Remaining:
     """What estimates the time left, with what this run has measured before."""
-    training, joint = config.training, config.method == "multitask"
+    training, joint = config.training, config.entry.joint
     lessons = [len(task.train) for task in tasks]
     if joint:  # all is learned in the place of the first
         lessons = [sum(lessons), *[0] * (len(tasks) - 1)]

@@ -32,10 +32,7 @@ from cmoe.evaluation.predictions import write_stage
 from cmoe.evaluation.results import Facts, results
 from cmoe.evaluation.targets import stream_targets
 from cmoe.folder import ALONE, APART, RunFolder
-from cmoe.methods.baselines import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
-from cmoe.methods.cmoe import CMoE
 from cmoe.methods.method import Method
-from cmoe.methods.regularized import EWC, LwF
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.store.log import HEADER, Record, Store
@@ -272,28 +269,7 @@ def session_of(config: RunConfig, group: Group, collator: Collator) -> Session:
 
 def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
     """The method that a run is configured for, with nothing learned yet."""
-    seed, lora = config.seed, config.lora
-    method: Method
-    match config.method:
-        case "zero_shot":
-            method = ZeroShot(base)
-        case "lora":
-            method = SequentialLoRA(base, lora, seed)
-        case "ewc":
-            method = EWC(base, lora, config.ewc, seed)
-        case "lwf":
-            method = LwF(base, lora, config.lwf, seed)
-        case "moelora":
-            method = MoELoRA(base, config.moelora, seed)
-        case "per_task_lora":
-            method = PerTaskLoRA(base, lora, seed)
-        case "multitask":
-            method = JointLoRA(base, lora, seed)
-        case "expand_all":
-            everywhere = replace(config.probe, enabled=False)
-            method = CMoE(base, config.experts, everywhere, config.locator, seed)
-        case "cmoe":
-            method = CMoE(base, config.experts, config.probe, config.locator, seed)
+    method = config.entry.make(base, seed=config.seed, **config.method_sections)
     if config.training.gradient_checkpointing:
         method.enable_gradient_checkpointing()
     return method

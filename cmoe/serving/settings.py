@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from cmoe.common.bounds import require
-from cmoe.config.tree import ModelConfig
 from cmoe.data.image_limits import FORMATS, ImageLimits
+from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.known_keys import require_known
 
 if TYPE_CHECKING:

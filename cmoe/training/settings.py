@@ -14,12 +14,12 @@ class TrainingConfig:
     """How a task is trained.
 
     Attributes:
-        steps: Optimizer steps a task; null derives them from `epochs`.
+        steps: Optimizer steps for each task; null derives them from `epochs`.
         epochs: Passes over a task's samples.
         global_batch: Samples of one optimizer step, whatever the number of workers.
         micro_batch: Samples of one forward pass. `global_batch` is accumulated from as many as it
             takes; where the workers can't share them evenly, some repeat one that doesn't count.
-        learning_rate: Of AdamW at its peak; cosine decay to 0.
+        learning_rate: AdamW's learning rate at its peak; cosine decay to 0.
         warmup: Share of the steps with linear warm-up.
         weight_decay: Of AdamW.
         clip: Largest gradient norm.

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from cmoe.config.tree import RunConfig, parse, parse_job, parse_with
+from cmoe.config.parse import parse, parse_job, parse_with
+from cmoe.config.tree import RunConfig
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 
@@ -98,7 +99,7 @@ def test_where_nothing_is_near_the_keys_of_the_section_are_named(
 ) -> None:
     said = refusal(capsys, [*NAMED, "--evaluation.xyz", "1"])
     assert said.startswith("unknown key --evaluation.xyz; evaluation has batch_size, ")
-    assert refusal(capsys, [*NAMED, "--xyz", "1"]) == "unknown key --xyz; --help lists all"
+    assert refusal(capsys, [*NAMED, "--xyz", "1"]) == "unknown key --xyz; --help all lists all"
 
 
 @pytest.mark.parametrize("text", ["probes: {}", "probes:", "probes: []", "probes: 3", "3: {}"])

@@ -18,19 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.paths import CONFIGS
 
-from cmoe.config.tree import (
-    PlanConfig,
-    RunConfig,
-    changed,
-    differences,
-    parse,
-    parse_job,
-    parse_with,
-)
+from cmoe.config.changes import changed
+from cmoe.config.parse import parse, parse_job, parse_with
+from cmoe.config.settings import PlanConfig
+from cmoe.config.tree import RunConfig
 from cmoe.data.settings import TASKS
 from cmoe.experiments.comparison.compare import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
+from cmoe.folder import differences
 from cmoe.methods.settings import EWCConfig
 
 
@@ -119,7 +115,7 @@ def test_a_section_that_is_none_is_refused_with_its_keys(
 
 def test_the_usage_comes_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse(["--probe.alhpa", "1", "--help"])
+        parse(["--probe.alhpa", "1", "--help", "all"])
     assert ended.value.code == 0
     usage = capsys.readouterr().out
     assert all(f"--{key}" in usage for key in LEAVES)
@@ -346,7 +342,7 @@ def test_every_key_is_described_in_the_help(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as ended:
-        parse(["--help"], prog="stream")
+        parse(["--help", "all"], prog="stream")
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert len(LEAVES) > 60
@@ -574,11 +570,11 @@ def test_a_key_that_one_side_lacks_is_a_difference() -> None:
 
 JOB = """
 from cmoe.experiments.comparison.settings import CompareConfig
-from cmoe.config.tree import parse_job
+from cmoe.config.parse import parse_job
 parse_job({"": CompareConfig}, ["--name", "x"])
 """
 SWEEP = """
-from cmoe.config.tree import parse_with
+from cmoe.config.parse import parse_with
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 parse_with({"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}, ["--name", "x"])
 """

@@ -26,10 +26,10 @@ from cmoe.data.batches import IGNORED, Collator, slices, training_order
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample, Turn
 from cmoe.data.settings import DataConfig
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.base import arguments
 from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.settings import MINI_BASE
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

@@ -21,8 +21,8 @@ from cmoe.data.samples import Sample, Turn
 from cmoe.data.settings import DataConfig
 from cmoe.data.shards import read_manifest, read_rows, require_usable_rows
 from cmoe.data.texts import reserved_tokens
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.modeling.pretrained import load_processor
+from cmoe.modeling.settings import MINI_BASE
 from cmoe.tasks.answer_files import read_targets
 
 Row = dict[str, Any]

@@ -33,11 +33,11 @@ from cmoe.evaluation.predictions import (
     write_stage,
 )
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.methods.baselines import ZeroShot
-from cmoe.mini.base_path import MINI_BASE
+from cmoe.methods.zero_shot import ZeroShot
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import MINI_BASE
 
 TASKS = ("OCRVQA", "VizWiz")
 TESTS = 4

@@ -9,11 +9,10 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.settings import DataConfig
 from cmoe.experiments.benchmarks.locating import accuracies, features
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import MINI_BASE, LocatorConfig
 
 TASKS = ("ScienceQA", "Grounding")  # their questions end in instructions of their own
 

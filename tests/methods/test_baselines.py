@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,13 +24,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from cmoe.config.tree import MethodName, parse
+from cmoe.config.parse import parse
 from cmoe.data.samples import Sample
-from cmoe.methods.baselines import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA, ZeroShot
+from cmoe.methods.ewc import EWC
+from cmoe.methods.lora import SequentialLoRA
+from cmoe.methods.lwf import LwF
 from cmoe.methods.method import Trainer
-from cmoe.methods.moelora_network import MoELoRALinear
-from cmoe.methods.regularized import EWC, LwF
+from cmoe.methods.moelora import MoELoRA, MoELoRALinear
+from cmoe.methods.multitask import JointLoRA
+from cmoe.methods.per_task_lora import PerTaskLoRA
+from cmoe.methods.registry import methods
 from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig
+from cmoe.methods.zero_shot import ZeroShot
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.run.stream import make_method as make_configured
@@ -441,7 +446,7 @@ def test_the_base_alone_learns_nothing_and_answers_as_it_is(tmp_path: Path) -> N
 # All of them, as a run's configuration names them
 
 
-@pytest.mark.parametrize("name", get_args(MethodName))
+@pytest.mark.parametrize("name", methods())
 def test_every_method_that_has_a_name_can_be_made_and_described(name: str, tmp_path: Path) -> None:
     config = parse(["--name", "x", "--method", name])
     method = make_configured(config, make_base())

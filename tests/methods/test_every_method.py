@@ -11,9 +11,13 @@ from support.plain_trainer import PlainTrainer, make_samples
 from support.pretended import Pretended
 from support.tiny_models import llava, make_base, make_inputs
 
-from cmoe.methods.baselines import JointLoRA, MoELoRA, PerTaskLoRA, SequentialLoRA
 from cmoe.methods.cmoe import CMoE
-from cmoe.methods.regularized import EWC, LwF
+from cmoe.methods.ewc import EWC
+from cmoe.methods.lora import SequentialLoRA
+from cmoe.methods.lwf import LwF
+from cmoe.methods.moelora import MoELoRA
+from cmoe.methods.multitask import JointLoRA
+from cmoe.methods.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import (
     EWCConfig,
     ExpertsConfig,

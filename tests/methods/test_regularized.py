@@ -16,8 +16,9 @@ from support.tiny_models import make_base
 from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
-from cmoe.methods.baselines import SequentialLoRA
-from cmoe.methods.regularized import EWC, LwF, distillation, fisher
+from cmoe.methods.ewc import EWC, fisher
+from cmoe.methods.lora import SequentialLoRA
+from cmoe.methods.lwf import LwF, distillation
 from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig
 from cmoe.modeling.primitive import Primitive
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cmoe.data.settings import TASKS
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.mini.lessons import make_lesson, make_text_lesson
 from cmoe.mini.pretrain import pixel_values
 from cmoe.mini.tasks import make_sample
+from cmoe.modeling.settings import MINI_BASE
 
 FOLDER = MINI_BASE
 SPECIAL = ("<s>", "</s>", "<pad>", "<image>")

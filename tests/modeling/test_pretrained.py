@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from support.paths import ROOT as REPOSITORY
 
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import (
     MissingModelError,
@@ -24,6 +23,7 @@ from cmoe.modeling.pretrained import (
     load_shape,
     require_base,
 )
+from cmoe.modeling.settings import MINI_BASE
 
 HUB_NAME, REVISION = "someone/mini-base", "0123456789abcdef0123456789abcdef01234567"
 

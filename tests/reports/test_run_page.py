@@ -39,15 +39,14 @@ from cmoe.evaluation.results import Facts, results
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.folder import MATRIX
-from cmoe.methods.baselines import SequentialLoRA
 from cmoe.methods.cmoe import CMoE
+from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.method import Method
 from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import MINI_BASE, LocatorConfig
 from cmoe.reports.run_page import write_report
 from cmoe.store.log import Store
 from cmoe.store.model import create_store

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from support.workers import TASKS, FolderLink, run_group, small_config
 
 from cmoe.common.group import Group
-from cmoe.config.tree import MethodName, RunConfig
+from cmoe.config.tree import RunConfig
 from cmoe.evaluation.results import MEASURED
+from cmoe.methods.registry import methods
 from cmoe.methods.settings import EWCConfig, LoRAConfig, MoELoRAConfig
 from cmoe.mini.tasks import ensure_data
 from cmoe.run.stream import run_stream
 from cmoe.store.log import Store
 
-METHODS = get_args(MethodName)
+METHODS = tuple(methods())
 RIVALS = tuple(m for m in METHODS if m not in ("cmoe", "expand_all"))
 TRAINED = tuple(m for m in METHODS if m != "zero_shot")
 

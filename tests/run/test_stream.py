@@ -20,7 +20,7 @@ from support.paths import ROOT
 from support.workers import TASKS, FolderLink, run_group, small_config
 
 from cmoe.common.group import Group
-from cmoe.config.tree import ModelConfig, RunConfig
+from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks, split_file
 from cmoe.data.prepare import Preparation, prepare, survey
 from cmoe.data.settings import DataConfig
@@ -28,6 +28,7 @@ from cmoe.evaluation.predictions import read_predictions as read_all
 from cmoe.evaluation.results import MEASURED
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import ModelConfig
 from cmoe.run.stream import run_stream
 from cmoe.store.log import Store
 from cmoe.tasks.answer_files import read_predictions, read_targets

@@ -35,9 +35,9 @@ from support.service import running_service
 
 from cmoe.data.batches import ChatTurn
 from cmoe.data.samples import Sample, Task
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.settings import MINI_BASE
 from cmoe.serving.load import Reply, drive, request_of
 from cmoe.store.log import Store
 from cmoe.store.model import load_model

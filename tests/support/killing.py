@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmoe.config.tree import RunConfig, parse
+from cmoe.config.parse import parse
+from cmoe.config.tree import RunConfig
 from cmoe.run import heartbeat, launch
 from cmoe.run import monitor as following
 from cmoe.run import stalls as watch

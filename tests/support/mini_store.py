@@ -13,12 +13,11 @@ from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.primitive import Primitive
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import MINI_BASE, LocatorConfig
 from cmoe.store.log import Store
 from cmoe.store.model import create_store
 

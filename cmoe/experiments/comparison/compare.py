@@ -22,14 +22,16 @@ from cmoe.common.errors import RunError
 from cmoe.common.mirror import Mirror, mirrored
 from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError
-from cmoe.config.tree import RunConfig, by_key, changed
+from cmoe.config.changes import changed
+from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import read_and_claim
 from cmoe.evaluation.results import answering
 from cmoe.experiments.comparison.parallel_runs import carry
 from cmoe.experiments.comparison.reuse import adopt
 from cmoe.experiments.comparison.settings import STUDIED, CompareConfig
 from cmoe.experiments.comparison.study import diversity, location, unknown
-from cmoe.folder import ALONE, APART, DATA, PREDICTIONS, STORE
+from cmoe.folder import ALONE, APART, DATA, PREDICTIONS, STORE, by_key
+from cmoe.methods.registry import method_entry
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.primitive import LOCATOR
 from cmoe.reports.comparison_page import write_comparison
@@ -45,21 +47,6 @@ OWN = ("method", "name", "seed")
 
 ANSWERING = "predict"
 """The one phase of a task that isn't learning."""
-
-ABOUT = {
-    "zero_shot": "the base alone, which learns nothing",
-    "lora": "one LoRA that goes on training from task to task",
-    "ewc": "the same, held by a penalty where earlier tasks need it (Kirkpatrick et al. 2017)",
-    "lwf": "the same, distilled from what it was before each task (Li & Hoiem 2016)",
-    "moelora": "one mixture of LoRA experts that goes on training (as CoIN has it)",
-    "per_task_lora": "a LoRA for every task, and whoever asks names the task",
-    "multitask": "one LoRA that learns all tasks at once",
-    "expand_all": "cmoe without probes: every layer grows for every task, from fresh experts",
-    "cmoe": "experts where probes say so, routers by task, and a locator (LLaVA-CMoE)",
-}
-JOINT = "multitask"
-KNOWS = {"per_task_lora": "the task", JOINT: "all tasks at once"}
-"""What a bound is given and a rival isn't."""
 
 PUBLISHED = {
     "base": "LLaVA-1.5-7B class",
@@ -151,7 +138,7 @@ def _learn(
         tuned = said["methods"][method]["tuned"]
         if tuned and seed == tuned["seed"]:
             chosen = candidate(config, how, method, tuned["chosen"])
-            if method == JOINT and chosen.data.tasks != run.data.tasks:
+            if run.entry.joint and chosen.data.tasks != run.data.tasks:
                 continue  # what all tasks at once teach doesn't begin with some of them
             if adopt(run, chosen):
                 show(f"{run.name}: begins with what {chosen.name} has learned")
@@ -349,8 +336,8 @@ def _nothing_yet(config: RunConfig, how: CompareConfig) -> dict[str, Any]:
         "shared": {k: v for k, v in by_key(config.as_dict()).items() if k not in OWN},
         "seeds": list(how.seeds),
         "methods": {
-            method: {"knows": KNOWS.get(method, ""), "about": ABOUT[method], "runs": []}
-            for method in how.names
+            method: {"knows": entry.told, "about": entry.about, "runs": []}
+            for method, entry in ((name, method_entry(name)) for name in how.names)
         },
         "published": PUBLISHED,
         "study": None,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from cmoe.common.bounds import require
 from cmoe.common.command_line import did_you_mean
 from cmoe.common.nearest import near
-from cmoe.config.tree import MethodName
+from cmoe.methods.registry import methods
 
-STUDIED: MethodName = "cmoe"
+STUDIED = "cmoe"
+"""The method whose locator and experts a study looks into."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CompareConfig:
     study: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = get_args(MethodName)
+        known = methods()
         for name in (*self.names, *self.settings, *self.candidates):
             if name not in known:
                 close = did_you_mean(found) if (found := near(name, known)) else ""

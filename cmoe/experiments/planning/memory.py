@@ -18,6 +18,7 @@ from cmoe.experiments.planning.sizes import (
     added,
     element_size,
     most_trained,
+    one_adapter,
     tokens,
     worst_growth,
 )
@@ -112,7 +113,7 @@ def training_activations(config: RunConfig, shape: Shape) -> float:
     logits, their logarithms and their gradient, at worst of every place: only answers need them.
     """
     size, batch = element_size(config), config.training.micro_batch * tokens(config, shape)
-    if config.method == "lora":
+    if one_adapter(config):
         rows = 2 * len(shape.linears) / shape.layers * config.lora.rank
     else:
         experts = sum(sum(grown.values()) for grown in worst_growth(config, shape)) / shape.layers
@@ -126,12 +127,12 @@ def training_activations(config: RunConfig, shape: Shape) -> float:
 
 def _resident(config: RunConfig, tasks: Sequence[Added]) -> int:
     """Scalars of the tasks that are in the network: all of them, or the one adapter."""
-    return sum(task.trained for task in (tasks if config.method == "cmoe" else tasks[-1:]))
+    return sum(task.trained for task in (tasks[-1:] if one_adapter(config) else tasks))
 
 
 def _bank(config: RunConfig, shape: Shape, tasks: Sequence[Added]) -> float:
     """Bytes of the locator's bank."""
-    if config.method == "cmoe" and config.locator.score == "mahalanobis":
+    if config.entry.locates and config.locator.score == "mahalanobis":
         return 16 * shape.width**2  # one scatter for all tasks and its root, in float64
     return 4 * sum(task.locator for task in tasks)
 

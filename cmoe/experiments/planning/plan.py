@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from cmoe.config.tree import PlanConfig, RunConfig
+from cmoe.config.settings import PlanConfig
+from cmoe.config.tree import RunConfig
 from cmoe.data.coin import count_rows, held_out, require_enough
 from cmoe.data.shards import HUB, read_manifest
 from cmoe.data.texts import reserved_tokens
@@ -16,6 +17,8 @@ from cmoe.experiments.planning.sizes import (
     Shape,
     added,
     element_size,
+    one_adapter,
+    probes,
     shape_of,
     tokens,
     widths_of,
@@ -120,7 +123,7 @@ def operations(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, in
     head, vision = 2 * shape.width * shape.vocabulary, 2 * shape.vision * shape.image_tokens
     again = int(config.training.gradient_checkpointing)
     reached = shape.layers if config.locator.layer < 0 else config.locator.layer
-    locates = config.method == "cmoe"
+    locates = config.entry.locates
     return Operations(
         forward=length * (base + own + head) + vision,
         # Frozen weights take the gradient of their inputs alone, experts that of weights, too. The
@@ -135,7 +138,7 @@ def operations(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, in
 
 def adapter_flops(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> int:
     """Operations per token that the last task adds, as the methods' `flops_per_token`."""
-    if config.method == "lora":
+    if one_adapter(config):
         return 2 * config.lora.rank * widths_of(shape.linears)
     total = 0
     for layer, maps in enumerate(shape.maps):
@@ -162,7 +165,7 @@ def work(
     each = operations(config, shape, growth)
     step = config.training.global_batch * each.training
     probe = 0.0
-    if config.method == "cmoe" and config.probe.enabled and len(growth) > 1:
+    if probes(config) and len(growth) > 1:
         share = min(max(1, round(config.probe.fraction * samples.train)), config.probe.max_samples)
         gains = min(config.probe.gain_samples, share) * (1 + shape.layers)
         probe = config.probe.steps * step + (share + gains) * each.forward
@@ -223,8 +226,8 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
         UnsupportedModelError: The base can't grow.
         DataError: A task's size isn't known.
     """
-    if config.method == "expand_all":
-        config = replace(config, method="cmoe", probe=replace(config.probe, enabled=False))
+    if config.entry.formula == "experts everywhere":
+        config = replace(config, probe=replace(config.probe, enabled=False))
     model = config.model
     shape = shape_of(load_shape(model.path, revision=model.revision))
     samples = samples_of(config)

@@ -116,11 +116,21 @@ def worst_growth(config: RunConfig, shape: Shape) -> tuple[Mapping[int, int], ..
     return (every, *[later] * (len(config.data.tasks) - 1))
 
 
+def one_adapter(config: RunConfig) -> bool:
+    """Whether one adapter on all linear maps serves all tasks; if not, every task adds experts."""
+    return config.entry.formula == "one adapter"
+
+
+def probes(config: RunConfig) -> bool:
+    """Whether tasks behind the first are probed."""
+    return config.entry.formula == "probed experts" and config.probe.enabled
+
+
 def added(
     config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]
 ) -> tuple[Added, ...]:
     """What each task adds, in order, if they grow so."""
-    if config.method == "lora":
+    if one_adapter(config):
         return (Added(config.lora.rank * widths_of(shape.linears), 0, 0),) * len(growth)
     tasks, older = [], [0] * shape.layers
     for grown in growth:
@@ -134,9 +144,9 @@ def added(
 def most_trained(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> int:
     """The most parameters that are trained at once: a task's, or its probes."""
     trained = [task.trained for task in added(config, shape, growth)]
-    if config.method == "cmoe" and config.probe.enabled and len(growth) > 1:
-        probes = dict.fromkeys(range(shape.layers), config.probe.experts)
-        trained.append(added(config, shape, [*growth[:-1], probes])[-1].trained)
+    if probes(config) and len(growth) > 1:
+        everywhere = dict.fromkeys(range(shape.layers), config.probe.experts)
+        trained.append(added(config, shape, [*growth[:-1], everywhere])[-1].trained)
     return max(trained)
 
 

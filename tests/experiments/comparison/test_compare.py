@@ -19,7 +19,8 @@ from support.jobs import JOB, finish, matrix_of, same_run, start, undisturbed, u
 from support.workers import TASKS, small_config
 
 from cmoe.common.errors import RunError
-from cmoe.config.tree import RunConfig, parse
+from cmoe.config.parse import parse
+from cmoe.config.tree import RunConfig
 from cmoe.experiments.comparison.compare import of_method, require_possible, slug, summed, table
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.comparison.study import location, roc, unknown

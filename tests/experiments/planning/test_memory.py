@@ -12,13 +12,15 @@ from support.workers import run_group
 from torch import Tensor
 
 from cmoe.common.group import Group
-from cmoe.config.tree import ClusterConfig, ModelConfig, RunConfig
+from cmoe.config.settings import ClusterConfig
+from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.experiments.planning.memory import Memory, memory, remedies, training_activations
 from cmoe.experiments.planning.sizes import Shape, shape_of, worst_growth
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.settings import ModelConfig
 from cmoe.training.engine import Engine
 from cmoe.training.settings import TrainingConfig
 

@@ -17,7 +17,9 @@ from support.tiny_models import make_base, make_wide_base, make_wide_inputs
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmoe.common.errors import DataError
-from cmoe.config.tree import PlanConfig, RunConfig, parse
+from cmoe.config.parse import parse
+from cmoe.config.settings import PlanConfig
+from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
 from cmoe.experiments.planning.plan import (
     GIB,
@@ -30,11 +32,10 @@ from cmoe.experiments.planning.plan import (
 from cmoe.experiments.planning.sizes import shape_of, worst_growth
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import MINI_BASE, LocatorConfig
 from cmoe.store.model import create_store
 
 JOB = REPOSITORY / "ray_jobs" / "coin_stream.py"

@@ -19,7 +19,7 @@ from transformers import (
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
 from cmoe.experiments.planning.sizes import added, most_trained, shape_of, worst_growth
-from cmoe.methods.baselines import SequentialLoRA
+from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.settings import ExpertsConfig, LoRAConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.settings import LocatorConfig

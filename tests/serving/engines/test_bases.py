@@ -22,9 +22,9 @@ from support.serving_bases import (
 )
 from transformers import Gemma3nConfig, T5GemmaConfig
 
-from cmoe.config.tree import ModelConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import ModelConfig
 from cmoe.serving import launch
 from cmoe.serving.engines.builtin.batch import joined
 from cmoe.serving.engines.builtin.decoding import Decoding, UnservedBaseError, require_servable

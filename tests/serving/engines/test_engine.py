@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from support.mini_store import MAX_NEW, collator, make_data, make_model, make_store, processor
 
 from cmoe.data.samples import Sample, Task
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import MINI_BASE
 from cmoe.serving.engines.builtin import batch, verification
 from cmoe.serving.engines.builtin.batch import Batch, Choice, draw, joined
 from cmoe.serving.engines.builtin.decoding import UnservedBaseError

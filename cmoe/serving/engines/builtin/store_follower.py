@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from cmoe.common.storage import StorageError
-from cmoe.config.tree import ModelConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base, load_config
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.engines.builtin.batch import joined
 from cmoe.serving.engines.builtin.decoding import require_servable
 from cmoe.serving.messages import Arrays, Located, tensors

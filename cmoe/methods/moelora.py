@@ -10,15 +10,23 @@ One adapter serves all tasks, and goes on training from one to the next: nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmoe.methods.adapter import Adapter
+from cmoe.methods.method import seed_of
+from cmoe.methods.settings import MoELoRAConfig
+from cmoe.modeling.base import find_decoder
 from cmoe.modeling.experts import fresh_pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -98,3 +106,37 @@ def add_moelora(
         adapted = MoELoRALinear(linear, experts, rank, scale, switch, generator)
         setattr(module.get_submodule(parent), leaf, adapted)
     return switch
+
+
+class MoELoRA(Adapter):
+    """One mixture of LoRA experts, as CoIN has it.
+
+    Args:
+        base: Frozen, and its decoder's linear maps are wrapped in place.
+        moelora: The adapter's size.
+        seed: Of its fresh weights.
+    """
+
+    def __init__(self, base: PreTrainedModel, moelora: MoELoRAConfig, seed: int) -> None:
+        super().__init__(base)
+        self.config = moelora
+        generator = torch.Generator().manual_seed(seed_of(seed, "moelora"))
+        scale = moelora.lora_alpha / moelora.rank
+        self._switch = add_moelora(
+            find_decoder(base), moelora.experts, moelora.rank, scale, generator
+        )
+        self.module = base
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": "moelora", **asdict(self.config)}
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.trained()
+
+    @torch.no_grad()
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trained().items():
+            parameter.copy_(weights[name])
+
+    def _off(self) -> AbstractContextManager[None]:
+        return self._switch.off()

@@ -1,0 +1,142 @@
+"""cmoe's own methods: the name of each, what is known of it, and the class that it becomes.
+
+A class is imported when its method is made: reading a configuration stays light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cmoe.methods.entry import register_method
+from cmoe.methods.settings import (
+    EWCConfig,
+    ExpertsConfig,
+    LoRAConfig,
+    LwFConfig,
+    MoELoRAConfig,
+    ProbeConfig,
+)
+from cmoe.modeling.settings import LocatorConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cmoe.methods.method import Method
+
+GROWING = {"experts": ExpertsConfig, "probe": ProbeConfig, "locator": LocatorConfig}
+
+
+@register_method("zero_shot", about="the base alone, which learns nothing")
+def zero_shot(base: PreTrainedModel, seed: int) -> Method:
+    from cmoe.methods.zero_shot import ZeroShot
+
+    return ZeroShot(base)
+
+
+@register_method(
+    "lora",
+    about="one LoRA that goes on training from task to task",
+    sections={"lora": LoRAConfig},
+    formula="one adapter",
+)
+def lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
+    from cmoe.methods.lora import SequentialLoRA
+
+    return SequentialLoRA(base, lora, seed)
+
+
+@register_method(
+    "ewc",
+    about="the same, held by a penalty where earlier tasks need it (Kirkpatrick et al. 2017)",
+    sections={"lora": LoRAConfig, "ewc": EWCConfig},
+    whole_weights=True,
+)
+def ewc(base: PreTrainedModel, seed: int, lora: LoRAConfig, ewc: EWCConfig) -> Method:
+    from cmoe.methods.ewc import EWC
+
+    return EWC(base, lora, ewc, seed)
+
+
+@register_method(
+    "lwf",
+    about="the same, distilled from what it was before each task (Li & Hoiem 2016)",
+    sections={"lora": LoRAConfig, "lwf": LwFConfig},
+    whole_weights=True,
+)
+def lwf(base: PreTrainedModel, seed: int, lora: LoRAConfig, lwf: LwFConfig) -> Method:
+    from cmoe.methods.lwf import LwF
+
+    return LwF(base, lora, lwf, seed)
+
+
+@register_method(
+    "moelora",
+    about="one mixture of LoRA experts that goes on training (as CoIN has it)",
+    sections={"moelora": MoELoRAConfig},
+)
+def moelora(base: PreTrainedModel, seed: int, moelora: MoELoRAConfig) -> Method:
+    from cmoe.methods.moelora import MoELoRA
+
+    return MoELoRA(base, moelora, seed)
+
+
+@register_method(
+    "per_task_lora",
+    about="a LoRA for every task, and whoever asks names the task",
+    sections={"lora": LoRAConfig},
+    told="the task",
+    whole_weights=True,
+)
+def per_task_lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
+    from cmoe.methods.per_task_lora import PerTaskLoRA
+
+    return PerTaskLoRA(base, lora, seed)
+
+
+@register_method(
+    "multitask",
+    about="one LoRA that learns all tasks at once",
+    sections={"lora": LoRAConfig},
+    told="all tasks at once",
+)
+def multitask(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
+    from cmoe.methods.multitask import JointLoRA
+
+    return JointLoRA(base, lora, seed)
+
+
+@register_method(
+    "expand_all",
+    about="cmoe without probes: every layer grows for every task, from fresh experts",
+    sections=GROWING,
+    locates=True,
+    formula="experts everywhere",
+)
+def expand_all(
+    base: PreTrainedModel,
+    seed: int,
+    experts: ExpertsConfig,
+    probe: ProbeConfig,
+    locator: LocatorConfig,
+) -> Method:
+    return cmoe(base, seed, experts, replace(probe, enabled=False), locator)
+
+
+@register_method(
+    "cmoe",
+    about="experts where probes say so, routers by task, and a locator (LLaVA-CMoE)",
+    sections=GROWING,
+    locates=True,
+    formula="probed experts",
+)
+def cmoe(
+    base: PreTrainedModel,
+    seed: int,
+    experts: ExpertsConfig,
+    probe: ProbeConfig,
+    locator: LocatorConfig,
+) -> Method:
+    from cmoe.methods.cmoe import CMoE
+
+    return CMoE(base, experts, probe, locator, seed)

@@ -1,0 +1,70 @@
+"""All methods by name: cmoe's own, and those of installed packages.
+
+A package names a module in its entry points, and what that module registers is there everywhere:
+
+    [project.entry-points."cmoe.methods"]
+    replay = "cmoe_replay"
+
+A package that can't be used changes nothing; `problems` says why, and no run starts with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any
+
+from cmoe.common.nearest import unknown
+from cmoe.methods import builtin  # noqa: F401  registers cmoe's own
+from cmoe.methods.entry import ENTRIES, MethodEntry, RegistryError, registering_for
+
+GROUP = "cmoe.methods"
+"""Of a package's entry points."""
+
+
+def methods() -> Mapping[str, MethodEntry]:
+    """All methods by name, cmoe's own first."""
+    problems()
+    return MappingProxyType(ENTRIES)
+
+
+def method_entry(name: str) -> MethodEntry:
+    """What is registered of a method.
+
+    Raises:
+        ValueError: There is none of this name; says which there are, and the nearest.
+    """
+    known = methods()
+    if name not in known:
+        raise ValueError("; ".join([f"method is {name!r}; {unknown(name, known)}", *problems()]))
+    return known[name]
+
+
+def sections() -> dict[str, type[Any]]:
+    """The sections of all methods, by key."""
+    return {key: kind for each in methods().values() for key, kind in each.sections.items()}
+
+
+@cache
+def problems() -> tuple[str, ...]:
+    """Load the packages that bring methods, once; a sentence on each that can't be used."""
+    found = []
+    for point in entry_points(group=GROUP):
+        package = point.dist.name if point.dist else point.value
+        before = dict(ENTRIES)
+        try:
+            with registering_for(package):
+                point.load()
+        except Exception as error:  # a stranger's module: whatever it raises
+            ENTRIES.clear()
+            ENTRIES.update(before)
+            why = f"{point.value} ends in {type(error).__name__}: {error}"
+            found.append(unusable(package, str(error) if isinstance(error, RegistryError) else why))
+    return tuple(found)
+
+
+def unusable(package: str, why: str) -> str:
+    """The sentence about a package whose methods can't be registered."""
+    return f"package {package} can't be used: {why}; mend or uninstall it"
