@@ -45,9 +45,12 @@ def main() -> int:
 
 def streamed(config: RunConfig) -> str:
     from cmoe.evaluation.results import table
+    from cmoe.reports.run_page import write_run_page
     from cmoe.run.launch import run
 
-    print(f"\n{table(run(config))}")
+    found = run(config)
+    write_run_page(config.url)
+    print(f"\n{table(found)}")
     return "report.html"
 
 

@@ -13,12 +13,12 @@ from cmoe.common.files import whole
 from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import fwt, summary
 from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
+from cmoe.evaluation.run import MATRIX as MATRIX
 from cmoe.evaluation.targets import Targets
 from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
 from cmoe.tasks.scorers import Mode, score
 
-MATRIX = "matrix.json"
 MEASURED = ("seconds", "learning_flops", "peak_memory", "latency")
 """Of `matrix.json`: what was spent here. All else is a function of the run's configuration."""
 

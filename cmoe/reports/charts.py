@@ -293,22 +293,22 @@ def routing_map(
     return drawn(name, label, max(560, 60 + 96 * len(usage)), height, draw)
 
 
-def score_histogram(
-    name: str, label: str, own: Sequence[float], other: Sequence[float], task: int
-) -> str:
-    """Locator scores of a task's samples: against the task, and against the best other one."""
+def score_histogram(name: str, label: str, scores: Mapping[str, Any], task: int) -> str:
+    """Locator scores of a task's samples: against the task, and against the best other one.
+
+    Args:
+        name: Unique in the page.
+        label: What is shown.
+        scores: Counts of `own` and `other` scores by bin, and the bins' `edges`.
+        task: Index of the task.
+    """
 
     def draw(figure: Figure) -> None:
-        import numpy as np
-
         ax = figure.subplots()
-        low = min((*own, *other))
-        high = float(np.quantile([*own, *other], 0.95)) if other else max(own)
-        edges = np.linspace(low, high if high > low else low + 1.0, 31)
-        look: dict[str, Any] = {"bins": edges, "histtype": "stepfilled"}
-        if other:
-            ax.hist(np.clip(other, low, edges[-1]), color="#9aa3af", alpha=0.55, **look)
-        ax.hist(np.clip(own, low, edges[-1]), color=hue(task), alpha=0.8, **look)
+        look: dict[str, Any] = {"edges": scores["edges"], "fill": True}
+        if any(scores["other"]):
+            ax.stairs(scores["other"], color="#9aa3af", alpha=0.55, **look)
+        ax.stairs(scores["own"], color=hue(task), alpha=0.8, **look)
         ax.set_xlabel("score (smaller is likelier)")
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
@@ -318,25 +318,33 @@ def score_histogram(
 
 
 def loss_curves(
-    name: str, label: str, losses: Mapping[str, Sequence[float]], tasks: Sequence[str]
+    name: str, label: str, losses: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]
 ) -> str:
-    """Every task's loss over the steps, as it was and smoothed."""
+    """Every task's loss over the steps, as it was and smoothed.
+
+    Args:
+        name: Unique in the page.
+        label: What is shown.
+        losses: By task: `means`, each over `span` steps.
+        tasks: Names, in the order of the stream.
+    """
 
     def draw(figure: Figure) -> None:
         import numpy as np
         from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
         ax = figure.subplots()
-        for task, values in losses.items():
-            steps, raw = np.arange(1, len(values) + 1), np.asarray(values, dtype=float)
-            span = max(1, len(values) // 20)
+        for task, curve in losses.items():
+            raw = np.asarray(curve["means"], dtype=float)
+            steps = curve["span"] * np.arange(len(raw)) + (curve["span"] + 1) / 2
+            span = max(1, len(raw) // 20)
             # A mean over as many steps as there are at the ends.
             weight = np.convolve(np.ones_like(raw), np.ones(span), "same")
             smooth = np.convolve(raw, np.ones(span), "same") / weight
             colour = hue(tasks.index(task))
             ax.plot(steps, raw, color=colour, alpha=0.22, linewidth=0.8)
             ax.plot(steps, smooth, color=colour, linewidth=1.8, label=task)
-        if all(v > 0 for values in losses.values() for v in values):
+        if all(v > 0 for curve in losses.values() for v in curve["means"]):
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")

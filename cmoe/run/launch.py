@@ -21,13 +21,22 @@ from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Task
 from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.data_identity import DATA, claim_data, fingerprints
-from cmoe.evaluation.results import MATRIX
-from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, read_config, read_matrix
+from cmoe.evaluation.report_data import report_data
+from cmoe.evaluation.results import write_json
+from cmoe.evaluation.run import (
+    APART,
+    CONFIG,
+    MATRIX,
+    REPORT,
+    STAGES,
+    STORE,
+    read_config,
+    read_matrix,
+)
 from cmoe.evaluation.targets import stream_targets
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
-from cmoe.reports.run_page import HTML, write_report
 from cmoe.run.display import LOG, Display, refused
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.remaining_time import remaining_of
@@ -88,7 +97,7 @@ def drive(config: RunConfig, show: Callable[[str], None]) -> dict[str, Any]:
         StorageError: Its folder can't be used.
     """
     with mirrored(config.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, DATA, MATRIX, HTML, LOG, STAGES)
+        mirror.fetch(CONFIG, DATA, MATRIX, REPORT, LOG, STAGES)
         return _run(config, mirror, show)
 
 
@@ -112,11 +121,13 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
     mirror.flush()  # what the run is, before any of its work
     try:
         with Display(config, folder, remaining_of(config, tasks, folder)) as display:
-            display.line("starting Ray")
-            with session(config), _ending_on_sigterm():
-                train(config, display)
+            if finished(config, folder) is None:
+                display.line("starting Ray")
+                with session(config), _ending_on_sigterm():
+                    train(config, display)
             mirror.fetch()
-            write_report(folder, tasks, targets, f"{config.url}/{STORE}")
+            report = report_data(folder, tasks, targets, f"{config.url}/{STORE}")
+            write_json(folder / REPORT, report)
     except (KeyboardInterrupt, SystemExit):
         with suppress(StorageError):
             mirror.flush()  # what the log says of it
@@ -125,21 +136,25 @@ def _run(config: RunConfig, mirror: Mirror, show: Callable[[str], None]) -> dict
 
 
 def read_finished(config: RunConfig) -> dict[str, Any] | None:
-    """As `finished`, wherever the run is kept; another's configuration is refused by who drives it.
+    """The results of a run that has nothing left to do, wherever it is kept.
+
+    None for one that isn't finished, or whose report's data is missing; another's configuration is
+    refused by who drives it.
 
     Raises:
         StorageError: Its folder can't be read.
     """
     with mirrored(config.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, MATRIX, HTML)
+        mirror.fetch(CONFIG, MATRIX, REPORT)
         try:
-            return finished(config, mirror.folder)
+            found = finished(config, mirror.folder)
         except RunError:
             return None
+        return found if (mirror.folder / REPORT).is_file() else None
 
 
 def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
-    """The results of a run that has come to its end.
+    """The results of a run that has answered all tests after its last task.
 
     Raises:
         RunError: Another configuration has this name.
@@ -149,8 +164,7 @@ def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     if not (folder / MATRIX).is_file():
         return None
     found = read_matrix(folder)
-    complete = len(found["located"]) == len(config.data.tasks) and (folder / HTML).is_file()
-    return found if complete else None
+    return found if len(found["located"]) == len(config.data.tasks) else None
 
 
 def require_lasting(runs: str) -> None:

@@ -39,8 +39,8 @@ from cmoe.common.storage import (
     filesystem,
     is_missing,
 )
+from cmoe.evaluation.run import LEASE as FOLDER
 
-FOLDER = "lease"
 BEAT_S = 6.0
 """Between two signs of life."""
 

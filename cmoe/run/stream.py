@@ -191,8 +191,8 @@ class Stream:
                 self._facts(),
                 self.config.evaluation.scoring,
             )
-            write_json(self.folder / MATRIX, found)
             write_coin(self.folder, self.tasks, self._digests(), self.config.method)
+            write_json(self.folder / MATRIX, found)  # last: with all rows the run is finished
             if stage != BASE:
                 self.link.emit({"phase": "stage", "index": stage, "results": found})
 

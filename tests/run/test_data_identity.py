@@ -153,7 +153,7 @@ def test_a_finished_run_is_found_so_whatever_became_of_its_data(config: RunConfi
     begins(run_it, config)
     found = {"tasks": list(TASKS), "located": [[1.0, None], [1.0, 1.0]]}
     (config.folder / "matrix.json").write_text(json.dumps(found))
-    (config.folder / "report.html").write_text("<p>whole</p>")
+    (config.folder / "report.json").write_text("{}")
     shutil.rmtree(config.data.root)
     assert run(config) == found
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from cmoe.config.tree import RunConfig
+from cmoe.reports.run_page import write_run_page
 from cmoe.run.launch import drive, read_finished
 from cmoe.run.lease import held
 from cmoe.run.worker_group import session
@@ -37,7 +38,10 @@ def carry(
         DataError: The data is missing or wrong.
     """
     known = [read_finished(config) for config in runs]
-    yield from ((number, found) for number, found in enumerate(known) if found is not None)
+    for number, found in enumerate(known):
+        if found is not None:
+            write_run_page(runs[number].url)
+            yield number, found
     waiting = [number for number, found in enumerate(known) if found is None]
     if not waiting:
         return
@@ -73,4 +77,6 @@ def carry(
 
 def _run(config: RunConfig, folder: str) -> dict[str, Any]:
     os.chdir(folder)
-    return drive(config, lambda _: None)
+    found = drive(config, lambda _: None)
+    write_run_page(config.url)
+    return found

@@ -13,7 +13,6 @@ from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import DATA, claim_data, trained_on
 from cmoe.evaluation.results import MATRIX, write_json
 from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file, read_notes
-from cmoe.reports.run_page import HTML
 from cmoe.run.launch import claim_folder, finished
 from cmoe.run.worker_group import rooted
 from cmoe.store.log import HEADER, Store
@@ -36,7 +35,7 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
         StoreError: A store is damaged.
     """
     with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, DATA, MATRIX, HTML, STAGES)
+        mirror.fetch(CONFIG, DATA, MATRIX, STAGES)
         if finished(run, mirror.folder) is not None:
             return 0
         source.fetch(DATA, STAGES)

@@ -35,10 +35,10 @@ from cmoe.experiments.sweep.space import (
     candidate,
     distinct,
     drawn,
-    front,
     points,
     winner,
 )
+from cmoe.experiments.sweep.summary import task_summary
 from cmoe.experiments.sweep.trial import PRIMITIVE, RESULT, read_probed
 from cmoe.experiments.sweep.trials import (
     Work,
@@ -228,28 +228,11 @@ def _task(
     if len(store) == work.index:
         store.append(Store.open(work.folder / best.name / PRIMITIVE).read(0))
     show(f"  {best.name}: {best.accuracy:.1f}%, {best.parameters:,} parameters")
-    every = distinct(asked)
-    seconds = [r.seconds for r in results.values() if not r.stopped]
     return {
         "task": name,
         "index": work.index,
-        "winner": best.name,
-        "accuracy": best.accuracy,
-        "parameters": best.parameters,
         "limit": limit,
-        "probe_seconds": shared["seconds"],
-        "trials": len(results),
-        "trial_seconds": sum(seconds),
-        # Each point would have probed and trained by itself.
-        "saved_seconds": {
-            "shared probe": shared["seconds"] * max(0, len(asked) - 1),
-            "same candidate": (len(asked) - len(every)) * sum(seconds) / max(1, len(seconds)),
-        },
-        "probing": asdict(probed)["probing"],
-        "points": [asdict(c.point) | {"candidate": c.name} for c in asked],
-        "candidates": [{"name": c.name, **asdict(c), "experts": dict(c.experts)} for c in every],
-        "results": [asdict(r) for r in results.values()],
-        "front": [r.name for r in front(list(results.values()))],
+        **task_summary(asked, results, best, probed, shared["seconds"]),
     }
 
 

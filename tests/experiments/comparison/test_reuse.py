@@ -106,7 +106,6 @@ def test_a_finished_run_needs_nothing_of_what_it_began_with(runs: str) -> None:
     learned(other, TASKS[:2])
     adopt(run, other)
     write(f"{run.url}/matrix.json", '{"located": [[1], [1, 1], [1, 1, 1]]}')
-    write(f"{run.url}/report.html", "<p>whole</p>")
     write(f"{other.url}/store/001.json", "damaged")
     assert adopt(run, other) == 0
 

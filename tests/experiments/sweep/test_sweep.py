@@ -169,7 +169,7 @@ def test_points_that_come_to_the_same_are_trained_once(
     config, said = swept
     first, second = said["tasks"]
     assert (len(first["points"]), first["trials"]) == (6, 1), "a first task grows everywhere"
-    assert first["probing"] is None
+    assert first["probes"] is None
     assert 1 < second["trials"] < len(second["points"]) == 6
     assert {p["candidate"] for p in second["points"]} == {c["name"] for c in second["candidates"]}
     folder = config.run.folder / "sweep" / "001-VizWiz"
