@@ -13,15 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from cmoe.common.files import whole
-from cmoe.reports.charts import decomposition, heat_map, hue
-from cmoe.reports.comparison_charts import (
-    Dot,
-    dots_by_row,
-    forgetting_curves,
-    roc,
-    steps,
-    trade_off,
-)
+from cmoe.reports.charts.accuracy import decomposition, dots_by_row, forgetting_curves
+from cmoe.reports.charts.drawing import hue
+from cmoe.reports.charts.location import roc, steps
+from cmoe.reports.charts.matrices import heat_map
+from cmoe.reports.charts.trade_off import Dot, trade_off
 from cmoe.reports.pages import needing_fields, rendered
 
 HTML = "comparison.html"

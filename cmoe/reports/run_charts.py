@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cmoe.reports import charts as figures
+from cmoe.reports.charts.accuracy import accuracy_curve, decomposition
+from cmoe.reports.charts.costs import loss_curves, stacked_bars
+from cmoe.reports.charts.drawing import hue
+from cmoe.reports.charts.growth import probe_bars, routing_map
+from cmoe.reports.charts.location import score_histogram
+from cmoe.reports.charts.matrices import heat_map
 
 
 def run_charts(data: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def run_charts(data: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str,
         "oracle_matrix": None,
         "decomposition": None,
         "curves": [
-            figures.accuracy_curve(
+            accuracy_curve(
                 f"curve{j}",
                 f"Accuracy on {name} after each task",
                 numbers["located"],
@@ -32,14 +37,14 @@ def run_charts(data: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str,
             for j, name in enumerate(names)
         ],
         "losses": _losses(data),
-        "parameter_bars": figures.stacked_bars(
+        "parameter_bars": stacked_bars(
             "parameters",
             "Parameters by task and part",
             {row["task"]: row["parts"] for row in numbers["parameters"]},
             numbers["parts"],
             "parameters",
         ),
-        "seconds_bars": figures.stacked_bars(
+        "seconds_bars": stacked_bars(
             "seconds", "Seconds by task and phase", numbers["seconds"], numbers["spent"], "seconds"
         )
         if numbers["spent"]
@@ -49,7 +54,7 @@ def run_charts(data: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str,
     }
     if found["oracle"]:
         shown["oracle_matrix"] = _matrix("oracle", "Accuracy matrix, oracle", found, zero_shot)
-        shown["decomposition"] = figures.decomposition(
+        shown["decomposition"] = decomposition(
             "decomposition",
             "Zero-shot, oracle and located accuracy of each task",
             names,
@@ -65,7 +70,7 @@ def _matrix(
 ) -> str:
     first = [zero_shot] if zero_shot else []
     rows = found["tasks"][: len(found[key])]
-    return figures.heat_map(
+    return heat_map(
         f"matrix-{key}",
         label,
         [*first, *found[key]],
@@ -79,9 +84,7 @@ def _matrix(
 def _losses(data: Mapping[str, Any]) -> dict[str, str]:
     """Curves by phase: the tasks' own training, and their probes'."""
     return {
-        phase: figures.loss_curves(
-            f"loss-{number}", f"Loss while in {phase}", losses, data["learned"]
-        )
+        phase: loss_curves(f"loss-{number}", f"Loss while in {phase}", losses, data["learned"])
         for number, (phase, losses) in enumerate(data["losses"].items())
     }
 
@@ -102,11 +105,11 @@ def _experts(data: Mapping[str, Any]) -> dict[str, Any] | None:
         ]
         for n, row in zip(layers, added, strict=True)
     ]
-    hues = [figures.hue(t) for t in range(len(names))]
+    hues = [hue(t) for t in range(len(names))]
     return {
         "count": sum(map(sum, added)),
         "cut": any(d.get("cut") for d in decisions),
-        "growth": figures.heat_map(
+        "growth": heat_map(
             "growth",
             "Experts added by layer and task",
             added,
@@ -124,7 +127,7 @@ def _experts(data: Mapping[str, Any]) -> dict[str, Any] | None:
             if cosine is not None
         ],
         "probes": [_probe(t, d, names[t]) for t, d in enumerate(decisions) if "scores" in d],
-        "reuse": figures.heat_map(
+        "reuse": heat_map(
             "reuse",
             "Whose experts each task's tokens use",
             [_reuse(shares, owners, t) for t, shares in enumerate(usage)],
@@ -133,7 +136,7 @@ def _experts(data: Mapping[str, Any]) -> dict[str, Any] | None:
             axes=("experts added by", "tokens of"),
             hues=hues,
         ),
-        "routing": figures.routing_map(
+        "routing": routing_map(
             "routing", "Share of tokens by expert, layer and task", usage, owners, names
         ),
     }
@@ -154,7 +157,7 @@ def _reuse(
 def _probe(task: int, decision: Mapping[str, Any], name: str) -> dict[str, Any]:
     rule, scores = decision["rule"], decision["scores"]
     grown, cut = [int(layer) for layer in decision["experts"]], decision["cut"]
-    bars = figures.probe_bars(
+    bars = probe_bars(
         f"probe{task}",
         f"Probe scores of {name} by layer",
         scores[rule["score"]],
@@ -183,7 +186,7 @@ def _probe(task: int, decision: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _location(data: Mapping[str, Any]) -> dict[str, Any]:
     counts, names = data["results"]["location"]["confusion"], data["learned"]
     return {
-        "confusion": figures.heat_map(
+        "confusion": heat_map(
             "confusion",
             "Location confusion",
             [[100 * n / sum(row) for n in row] for row in counts],
@@ -193,7 +196,7 @@ def _location(data: Mapping[str, Any]) -> dict[str, Any]:
             texts=[[str(n or "·") for n in row] for row in counts],
         ),
         "histograms": [
-            figures.score_histogram(
+            score_histogram(
                 f"histogram{t}", f"Locator scores of {name}'s samples", data["location"][name], t
             )
             for t, name in enumerate(names)

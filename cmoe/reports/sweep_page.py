@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.files import whole
-from cmoe.reports.charts import heat_map, hue, probe_bars
+from cmoe.reports.charts.drawing import hue
+from cmoe.reports.charts.growth import probe_bars, sensitivity
+from cmoe.reports.charts.matrices import heat_map
+from cmoe.reports.charts.sweep import Tried, parallel, trade_off
 from cmoe.reports.pages import needing_fields, rendered
-from cmoe.reports.sweep_charts import Tried, parallel, sensitivity, trade_off
 
 HTML = "sweep.html"
 

@@ -1,4 +1,4 @@
-"""The figures of a sweep's report; by the manner of the run report's."""
+"""What a sweep tried for a task: what each candidate adds, and how well it answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cmoe.reports.charts import ACCENT, BAD, FAINT, GOOD, INK, MUTED, drawn, hue
+from cmoe.reports.charts.drawing import ACCENT, BAD, FAINT, GOOD, MUTED, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,48 +138,6 @@ def parallel(
         ax.tick_params(length=0)
 
     return drawn(name, label, 540, 320, draw)
-
-
-def sensitivity(
-    name: str,
-    label: str,
-    probes: Mapping[str, Any],
-    searched: Sequence[float],
-    chosen: Mapping[str, Any],
-) -> str:
-    """How many layers grow by the threshold, for each score: nothing is trained to know it.
-
-    Args:
-        name: Unique in the page.
-        label: What is shown.
-        probes: How many `layers` grow by score at each of `alphas`, and which `passed` for the
-            winner.
-        searched: Thresholds of the sweep.
-        chosen: The winner's point.
-    """
-    alphas, count = probes["alphas"], len(probes["scores"])
-
-    def draw(figure: Figure) -> None:
-        ax = figure.subplots()
-        ax.vlines(searched, 0, count, color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
-        # The first two often agree: the later line is the thinner one, and leaves the other to see.
-        for number, (score, grown) in enumerate(probes["layers"].items()):
-            width = 5.0 - 1.7 * number
-            text = score.replace("_", " ")
-            ax.step(alphas, grown, where="post", color=hue(number), linewidth=width, label=text)
-            if chosen["score"] == score and chosen["alpha"] is not None:
-                look: dict[str, Any] = {"color": GOOD, "edgecolor": INK, "zorder": 3}
-                layers = len(probes["passed"])
-                ax.scatter(chosen["alpha"], layers, s=120, marker="*", clip_on=False, **look)
-        ax.set_xlim(alphas[0], alphas[-1])
-        ax.set_ylim(0, count * 1.04)
-        ax.locator_params(axis="y", integer=True)
-        ax.set_xlabel("alpha")
-        ax.set_ylabel("layers that grow")
-        ax.grid(axis="y")
-        figure.legend(loc="outside lower left", ncols=3)
-
-    return drawn(name, label, 540, 250, draw)
 
 
 def _place(value: float, among: Sequence[float]) -> float:
