@@ -24,7 +24,7 @@ def main() -> int:
 
     how = parts[""]
     if how.names:
-        from cmoe.experiments.comparison.compare import require_possible
+        from cmoe.experiments.comparison.runs import require_possible
 
         try:
             require_possible(config, how)
@@ -55,7 +55,8 @@ def streamed(config: RunConfig) -> str:
 
 
 def compared(config: RunConfig, how: CompareConfig) -> str:
-    from cmoe.experiments.comparison.compare import compare, table
+    from cmoe.experiments.comparison.compare import compare
+    from cmoe.experiments.comparison.summary import table
 
     print(f"\n{table(compare(config, how))}")
     return "comparison.html"

@@ -28,7 +28,7 @@ from cmoe.config.tree import (
     parse_with,
 )
 from cmoe.data.settings import TASKS
-from cmoe.experiments.comparison.compare import require_possible
+from cmoe.experiments.comparison.runs import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.methods.settings import EWCConfig

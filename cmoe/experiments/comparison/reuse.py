@@ -11,19 +11,18 @@ from cmoe.common.mirror import mirrored
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import DATA, claim_data, trained_on
-from cmoe.evaluation.results import MATRIX, write_json
+from cmoe.evaluation.results import write_json
 from cmoe.evaluation.run import APART, CONFIG, STAGES, STORE, notes_file, read_notes
-from cmoe.run.launch import claim_folder, finished
+from cmoe.run.launch import claim_folder, require_same
 from cmoe.run.worker_group import rooted
 from cmoe.store.log import HEADER, Store
 
 
-def adopt(run: RunConfig, learned: RunConfig) -> int:
+def reuse_primitives(run: RunConfig, learned: RunConfig) -> int:
     """Give a run the primitives of one that has come to its end; safe to repeat.
 
     Args:
-        run: Not under way. What it has learned already stays as it is; one that is finished needs
-            nothing.
+        run: Neither under way nor finished. What it has learned already stays as it is.
         learned: The same but for its name, what it is judged on, and further tasks.
 
     Returns:
@@ -35,9 +34,8 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
         StoreError: A store is damaged.
     """
     with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, DATA, MATRIX, STAGES)
-        if finished(run, mirror.folder) is not None:
-            return 0
+        mirror.fetch(CONFIG, DATA, STAGES)
+        require_same(run, mirror.folder)
         source.fetch(DATA, STAGES)
         claim_folder(run, mirror.folder)
         claim_data(mirror.folder, trained_on(source.folder))

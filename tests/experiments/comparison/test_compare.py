@@ -19,9 +19,10 @@ from support.jobs import JOB, finish, matrix_of, same_run, start, undisturbed, u
 from support.workers import TASKS, small_config
 
 from cmoe.config.tree import RunConfig, parse
-from cmoe.experiments.comparison.compare import of_method, require_possible, slug, summed, table
+from cmoe.experiments.comparison.runs import of_method, require_possible, slug
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.comparison.study import location, roc, unknown
+from cmoe.experiments.comparison.summary import summed, table
 from cmoe.run.launch import RunError
 from cmoe.store.log import Store
 
