@@ -16,7 +16,7 @@ from support.pages import Page
 from cmoe.common.run_files import RunFileError
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Point, Result, front
-from cmoe.experiments.sweep.summary import layers_grown, probes_summary
+from cmoe.experiments.sweep.summary import probes_summary
 from cmoe.methods.probe import Probing
 from cmoe.reports.sweep_page import write_sweep_report
 
@@ -218,12 +218,6 @@ def test_a_budget_far_away_is_only_named(tmp_path: Path, said: dict[str, Any]) -
     assert "budget 1,000,000,000 →" in scatter
     sizes = [int(t.replace(",", "")) for t in scatter if re.fullmatch(r"[\d,]{5,}", t)]
     assert max(sizes) < 100_000
-
-
-def test_layers_by_alpha() -> None:
-    """`loss_gain` is 0.02, 0.3, 0.1: mean 0.14, deviation 0.1178."""
-    counts = {alpha: layers_grown(PROBING, "loss_gain", alpha) for alpha in (-2, 0, 0.5, 1.5)}
-    assert counts == {-2: 0, 0: 1, 0.5: 2, 1.5: 3}
 
 
 def test_comparison_has_the_streams_figures(whole_page: Page) -> None:

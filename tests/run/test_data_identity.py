@@ -28,7 +28,7 @@ from cmoe.experiments.sweep import sweep as sweeping
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Candidate, Point
 from cmoe.experiments.sweep.sweep import SweepConfig, sweep
-from cmoe.experiments.sweep.trials import _result
+from cmoe.experiments.sweep.tuner import _result
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.run import launch
 from cmoe.run.launch import RunError, run

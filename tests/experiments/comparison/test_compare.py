@@ -33,7 +33,8 @@ def write_comparison_config(root: Path) -> Path:
     """Three methods, two candidates for one of them, and a study of one setting."""
     config = small_config(root, "compared").as_dict()
     config["data"] |= {"tasks": list(TASKS[:2]), "selection": 0.25}
-    config["training"] |= {"steps": 6, "micro_batch": 8}
+    config["data"] |= {"train_samples": 48, "test_samples": 8}
+    config["training"] |= {"steps": 4}
     config["cluster"] |= {"workers": 1}
     config |= {
         "methods": ",".join(METHODS),
@@ -169,7 +170,7 @@ def test_the_study_is_of_the_same_stream(compared: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "status", "said"),
     [
-        (("--training.steps", "7"), 1, "training.steps: 6 -> 7"),
+        (("--training.steps", "7"), 1, "training.steps: 4 -> 7"),
         (("--settings", '{"lora": {"lora.size": 3}}'), 2, "lora: unknown key 'lora.size'"),
     ],
 )
