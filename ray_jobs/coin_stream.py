@@ -25,7 +25,7 @@ def main() -> int:
 
     how = parts[""]
     if how.names:
-        from cmoe.experiments.comparison.compare import require_possible
+        from cmoe.experiments.comparison.runs import require_possible
 
         try:
             require_possible(config, how)
@@ -46,14 +46,18 @@ def main() -> int:
 
 def streamed(config: RunConfig) -> str:
     from cmoe.evaluation.results import table
+    from cmoe.reports.run_page import write_run_page
     from cmoe.run.launch import run
 
-    print(f"\n{table(run(config))}")
+    found = run(config)
+    write_run_page(config.url)
+    print(f"\n{table(found)}")
     return "report.html"
 
 
 def compared(config: RunConfig, how: CompareConfig) -> str:
-    from cmoe.experiments.comparison.compare import compare, table
+    from cmoe.experiments.comparison.compare import compare
+    from cmoe.experiments.comparison.summary import table
 
     print(f"\n{table(compare(config, how))}")
     return "comparison.html"

@@ -52,6 +52,7 @@ def compared(run: RunConfig) -> dict[str, Any]:
     """On the test split: the winners' stream, the configuration's, one that grows everywhere."""
     from cmoe.evaluation.data_identity import claim_data, trained_on
     from cmoe.folder import RunFolder
+    from cmoe.reports.run_page import write_run_page
     from cmoe.run.launch import run as run_stream
 
     runs = {
@@ -64,7 +65,11 @@ def compared(run: RunConfig) -> dict[str, Any]:
     for one in runs.values():  # all learn from the data that was swept
         RunFolder(one.folder, one.url).claim(one.as_dict())
         claim_data(one.folder, trained_on(run.folder))
-    return {name: run_stream(one) for name, one in runs.items()}
+    found = {}
+    for name, one in runs.items():
+        found[name] = run_stream(one)
+        write_run_page(one.url)
+    return found
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.settings import TASKS, DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.experiments.comparison.compare import require_possible
+from cmoe.experiments.comparison.runs import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.planning.plan import samples_of
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig

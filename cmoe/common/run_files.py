@@ -8,9 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cmoe.common.errors import DataError
 from cmoe.common.files import whole
 from cmoe.common.parsing import parse_json, parse_yaml
@@ -75,6 +72,9 @@ def write_table(
         types: Arrow's, by column; text where there is none.
         said: What else is to be kept, in JSON's types.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     arrays = {n: pa.array(v, types.get(n, pa.string())) for n, v in columns.items()}
     table = pa.table(arrays)
     seal = {"said": said, "digest": digest_of(table.to_pydict(), said)}
@@ -95,6 +95,8 @@ def read_table(
     Raises:
         RunFileError: It is lost or damaged, or has other columns.
     """
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(file)
         columns: dict[str, list[Any]] = table.to_pydict()

@@ -12,6 +12,7 @@ from cmoe.data.samples import Task
 from cmoe.evaluation.metrics import fwt, summary
 from cmoe.evaluation.predictions import Predictions, Stage, read_predictions
 from cmoe.evaluation.targets import Targets
+from cmoe.folder import MATRIX as MATRIX
 from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
 from cmoe.tasks.scorers import Mode, score

@@ -13,16 +13,12 @@ from statistics import fmean
 from typing import Any
 
 from cmoe.common.files import whole
-from cmoe.reports.charts import decomposition, heat_map, hue
-from cmoe.reports.comparison_charts import (
-    Dot,
-    dots_by_row,
-    forgetting_curves,
-    roc,
-    steps,
-    trade_off,
-)
-from cmoe.reports.run_page import environment
+from cmoe.reports.charts.accuracy import decomposition, dots_by_row, forgetting_curves
+from cmoe.reports.charts.drawing import hue
+from cmoe.reports.charts.location import roc, steps
+from cmoe.reports.charts.matrices import heat_map
+from cmoe.reports.charts.trade_off import Dot, trade_off
+from cmoe.reports.pages import needing_fields, rendered
 
 HTML = "comparison.html"
 
@@ -42,25 +38,31 @@ def write_comparison(folder: Path, said: Mapping[str, Any]) -> None:
     Raises:
         ValueError: No method has run yet.
     """
-    entries = _entries(said)
-    if not entries:
-        raise ValueError(f"{folder}: no method has run yet")
-    templates = environment(Path(__file__).parent)
-    templates.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    page = templates.get_template(f"{HTML}.j2").render(
-        said=said,
-        entries=entries,
-        missing=[name for name, method in said["methods"].items() if not method["runs"]],
-        headline=_headline(entries),
-        groups=_groups(entries),
-        hues=[hue(n) for n in range(len(said["tasks"]))],
-        trade_off=_trade_off(entries),
-        curves=_curves(entries),
-        last=_last(entries, said["tasks"]),
-        study=_study(said, entries) if said["study"] else None,
-    )
+    remedy = "the same command writes it again"
+    with needing_fields(folder / "comparison.json", remedy):
+        if not any(method["runs"] for method in said["methods"].values()):
+            raise ValueError(f"{folder}: no method has run yet")
+        page = comparison_page(said)
     with whole(folder / HTML) as beside:
         beside.write_text(page, encoding="utf-8")
+
+
+def comparison_page(said: Mapping[str, Any]) -> str:
+    """The page's text, from the contents of `comparison.json`."""
+    entries = _entries(said)
+    shown = {
+        "said": said,
+        "entries": entries,
+        "missing": [name for name, method in said["methods"].items() if not method["runs"]],
+        "headline": _headline(entries),
+        "groups": _groups(entries),
+        "hues": [hue(n) for n in range(len(said["tasks"]))],
+        "trade_off": _trade_off(entries),
+        "curves": _curves(entries),
+        "last": _last(entries, said["tasks"]),
+        "study": _study(said, entries) if said["study"] else None,
+    }
+    return rendered(HTML, shown, json=lambda value: json.dumps(value, ensure_ascii=False))
 
 
 # Figures in numbers

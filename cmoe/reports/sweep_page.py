@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.files import whole
-from cmoe.experiments.sweep.space import Point
-from cmoe.methods.probe import Probing, decide
-from cmoe.methods.settings import ProbeConfig
-from cmoe.reports.charts import heat_map, hue, probe_bars
-from cmoe.reports.run_page import environment
-from cmoe.reports.sweep_charts import Tried, parallel, sensitivity, trade_off
+from cmoe.reports.charts.drawing import hue
+from cmoe.reports.charts.growth import probe_bars, sensitivity
+from cmoe.reports.charts.matrices import heat_map
+from cmoe.reports.charts.sweep import Tried, parallel, trade_off
+from cmoe.reports.pages import needing_fields, rendered
 
 HTML = "sweep.html"
+
+AXES = ("alpha", "layers", "score", "per_layer", "rank", "init")
+"""What a sweep searches: settings of a point."""
 
 
 def write_sweep_report(
@@ -37,20 +39,26 @@ def write_sweep_report(
     """
     if not said["tasks"]:
         raise ValueError(f"{folder}: no task has been swept yet")
-    templates = environment(Path(__file__).parent)
-    templates.filters |= {"took": _took, "setting": _setting}
-    page = templates.get_template(f"{HTML}.j2").render(
-        name=folder.name,
-        search=said["search"],
-        settings={part: said[part] for part in ("search", "budget")},
-        tasks=[_task(n, task, said["search"]) for n, task in enumerate(said["tasks"])],
-        growth=_growth(said["tasks"]),
-        sums=_sums(said["tasks"]),
-        streams={label: _stream(found) for label, found in streams.items()},
-        learned=_learned(said["tasks"], streams),
-    )
+    remedy = "what was swept stays; a sweep of another name has a page"
+    with needing_fields(folder / "sweep.json", remedy):
+        page = sweep_page(folder.name, said, streams)
     with whole(folder / HTML) as beside:
         beside.write_text(page, encoding="utf-8")
+
+
+def sweep_page(name: str, said: Mapping[str, Any], streams: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page's text; arguments as of `write_sweep_report`."""
+    shown = {
+        "name": name,
+        "search": said["search"],
+        "settings": {part: said[part] for part in ("search", "budget")},
+        "tasks": [_task(n, task, said["search"]) for n, task in enumerate(said["tasks"])],
+        "growth": _growth(said["tasks"]),
+        "sums": _sums(said["tasks"]),
+        "streams": {label: _stream(found) for label, found in streams.items()},
+        "learned": _learned(said["tasks"], streams),
+    }
+    return rendered(HTML, shown, took=_took, setting=_setting)
 
 
 # Figures in numbers
@@ -154,7 +162,7 @@ def _task(number: int, task: Mapping[str, Any], search: Mapping[str, Any]) -> di
     """A task's section."""
     tried, name = _tried(task), task["task"]
     trials = [t for t in tried if t.state != "over budget"]
-    keys = [key for key in Point.__dataclass_fields__ if len(search[key]) > 1]
+    keys = [key for key in AXES if len(search[key]) > 1]
     axes = {key: _ordered(search[key]) for key in keys}
     won = next(t for t in tried if t.state == "wins")
     return {
@@ -170,9 +178,7 @@ def _task(number: int, task: Mapping[str, Any], search: Mapping[str, Any]) -> di
         )
         if len(trials) > 1
         else None,
-        "probes": _probes(number, name, won, Probing.of(task["probing"]), search)
-        if task["probing"]
-        else None,
+        "probes": _probes(number, name, won, task["probes"], search) if task["probes"] else None,
     }
 
 
@@ -182,29 +188,27 @@ def _ordered(values: Sequence[Any]) -> list[Any]:
 
 
 def _probes(
-    number: int, task: str, won: Tried, probing: Probing, search: Mapping[str, Any]
+    number: int, task: str, won: Tried, probes: Mapping[str, Any], search: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the probes said, and what the winner made of it."""
     point = won.points[0]
-    rule = ProbeConfig(score=point["score"], alpha=point["alpha"], max_layers=point["layers"])
-    decision = decide(probing, rule, per_layer=1, costs=[0] * len(probing.gain))
-    cut = sorted(decision.experts.keys() - won.experts.keys())
+    cut = sorted(set(probes["passed"]) - won.experts.keys())
     return {
         "cut": bool(cut),
         "bars": probe_bars(
             f"probe{number}",
             f"Probe scores of {task} by layer",
-            probing.score(rule.score),
-            decision.threshold,
+            probes["scores"],
+            probes["threshold"],
             list(won.experts),
             cut,
-            rule.score,
+            point["score"],
             (540, 250),
         ),
         "sensitivity": sensitivity(
             f"alpha{number}",
             f"Layers that grow for {task} by alpha",
-            probing,
+            probes,
             search["alpha"],
             point,
         ),

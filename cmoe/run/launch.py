@@ -14,18 +14,19 @@ from cmoe.common.errors import DataError
 from cmoe.common.errors import RunError as RunError
 from cmoe.common.files import WORKING_COPIES
 from cmoe.common.mirror import mirrored
+from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError, is_remote, require_reachable
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Task
 from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.data_identity import claim_data, fingerprints
+from cmoe.evaluation.report_data import report_data
 from cmoe.evaluation.targets import Targets, stream_targets
-from cmoe.folder import APART, BEGUN, CONFIG, DATA, MATRIX, RunFolder
+from cmoe.folder import APART, BEGUN, CONFIG, DATA, MATRIX, REPORT, RunFolder
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
-from cmoe.reports.run_page import write_report
 from cmoe.run.display import Display, refused
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.remaining_time import remaining_of
@@ -91,11 +92,12 @@ def drive(config: RunConfig, show: Callable[[str], None]) -> dict[str, Any]:
         mirror.flush()  # what the run is, before any of its work
         try:
             with Display(config, folder, remaining_of(config, tasks, folder)) as display:
-                display.line("starting Ray")
-                with session(config), _ending_on_sigterm():
-                    train(config, display)
+                if folder.finished() is None:
+                    display.line("starting Ray")
+                    with session(config), _ending_on_sigterm():
+                        train(config, display)
                 mirror.fetch()
-                write_report(folder.path, tasks, targets, folder.store)
+                write_json(folder.report, report_data(folder, tasks, targets))
         except (KeyboardInterrupt, SystemExit):
             with suppress(StorageError):
                 mirror.flush()  # what the log says of it
@@ -131,22 +133,23 @@ def _claimed(
 
 
 def read_finished(config: RunConfig) -> dict[str, Any] | None:
-    """The results of a run that has come to its end, wherever it is kept; None where it hasn't.
+    """The results of a run that has nothing left to do, wherever it is kept.
 
-    Another's configuration is refused by who drives the run.
+    None for one that isn't finished, or whose report's data is missing; another's configuration is
+    refused by who drives it.
 
     Raises:
         RunFileError: A file of the folder is damaged.
         StorageError: Its folder can't be read.
     """
     with mirrored(config.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, MATRIX)
+        mirror.fetch(CONFIG, MATRIX, REPORT)
         folder = RunFolder(mirror.folder, config.url)
         try:
             folder.require_same(config.as_dict())
         except RunError:
             return None
-        return folder.finished()
+        return folder.finished() if folder.report.is_file() else None
 
 
 def require_lasting(runs: str) -> None:

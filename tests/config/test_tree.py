@@ -23,7 +23,7 @@ from cmoe.config.parse import parse, parse_job, parse_with
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import TASKS
-from cmoe.experiments.comparison.compare import require_possible
+from cmoe.experiments.comparison.runs import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.folder import differences

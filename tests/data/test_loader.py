@@ -15,9 +15,9 @@ from cmoe.data.coin import read_tasks
 from cmoe.data.loader import Loader
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
-from cmoe.mini.base_path import MINI_BASE
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.pretrained import load_processor
+from cmoe.modeling.settings import MINI_BASE
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser
 from support.pages import Page
 
+from cmoe.common.run_files import RunFileError
 from cmoe.evaluation.metrics import summary
 from cmoe.reports.comparison_page import write_comparison
 
@@ -622,8 +623,16 @@ def test_nothing_to_show(tmp_path: Path, said: dict[str, Any]) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("field", ["base", "published", "shared"])
+def test_a_missing_field_is_a_sentence(tmp_path: Path, said: dict[str, Any], field: str) -> None:
+    del said[field]
+    with pytest.raises(RunFileError, match=rf"comparison\.json: lacks .*'{field}'"):
+        write_comparison(tmp_path, said)
+    assert not list(tmp_path.iterdir())
+
+
 def test_import_is_light() -> None:
-    heavy = "{'matplotlib', 'jinja2', 'ray'}"
+    heavy = "{'matplotlib', 'jinja2', 'ray', 'torch', 'pyarrow', 'transformers'}"
     code = f"import sys, cmoe.reports.comparison_page; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()

@@ -24,7 +24,7 @@ from support.plain_trainer import PlainTrainer
 from torch import Tensor
 
 from cmoe.common.group import Group
-from cmoe.common.run_files import write_json
+from cmoe.common.run_files import RunFileError, write_json
 from cmoe.config.tree import RunConfig
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
@@ -35,10 +35,11 @@ from cmoe.data.settings import DataConfig
 from cmoe.evaluation.coin_predictions import write_coin
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.predictions import read_predictions, write_stage
+from cmoe.evaluation.report_data import report_data
 from cmoe.evaluation.results import Facts, results
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import Targets, stream_targets
-from cmoe.folder import MATRIX
+from cmoe.folder import MATRIX, REPORT, RunFolder
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.method import Method
@@ -47,7 +48,7 @@ from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import MINI_BASE, LocatorConfig
-from cmoe.reports.run_page import write_report
+from cmoe.reports.run_page import write_run_page
 from cmoe.store.log import Store
 from cmoe.store.model import create_store
 from cmoe.tasks.judge import main as score_file
@@ -57,6 +58,11 @@ TESTED = 4  # samples of each task: the page shows them all
 ATTACK = "<script>alert(1)</script>"
 
 Stream = tuple[RunConfig, tuple[Task, ...]]
+
+
+def write_report_data(folder: Path, tasks: Sequence[Task], targets: Targets) -> None:
+    run = RunFolder(folder, str(folder))
+    write_json(run.report, report_data(run, tasks, targets))
 
 
 def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) -> Path:
@@ -108,7 +114,8 @@ def run(folder: Path, config: RunConfig, tasks: Sequence[Task], learned: int) ->
     targets = agreed(config, tasks, folder)
     found = results(folder / "predictions", tasks, targets, facts, "official")
     write_json(folder / MATRIX, found)
-    write_report(folder, tasks, targets)
+    write_report_data(folder, tasks, targets)
+    write_run_page(folder)
     write_coin(folder, tasks, digests, config.method)
     return folder
 
@@ -355,18 +362,63 @@ def test_a_configuration_cannot_leave_its_block(
     with (folder / "config.yaml").open("a") as file:
         file.write("# </pre><b>\n# ```\n")
     config, tasks = stream
-    write_report(folder, tasks[:1], agreed(config, tasks[:1], single))
+    write_json(
+        folder / REPORT,
+        report_data(RunFolder(folder, str(folder)), tasks[:1], agreed(config, tasks[:1], single)),
+    )
+    write_run_page(folder)
     assert "</pre><b>" not in (folder / "report.html").read_text(encoding="utf-8")
     assert (folder / "report.md").read_text(encoding="utf-8").endswith("\n# ```\n````\n")
 
 
 def test_writing_again_gives_the_same_and_leaves_nothing_else(grown: Path, stream: Stream) -> None:
-    names = ("report.html", "report.md")
+    names = ("report.json", "report.html", "report.md")
     before, files = [(grown / n).read_bytes() for n in names], sorted(grown.iterdir())
     config, tasks = stream
-    write_report(grown, tasks, agreed(config, tasks, grown))
+    for name in names:
+        (grown / name).unlink()
+    write_json(
+        grown / REPORT,
+        report_data(RunFolder(grown, str(grown)), tasks, agreed(config, tasks, grown)),
+    )
+    write_run_page(grown)
     assert [(grown / n).read_bytes() for n in names] == before
     assert sorted(grown.iterdir()) == files
+
+
+def test_pages_need_only_their_data(grown: Path, tmp_path: Path) -> None:
+    shutil.copy(grown / REPORT, tmp_path / REPORT)
+    write_run_page(tmp_path)
+    for name in ("report.html", "report.md"):
+        assert (tmp_path / name).read_bytes() == (grown / name).read_bytes()
+
+
+def test_pages_are_written_again_only_when_their_data_changed(grown: Path, tmp_path: Path) -> None:
+    shutil.copy(grown / REPORT, tmp_path / REPORT)
+    write_run_page(tmp_path)
+    html = tmp_path / "report.html"
+    html.write_text(html.read_text(encoding="utf-8").replace("<h1>", "<h1>Mine: "))
+    write_run_page(tmp_path)
+    assert "<h1>Mine: " in html.read_text(encoding="utf-8")
+    write_json(tmp_path / REPORT, json.loads((tmp_path / REPORT).read_text()) | {"asked": 123_456})
+    write_run_page(tmp_path)
+    assert "<h1>Mine: " not in html.read_text(encoding="utf-8")
+    assert "of 123,456" in html.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("field", ["learned", "samples", "location", "base"])
+def test_a_missing_field_is_a_sentence(grown: Path, tmp_path: Path, field: str) -> None:
+    data = json.loads((grown / REPORT).read_text())
+    del data[field]
+    write_json(tmp_path / REPORT, data)
+    with pytest.raises(RunFileError, match=rf"report.json: lacks .*'{field}'.*; remove it, and"):
+        write_run_page(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == [REPORT]
+
+
+def test_a_run_without_its_data_has_no_page(tmp_path: Path) -> None:
+    with pytest.raises(RunFileError, match=r"report.json: lost; remove it, and|report.json: lost"):
+        write_run_page(tmp_path)
 
 
 def test_nothing_to_report(single: Path, stream: Stream, tmp_path: Path) -> None:
@@ -374,11 +426,12 @@ def test_nothing_to_report(single: Path, stream: Stream, tmp_path: Path) -> None
     shutil.copytree(single, folder, ignore=shutil.ignore_patterns("report.*"))
     write_json(folder / MATRIX, found(folder) | {"located": []})
     with pytest.raises(ValueError, match="no task has been tested"):
-        write_report(folder, stream[1], {})
+        report_data(RunFolder(folder, str(folder)), stream[1], {})
     assert not list(folder.glob("report*"))
 
 
 def test_import_is_light() -> None:
-    code = "import sys, cmoe.reports.run_page; print(*{'matplotlib', 'jinja2'} & {*sys.modules})"
+    heavy = "{'matplotlib', 'jinja2', 'ray', 'torch', 'pyarrow', 'transformers'}"
+    code = f"import sys, cmoe.reports.run_page; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from support.pages import Page
 
+from cmoe.common.run_files import RunFileError
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
-from cmoe.experiments.sweep.space import Result, front
+from cmoe.experiments.sweep.space import Point, Result, front
+from cmoe.experiments.sweep.summary import probes_summary
 from cmoe.methods.probe import Probing
-from cmoe.reports.sweep_charts import layers_grown
 from cmoe.reports.sweep_page import write_sweep_report
 
 HOSTILE = '<script>alert(1)</script> & "$\\frac{"$'
@@ -59,6 +60,7 @@ def task(
         for c, a in zip(candidates, accuracies, strict=False)
     ]
     best = max(front(results), key=lambda r: r.accuracy or 0.0)
+    won = next(Point(**c["point"]) for c in candidates if c["name"] == best.name)
     return {
         "task": name,
         "winner": best.name,
@@ -72,7 +74,7 @@ def task(
         "trials": len(results),
         "trial_seconds": sum(r.seconds for r in results),
         "saved_seconds": {"shared probe": 1340.0, "same candidate": 25.0},
-        "probing": None if probing is None else asdict(probing),
+        "probes": None if probing is None else probes_summary(probing, won),
         "candidates": candidates,
         "results": [asdict(r) for r in results],
         "front": [r.name for r in front(results)],
@@ -218,12 +220,6 @@ def test_a_budget_far_away_is_only_named(tmp_path: Path, said: dict[str, Any]) -
     assert max(sizes) < 100_000
 
 
-def test_layers_by_alpha() -> None:
-    """`loss_gain` is 0.02, 0.3, 0.1: mean 0.14, deviation 0.1178."""
-    counts = {alpha: layers_grown(PROBING, "loss_gain", alpha) for alpha in (-2, 0, 0.5, 1.5)}
-    assert counts == {-2: 0, 0: 1, 0.5: 2, 1.5: 3}
-
-
 def test_comparison_has_the_streams_figures(whole_page: Page) -> None:
     for label, matrix in STREAMS.items():
         last, added = matrix["metrics"]["last"], matrix["parameters"]["added"]
@@ -314,7 +310,7 @@ def test_a_layer_that_passed_and_did_not_grow_was_cut(tmp_path: Path, said: dict
 
 def test_a_task_without_probing_says_why(tmp_path: Path, said: dict[str, Any]) -> None:
     assert "a first task has nothing to reuse" in page(tmp_path, said).text
-    said["tasks"][1]["probing"] = None
+    said["tasks"][1]["probes"] = None
     assert "probe.enabled is off" in page(tmp_path, said).text
 
 
@@ -347,8 +343,15 @@ def test_nothing_to_report(tmp_path: Path, said: dict[str, Any]) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_field_is_a_sentence(tmp_path: Path, said: dict[str, Any]) -> None:
+    del said["tasks"][1]["probes"]  # as an earlier version wrote it
+    with pytest.raises(RunFileError, match=r"sweep\.json: lacks .*'probes'"):
+        write_sweep_report(tmp_path, said, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_import_is_light() -> None:
-    loaded = "{'matplotlib', 'jinja2', 'ray'} & {*sys.modules}"
+    loaded = "{'matplotlib', 'jinja2', 'ray', 'torch', 'pyarrow', 'transformers'} & {*sys.modules}"
     code = f"import sys, cmoe.reports.sweep_page; print(*{loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()

@@ -19,7 +19,6 @@ from cmoe.common.errors import DataError, RunError
 from cmoe.common.run_files import RunFileError
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import split_file
-from cmoe.evaluation.run import notes_file, read_notes
 from cmoe.experiments.comparison import parallel_runs
 from cmoe.experiments.comparison.compare import compare
 from cmoe.experiments.comparison.settings import CompareConfig
@@ -27,8 +26,8 @@ from cmoe.experiments.sweep import sweep as sweeping
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Candidate, Point
 from cmoe.experiments.sweep.sweep import SweepConfig, sweep
-from cmoe.experiments.sweep.trials import _result
-from cmoe.folder import DATA
+from cmoe.experiments.sweep.tuner import _result
+from cmoe.folder import DATA, RunFolder
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.run import launch
 from cmoe.run.launch import run
@@ -153,7 +152,7 @@ def test_a_finished_run_is_found_so_whatever_became_of_its_data(config: RunConfi
     begins(run_it, config)
     found = {"tasks": list(TASKS), "located": [[1.0, None], [1.0, 1.0]]}
     (config.folder / "matrix.json").write_text(json.dumps(found))
-    (config.folder / "report.html").write_text("<p>whole</p>")
+    (config.folder / "report.json").write_text("{}")
     shutil.rmtree(config.data.root)
     assert run(config) == found
 
@@ -185,10 +184,11 @@ def test_a_damaged_configuration_is_named(config: RunConfig, text: str) -> None:
 @pytest.mark.parametrize("text", SPOILED[:-1])
 def test_damaged_notes_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "stages").mkdir()
-    notes_file(tmp_path, 3).write_text(text)
+    folder = RunFolder(tmp_path, str(tmp_path))
+    folder.notes(3).write_text(text)
     with pytest.raises(RunFileError, match=r"003\.json: damaged: .*remove it"):
-        read_notes(tmp_path, 3)
-    assert read_notes(tmp_path, 4) == {}
+        folder.read_notes(3)
+    assert folder.read_notes(4) == {}
 
 
 @pytest.mark.parametrize("text", SPOILED)

@@ -37,7 +37,14 @@ def whole(root: Path) -> tuple[Path, str]:
 
 def test_the_job_leaves_a_whole_run_folder(whole: tuple[Path, str]) -> None:
     folder, out = whole
-    for name in ("config.yaml", "matrix.json", "report.html", "report.md", "run.log"):
+    for name in (
+        "config.yaml",
+        "matrix.json",
+        "report.json",
+        "report.html",
+        "report.md",
+        "run.log",
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert Store.open(folder / "store").tasks == TASKS
     assert list((folder / "predictions").glob("*.parquet"))
@@ -67,6 +74,27 @@ def test_a_finished_run_says_so_and_does_nothing(whole: tuple[Path, str], root: 
     assert job.returncode == 0
     assert "finished" in out
     assert {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()} == before
+
+
+def test_a_finished_run_that_lost_its_report_gets_it_again_and_learns_nothing(
+    whole: tuple[Path, str], root: Path
+) -> None:
+    """As a job leaves it that was killed after the last answer."""
+    folder, _ = whole
+    own = (folder / "lease", folder / "run.log")  # of every job
+    files = (f for f in folder.rglob("*") if f.is_file() and not {f, f.parent} & {*own})
+    before = {f: f.read_bytes() for f in files}
+    lost = [folder / name for name in ("report.json", "report.html", "report.md")]
+    for file in lost:
+        file.unlink()
+    job = start(JOB, "--config", root / "whole.yaml")
+    out = finish(job)
+    assert job.returncode == 0, out
+    assert "starting Ray" not in out
+    assert {f: f.read_bytes() for f in before} == before
+    lost[1].unlink()  # a page alone
+    assert "finished" in finish(start(JOB, "--config", root / "whole.yaml"))
+    assert lost[1].read_bytes() == before[lost[1]]
 
 
 def test_another_configuration_of_a_name_is_refused(whole: tuple[Path, str], root: Path) -> None:

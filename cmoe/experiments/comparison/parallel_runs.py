@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from cmoe.config.tree import RunConfig
+from cmoe.experiments.comparison.reuse import reuse_primitives
+from cmoe.reports.run_page import write_run_page
 from cmoe.run.launch import drive, read_finished
 from cmoe.run.lease import held
 from cmoe.run.worker_group import session
 
 
-def carry(
+def run_parallel(
     runs: Sequence[RunConfig],
     at_once: int,
     show: Callable[[str], None],
     begin: Callable[[], None],
+    learned: Mapping[int, RunConfig] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Carry runs to their end; those that are there already are read.
+    """Run each to its end, and write its page; those that are finished are read.
 
     Args:
         runs: On the same cluster.
         at_once: So many have their workers at a time.
         show: Told what begins and what has ended.
         begin: Called before any run that isn't at its end.
+        learned: By a run's number, the run whose primitives it begins with.
 
     Yields:
         A run's number, and the contents of its `matrix.json`, as it ends.
@@ -37,8 +41,14 @@ def carry(
         DataError: The data is missing or wrong.
     """
     known = [read_finished(config) for config in runs]
-    yield from ((number, found) for number, found in enumerate(known) if found is not None)
     waiting = [number for number, found in enumerate(known) if found is None]
+    for number in waiting:
+        if learned and number in learned and reuse_primitives(runs[number], learned[number]):
+            show(f"{runs[number].name}: begins with what {learned[number].name} has learned")
+    for number, found in enumerate(known):
+        if found is not None:
+            write_run_page(runs[number].url)
+            yield number, found
     if not waiting:
         return
     begin()
@@ -73,4 +83,6 @@ def carry(
 
 def _run(config: RunConfig, folder: str) -> dict[str, Any]:
     os.chdir(folder)
-    return drive(config, lambda _: None)
+    found = drive(config, lambda _: None)
+    write_run_page(config.url)
+    return found

@@ -11,17 +11,16 @@ from cmoe.common.mirror import mirrored
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import claim_data, trained_on
-from cmoe.folder import APART, CONFIG, DATA, MATRIX, STAGES, RunFolder
+from cmoe.folder import APART, CONFIG, DATA, STAGES, RunFolder
 from cmoe.run.worker_group import rooted
 from cmoe.store.log import HEADER, Store
 
 
-def adopt(run: RunConfig, learned: RunConfig) -> int:
+def reuse_primitives(run: RunConfig, learned: RunConfig) -> int:
     """Give a run the primitives of one that has come to its end; safe to repeat.
 
     Args:
-        run: Not under way. What it has learned already stays as it is; one that is finished needs
-            nothing.
+        run: Neither under way nor finished. What it has learned already stays as it is.
         learned: The same but for its name, what it is judged on, and further tasks.
 
     Returns:
@@ -33,11 +32,9 @@ def adopt(run: RunConfig, learned: RunConfig) -> int:
         StoreError: A store is damaged.
     """
     with mirrored(learned.url, apart=APART) as source, mirrored(run.url, apart=APART) as mirror:
-        mirror.fetch(CONFIG, DATA, MATRIX, STAGES)
+        mirror.fetch(CONFIG, DATA, STAGES)
         folder = RunFolder(mirror.folder, run.url)
         folder.require_same(run.as_dict())
-        if folder.finished() is not None:
-            return 0
         source.fetch(DATA, STAGES)
         folder.claim(run.as_dict())
         claim_data(folder.path, trained_on(source.folder))

@@ -14,8 +14,9 @@ under way by `Tuner.restore`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,23 @@ from cmoe.common.exclusive import require_exclusive
 from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
-from cmoe.evaluation.data_identity import read_and_claim
+from cmoe.data.coin import count_rows, read_tasks
+from cmoe.data.texts import reserved_tokens
+from cmoe.evaluation.data_identity import claim_data, fingerprints
+from cmoe.evaluation.targets import stream_targets
+from cmoe.experiments.sweep.proposals import proposals
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import (
     Candidate,
     Point,
-    Probed,
     Result,
     candidate,
     distinct,
-    drawn,
-    front,
     points,
     winner,
 )
-from cmoe.experiments.sweep.trial import PRIMITIVE, RESULT, read_probed
-from cmoe.experiments.sweep.trials import (
+from cmoe.experiments.sweep.summary import task_summary
+from cmoe.experiments.sweep.tuner import (
     Work,
     cluster,
     read_result,
@@ -47,16 +49,16 @@ from cmoe.experiments.sweep.trials import (
     run_probe,
     run_trials,
 )
+from cmoe.experiments.sweep.worker import PRIMITIVE, RESULT, read_probed
 from cmoe.folder import STORE, RunFolder
-from cmoe.methods.method import seed_of
 from cmoe.mini.tasks import ensure_data
-from cmoe.run.launch import check_model, read_stream, require_lasting
+from cmoe.modeling.pretrained import load_processor
+from cmoe.run.launch import check_model, require_lasting
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.worker_group import rooted
 from cmoe.store.log import Store
 
 SWEEP, FOLDER = "sweep.json", "sweep"
-AXES = tuple(Point.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
         StorageError: A folder can't be used.
     """
     run = config.run
+    require_installed(config.search)
     require_lasting(run.runs)
     RunFolder(run.folder, run.url).require_same(run.as_dict())
     said = _said_before(run.folder / SWEEP, config)
@@ -149,8 +152,6 @@ def _swept(
     if config.branch.store is not None:  # before hours of trials
         require_exclusive(*filesystem(config.store), config.store)
     ensure_data(run.data)
-    read_stream(replace(run, data=replace(run.data, tasks=config.tasks)))
-    RunFolder(run.folder, run.url).claim(run.as_dict())
     _claim_data(config)
     write_json(run.folder / SWEEP, said)
     run = rooted(run)
@@ -166,10 +167,19 @@ def _swept(
 
 
 def _claim_data(config: SweepConfig) -> None:
-    """Refuse other data than the sweep began with; candidates learn and are judged on these."""
+    """Refuse rows that can't be used, and other data than the sweep began with.
+
+    Candidates learn and are judged on training rows; the winners' stream is judged on the test's.
+    """
     run = config.run
     data = replace(run.data, tasks=config.tasks, evaluate_on="selection")
-    read_and_claim(run.folder, data, run.evaluation, run.seed)
+    tokens = reserved_tokens(load_processor(run.model.path, revision=run.model.revision))
+    tasks = read_tasks(data, run.seed, tokens=tokens, least=run.least_samples)
+    for task in config.tasks:
+        count_rows(run.data, task, "test", lambda: tokens)
+    RunFolder(run.folder, run.url).claim(run.as_dict())
+    targets = stream_targets(tasks, data, run.evaluation)
+    claim_data(run.folder, fingerprints(tasks, targets, data, run.evaluation))
 
 
 def _said_before(file: Path, config: SweepConfig) -> dict[str, Any]:
@@ -211,9 +221,15 @@ def _task(
     require_affordable(
         [candidate(p, run, probed) for p in points(config.search, run.experts.rank)], limit, name
     )
-    for batch in _batches(config, run, probed, f"{run.seed}/{name}", results):
-        new = [c for c in distinct(batch) if c.name not in {e.name for e in asked}]
-        asked += batch
+
+    def outcome(point: Point) -> Result | None:
+        return results.get(candidate(point, run, probed).name)
+
+    seed = f"{run.seed}/{name}"
+    for batch in proposals(config.search, run.experts.rank, seed, outcome):
+        made = [candidate(point, run, probed) for point in batch]
+        new = [c for c in distinct(made) if c.name not in {e.name for e in asked}]
+        asked += made
         fit = [c for c in new if limit is None or c.parameters <= limit]
         for result in run_trials(work, fit, show):
             results[result.name] = result
@@ -221,28 +237,11 @@ def _task(
     if len(store) == work.index:
         store.append(Store.open(work.folder / best.name / PRIMITIVE).read(0))
     show(f"  {best.name}: {best.accuracy:.1f}%, {best.parameters:,} parameters")
-    every = distinct(asked)
-    seconds = [r.seconds for r in results.values() if not r.stopped]
     return {
         "task": name,
         "index": work.index,
-        "winner": best.name,
-        "accuracy": best.accuracy,
-        "parameters": best.parameters,
         "limit": limit,
-        "probe_seconds": shared["seconds"],
-        "trials": len(results),
-        "trial_seconds": sum(seconds),
-        # Each point would have probed and trained by itself.
-        "saved_seconds": {
-            "shared probe": shared["seconds"] * max(0, len(asked) - 1),
-            "same candidate": (len(asked) - len(every)) * sum(seconds) / max(1, len(seconds)),
-        },
-        "probing": asdict(probed)["probing"],
-        "points": [asdict(c.point) | {"candidate": c.name} for c in asked],
-        "candidates": [{"name": c.name, **asdict(c), "experts": dict(c.experts)} for c in every],
-        "results": [asdict(r) for r in results.values()],
-        "front": [r.name for r in front(list(results.values()))],
+        **task_summary(asked, results, best, probed, shared["seconds"]),
     }
 
 
@@ -263,6 +262,19 @@ def task_work(config: SweepConfig, run: RunConfig, name: str) -> Work:
     return Work(run, config.search, config.store, index, name, folder)
 
 
+def require_installed(search: SearchConfig) -> None:
+    """Refuse Optuna's proposals where Optuna isn't installed.
+
+    Raises:
+        RunError: Says how it is installed.
+    """
+    if search.by == "optuna" and find_spec("optuna") is None:
+        raise RunError(
+            "search.by is optuna, and Optuna isn't installed; `pip install 'cmoe[sweep]'` installs "
+            "it, and search.by grid and random need nothing more"
+        )
+
+
 def require_affordable(every: Sequence[Candidate], limit: int | None, task: str) -> None:
     """Refuse a budget that no candidate of a task fits into, before any is trained.
 
@@ -275,37 +287,3 @@ def require_affordable(every: Sequence[Candidate], limit: int | None, task: str)
             f"task {task!r} may add {limit:,} parameters (budget), and its smallest candidate, "
             f"{least.name}, adds {least.parameters:,}; raise the budget or search smaller ranks"
         )
-
-
-# Points in batches
-
-
-def _batches(
-    config: SweepConfig, run: RunConfig, probed: Probed, seed: str, results: Mapping[str, Result]
-) -> Iterator[list[Candidate]]:
-    """What to try next. Between two batches the results of the first are put into `results`."""
-    search, rank = config.search, run.experts.rank
-    if search.by != "optuna":
-        yield [candidate(p, run, probed) for p in drawn(search, rank, seed)]
-        return
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Its generator takes 32 bits.
-    sampler = optuna.samplers.TPESampler(seed=seed_of(seed) % 2**32, n_startup_trials=search.batch)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    grid = points(search, rank)
-    axes = {name: sorted({getattr(p, name) for p in grid}, key=str) for name in AXES}
-    for begin in range(0, search.trials, search.batch):
-        asked = [study.ask() for _ in range(min(search.batch, search.trials - begin))]
-        chosen = [
-            Point(**{name: t.suggest_categorical(name, axes[name]) for name in AXES}) for t in asked
-        ]
-        candidates = [candidate(p, run, probed) for p in chosen]
-        yield candidates
-        for trial, one in zip(asked, candidates, strict=True):
-            result = results.get(one.name)
-            if result is None or result.accuracy is None:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            else:
-                study.tell(trial, [result.accuracy, result.parameters])

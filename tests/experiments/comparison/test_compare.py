@@ -21,9 +21,10 @@ from support.workers import TASKS, small_config
 from cmoe.common.errors import RunError
 from cmoe.config.parse import parse
 from cmoe.config.tree import RunConfig
-from cmoe.experiments.comparison.compare import of_method, require_possible, slug, summed, table
+from cmoe.experiments.comparison.runs import of_method, require_possible, slug
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.comparison.study import location, roc, unknown
+from cmoe.experiments.comparison.summary import summed, table
 from cmoe.store.log import Store
 
 METHODS = ("zero_shot", "lora", "cmoe")
@@ -33,7 +34,8 @@ def write_comparison_config(root: Path) -> Path:
     """Three methods, two candidates for one of them, and a study of one setting."""
     config = small_config(root, "compared").as_dict()
     config["data"] |= {"tasks": list(TASKS[:2]), "selection": 0.25}
-    config["training"] |= {"steps": 6, "micro_batch": 8}
+    config["data"] |= {"train_samples": 48, "test_samples": 8}
+    config["training"] |= {"steps": 4}
     config["cluster"] |= {"workers": 1}
     config |= {
         "methods": ",".join(METHODS),
@@ -169,7 +171,7 @@ def test_the_study_is_of_the_same_stream(compared: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "status", "said"),
     [
-        (("--training.steps", "7"), 1, "training.steps: 6 -> 7"),
+        (("--training.steps", "7"), 1, "training.steps: 4 -> 7"),
         (("--settings", '{"lora": {"lora.size": 3}}'), 2, "lora: unknown key 'lora.size'"),
     ],
 )

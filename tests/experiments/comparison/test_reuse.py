@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.data_identity import claim_data, fingerprints
 from cmoe.evaluation.targets import stream_targets
-from cmoe.experiments.comparison.reuse import adopt
+from cmoe.experiments.comparison.parallel_runs import run_parallel
+from cmoe.experiments.comparison.reuse import reuse_primitives
 from cmoe.folder import APART, DATA
 from cmoe.modeling.primitive import Primitive
 from cmoe.store.log import BaseId, Store
@@ -74,7 +77,7 @@ def pair(runs: str) -> tuple[RunConfig, RunConfig]:
 def test_a_run_begins_with_what_another_has_learned(runs: str) -> None:
     run, other = pair(runs)
     theirs = learned(other, TASKS[:2])
-    assert adopt(run, other) == 2
+    assert reuse_primitives(run, other) == 2
     mine = Store.open(f"{run.url}/store")
     mine.verify()
     assert mine.header.base == BASE
@@ -92,30 +95,34 @@ def test_what_is_there_already_stays(runs: str) -> None:
     learned(other, TASKS[:2])
     learned(run, TASKS[:1])
     before = Store.open(f"{run.url}/store")
-    assert adopt(run, other) == 1
+    assert reuse_primitives(run, other) == 1
     after = Store.open(f"{run.url}/store")
     assert after.tasks == TASKS[:2]
     assert after.records()[:1] == before.records()
-    assert adopt(run, other) == 0
+    assert reuse_primitives(run, other) == 0
     assert Store.open(f"{run.url}/store").records() == after.records()
 
 
 def test_a_finished_run_needs_nothing_of_what_it_began_with(runs: str) -> None:
     run, other = pair(runs)
     learned(other, TASKS[:2])
-    adopt(run, other)
-    write(f"{run.url}/matrix.json", '{"located": [[1], [1, 1], [1, 1, 1]]}')
-    write(f"{run.url}/report.html", "<p>whole</p>")
+    reuse_primitives(run, other)
+    matrix = {"located": [[1], [1, 1], [1, 1, 1]]}
+    write(f"{run.url}/matrix.json", json.dumps(matrix))
+    write(f"{run.url}/report.json", "{}")
+    write(f"{run.url}/report.html", sha256(b"{}").hexdigest())
     write(f"{other.url}/store/001.json", "damaged")
-    assert adopt(run, other) == 0
+    never = partial(pytest.fail, "it is begun again")
+    found = run_parallel([run], at_once=1, show=never, begin=never, learned={0: other})
+    assert dict(found) == {0: matrix}
 
 
 def test_a_run_that_was_configured_otherwise_takes_nothing(tmp_path: Path) -> None:
     run, other = pair(str(tmp_path))
     learned(other, TASKS[:2])
-    adopt(run, other)
+    reuse_primitives(run, other)
     with pytest.raises(RunError, match="seed: 0 -> 1"):
-        adopt(replace(run, seed=1), other)
+        reuse_primitives(replace(run, seed=1), other)
 
 
 def claims(config: RunConfig, task: str, question: str) -> None:
@@ -134,7 +141,7 @@ def test_what_is_taken_over_brings_the_data_that_it_was_learned_from(runs: str) 
     run, other = pair(runs)
     learned(other, TASKS[:2])
     claims(other, "GQA", "before?")
-    assert adopt(run, other) == 2
+    assert reuse_primitives(run, other) == 2
     parts = json.loads(read(f"{run.url}/{DATA}"))["tasks"]["GQA"]
     assert [*parts] == ["train"], "what it was judged on stays its own"
     with pytest.raises(DataError, match="GQA, train: 1 of 1 samples differ"):
@@ -147,7 +154,7 @@ def test_what_was_learned_from_other_data_is_not_taken_over(runs: str) -> None:
     claims(other, "GQA", "before?")
     claims(run, "GQA", "after?")
     with pytest.raises(DataError, match="GQA, train: 1 of 1 samples differ"):
-        adopt(run, other)
+        reuse_primitives(run, other)
     assert not exists(f"{run.url}/store/000.json")
 
 
@@ -156,5 +163,5 @@ def test_damaged_notes_are_not_taken_over(tmp_path: Path) -> None:
     learned(other, TASKS[:2])
     write(f"{other.url}/stages/001.json", "{")
     with pytest.raises(DataError, match=r"001\.json: damaged"):
-        adopt(run, other)
+        reuse_primitives(run, other)
     assert Store.open(f"{run.url}/store").tasks == TASKS[:1]

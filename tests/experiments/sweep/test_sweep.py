@@ -22,14 +22,15 @@ from support.workers import small_config
 
 from cmoe.common.errors import RunError
 from cmoe.config.tree import RunConfig
+from cmoe.experiments.sweep import sweep as sweep_module
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Probed, candidate, points
 from cmoe.experiments.sweep.sweep import SweepConfig, require_affordable, sweep, task_work
-from cmoe.experiments.sweep.trials import keeping_cause, open_store
+from cmoe.experiments.sweep.tuner import keeping_cause, open_store
 from cmoe.store.log import Store, StoreError
 
 TASKS = ("ScienceQA", "VizWiz")
-SEARCH = SearchConfig(alpha=(-1.0, 0.0, 3.0), score=("frequency", "loss_gain"), trials=6)
+SEARCH = SearchConfig(alpha=(-1.0, 3.0), score=("frequency", "loss_gain"), trials=4)
 SCRIPT = """
 import json, signal, sys
 from pathlib import Path
@@ -44,14 +45,15 @@ Swept = tuple[SweepConfig, dict[str, Any]]
 
 
 def small_sweep(folder: Path, name: str, changes: Mapping[str, Any] | None = None) -> SweepConfig:
-    """Two tasks of a few steps; six points a task, which come to fewer candidates."""
+    """Two tasks of a few steps; four points a task, which come to fewer candidates."""
     changes = changes or {}
     run = small_config(folder, name)
-    data = {"tasks": TASKS, "selection": 0.25} | changes.get("data", {})
+    small = {"train_samples": 48, "test_samples": 8}
+    data = {"tasks": TASKS, "selection": 0.25, **small} | changes.get("data", {})
     run = replace(
         run,
         data=replace(run.data, **data),
-        training=replace(run.training, steps=6, checkpoint_every=2),
+        training=replace(run.training, steps=4, checkpoint_every=2),
         cluster=replace(run.cluster, max_failures=0),
     )
     search = replace(SEARCH, **changes.get("search", {}))
@@ -74,7 +76,8 @@ def weights(run: RunConfig) -> list[dict[str, str]]:
     return [{part: file.sha256 for part, file in r.files.items()} for r in records]
 
 
-# Every sweep is a process of its own, as a user starts it, on a cluster that was there before.
+# A sweep that is killed is a process of its own, as a user starts it; on a cluster that was there
+# before, as all are.
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +132,11 @@ def ended(process: subprocess.Popen[str], *, well: bool) -> str:
     return output
 
 
-def swept_as(
-    root: Path, name: str, cluster: str, changes: Mapping[str, Any] | None = None
-) -> Swept:
+def swept_as(root: Path, name: str, changes: Mapping[str, Any] | None = None) -> Swept:
+    """A sweep of this process, and what its file says."""
     config = small_sweep(root, name, changes)
-    ended(started(root, name, cluster, changes), well=True)
+    sweep(config)
+    comes_to_rest()
     return config, json.loads((config.run.folder / "sweep.json").read_text(encoding="utf-8"))
 
 
@@ -144,7 +147,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(root: Path, cluster: str) -> Swept:
-    return swept_as(root, "swept", cluster)
+    return swept_as(root, "swept")
 
 
 def test_the_winners_own_weights_are_committed(swept: Swept) -> None:
@@ -160,7 +163,7 @@ def test_the_winners_own_weights_are_committed(swept: Swept) -> None:
         (result,) = (r for r in task["results"] if r["name"] == task["winner"])
         assert sum(record.parameters.values()) == result["parameters"] == task["parameters"]
         assert result["accuracy"] == task["accuracy"] == max(r["accuracy"] for r in task["results"])
-        assert result["samples"] == 24, "the selection split"
+        assert result["samples"] == 12, "the selection split"
 
 
 def test_points_that_come_to_the_same_are_trained_once(
@@ -168,9 +171,9 @@ def test_points_that_come_to_the_same_are_trained_once(
 ) -> None:
     config, said = swept
     first, second = said["tasks"]
-    assert (len(first["points"]), first["trials"]) == (6, 1), "a first task grows everywhere"
-    assert first["probing"] is None
-    assert 1 < second["trials"] < len(second["points"]) == 6
+    assert (len(first["points"]), first["trials"]) == (4, 1), "a first task grows everywhere"
+    assert first["probes"] is None
+    assert 1 < second["trials"] < len(second["points"]) == 4
     assert {p["candidate"] for p in second["points"]} == {c["name"] for c in second["candidates"]}
     folder = config.run.folder / "sweep" / "001-VizWiz"
     results = sorted(p.parent.name for p in folder.glob("*/result.json"))
@@ -188,19 +191,21 @@ def test_a_finished_sweep_does_nothing_and_another_search_is_refused(swept: Swep
     assert sweep(config, lines.append) == said
     assert "this sweep is finished" in lines[0]
     other = replace(config, search=replace(SEARCH, alpha=(0.5,)))
-    with pytest.raises(RunError, match=r"search.alpha \[-1.0, 0.0, 3.0\], not \[0.5\]"):
+    with pytest.raises(RunError, match=r"search.alpha \[-1.0, 3.0\], not \[0.5\]"):
         sweep(other)
     with pytest.raises(RunError, match=r"seed: 0 -> 1"):
         sweep(replace(config, run=replace(config.run, seed=1)))
 
 
-def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
-    root: Path, cluster: str, swept: Swept
-) -> None:
-    """Neither SIGKILL nor what the test split says changes a decision or a weight."""
-    config, said = swept
+@pytest.fixture(scope="module")
+def resumed(root: Path, cluster: str, swept: Swept) -> tuple[Swept, dict[str, str]]:
+    """A sweep that failed, was interrupted and then killed, before it came to its end.
+
+    What the test split says is noise. With it is what the sweep said when it failed, and when it
+    was interrupted.
+    """
     noisy = root / "noisy"
-    shutil.copytree(config.run.data.root, noisy)
+    shutil.copytree(swept[0].run.data.root, noisy)
     files = [*noisy.glob("Instructions_Original/*/test.json"), *noisy.glob("*/*/val.json")]
     assert len(files) == 8
     for file in files:
@@ -208,28 +213,60 @@ def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
         for number, row in enumerate(rows):
             row["answer"] = f"noise {number}"
         file.write_text(json.dumps(rows))
-
     changes = {"data": {"root": str(noisy)}}
-    run = small_sweep(root, "killed", changes).run
-    process = started(root, "killed", cluster, changes)
-    wait_for(run.folder, "sweep/001-VizWiz/*x*/result.json", process)
+    config = small_sweep(root, "killed", changes)
+    folder, outputs = config.run.folder, {}
+
+    def until(pattern: str) -> subprocess.Popen[str]:
+        process = started(root, "killed", cluster, changes)
+        wait_for(folder, pattern, process)
+        return process
+
+    process = until("sweep/000-ScienceQA/tune-*/*/")
+    header = folder / "store" / "stream.json"
+    text = header.read_text()
+    header.write_text("{}")
+    outputs["failed"] = ended(process, well=False)
+    header.write_text(text)
+    process = until("sweep/001-VizWiz/tune-*/*/")
+    process.send_signal(signal.SIGINT)
+    outputs["interrupted"] = ended(process, well=False)
+    process = until("sweep/001-VizWiz/*x*/result.json")
     process.send_signal(signal.SIGKILL)
     process.wait()
     comes_to_rest()
-    assert len(weights(run)) == 1, "in the middle of the second task"
-    _, again = swept_as(root, "killed", cluster, changes)
-    assert decisions(again) == decisions(said)
-    assert weights(run) == weights(config.run)
+    assert len(weights(config.run)) == 1, "in the middle of the second task"
+    ended(started(root, "killed", cluster, changes), well=True)
+    return (config, json.loads((folder / "sweep.json").read_text(encoding="utf-8"))), outputs
 
 
-def test_one_task_is_added_to_a_store_that_is_there(root: Path, cluster: str, swept: Swept) -> None:
+def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
+    resumed: tuple[Swept, dict[str, str]], swept: Swept
+) -> None:
+    """Neither SIGKILL nor what the test split says changes a decision or a weight."""
+    (config, again), _ = resumed
+    assert decisions(again) == decisions(swept[1])
+    assert weights(config.run) == weights(swept[0].run)
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"), [("interrupted", "KeyboardInterrupt"), ("failed", "StoreError")]
+)
+def test_nothing_of_a_sweep_that_ends_early_stays_on_the_cluster(
+    resumed: tuple[Swept, dict[str, str]], end: str, cause: str
+) -> None:
+    """The cluster was looked at before the next began."""
+    assert cause in resumed[1][end]
+
+
+def test_one_task_is_added_to_a_store_that_is_there(root: Path, swept: Swept) -> None:
     """It comes to what the whole sweep came to; another model's store is refused at once."""
     config, said = swept
     whole, log = Store.open(config.run.folder / "store"), root / "log"
     shutil.copytree(config.run.folder / "store", log)
     (log / "001.json").unlink()
     changes = {"branch": {"task": TASKS[1], "store": str(log)}}
-    _, found = swept_as(root, "branch", cluster, changes)
+    _, found = swept_as(root, "branch", changes)
     assert decisions(found) == decisions(said)[1:]
     assert [r.files for r in Store.open(log).records()] == [r.files for r in whole.records()]
     again = small_sweep(root, "again", changes)
@@ -250,21 +287,6 @@ def test_a_store_of_another_model_is_refused(tmp_path: Path, swept: Swept, other
     cause = "made for base" if other == "base" else "top_k: 7 -> 2"
     with pytest.raises(StoreError, match=cause):
         open_store(run, str(tmp_path / "log"), start=False)
-
-
-@pytest.mark.parametrize("end", ["interrupted", "failed"])
-def test_nothing_of_a_sweep_that_ends_early_stays_on_the_cluster(
-    root: Path, cluster: str, end: str
-) -> None:
-    folder = small_sweep(root, end).run.folder
-    process = started(root, end, cluster)
-    wait_for(folder, "sweep/000-ScienceQA/tune-*/*/", process)
-    if end == "interrupted":
-        process.send_signal(signal.SIGINT)
-    else:
-        (folder / "store" / "stream.json").write_text("{}")
-    output = ended(process, well=False)
-    assert ("KeyboardInterrupt" if end == "interrupted" else "StoreError") in output
 
 
 def test_a_trial_that_failed_by_itself_is_not_tried_again(tmp_path: Path) -> None:
@@ -292,17 +314,27 @@ def test_a_budget_below_the_smallest_candidate_is_refused() -> None:
         require_affordable(every, least - 1, "ScienceQA")
 
 
-def test_optuna_and_asha_find_winners_too(root: Path, cluster: str) -> None:
+def test_optuna_and_asha_find_winners_too(root: Path, swept: Swept) -> None:
     axes = {"alpha": (0.0,), "per_layer": (1, 2), "rank": (4, 8)}
-    search = axes | {"by": "optuna", "batch": 3, "scheduler": "asha"}
+    search = axes | {"by": "optuna", "batch": 2, "scheduler": "asha"}
     changes = {"search": search, "data": {"tasks": TASKS[:1]}}
-    config, said = swept_as(root, "optuna", cluster, changes)
+    config, said = swept_as(root, "optuna", changes)
     (task,) = said["tasks"]
-    assert len(task["points"]) == 6
+    assert len(task["points"]) == 4
     assert 1 < task["trials"] <= 4
     assert task["winner"] in task["front"]
     assert all((r["accuracy"] is None) == r["stopped"] for r in task["results"])
     Store.open(config.run.folder / "store").verify()
+
+
+def test_proposals_by_optuna_are_refused_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "find_spec", lambda name: None if name == "optuna" else name)
+    config = small_sweep(tmp_path, "alone")
+    with pytest.raises(RunError, match=r"`pip install 'cmoe\[sweep\]'`"):
+        sweep(replace(config, search=replace(config.search, by="optuna")))
+    assert not config.run.folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The figures of a sweep's report; by the manner of the run report's."""
+"""What a sweep tried for a task: what each candidate adds, and how well it answers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cmoe.methods.probe import Probing, decide
-from cmoe.methods.settings import ProbeConfig, Score
-from cmoe.reports.charts import ACCENT, BAD, FAINT, GOOD, INK, MUTED, drawn, hue
+from cmoe.reports.charts.drawing import ACCENT, BAD, FAINT, GOOD, MUTED, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-ALPHAS = tuple(n / 20 for n in range(-40, 61))
-"""Thresholds that the sensitivity is drawn over."""
 
 _PALE, _DEEP = "#c9d9ec", "#123a66"
 """Colours of the lowest and the highest accuracy."""
@@ -143,49 +138,6 @@ def parallel(
         ax.tick_params(length=0)
 
     return drawn(name, label, 540, 320, draw)
-
-
-def sensitivity(
-    name: str, label: str, probing: Probing, searched: Sequence[float], chosen: Mapping[str, Any]
-) -> str:
-    """How many layers grow by the threshold, for each score: nothing is trained to know it.
-
-    Args:
-        name: Unique in the page.
-        label: What is shown.
-        probing: What the task's probes measured.
-        searched: Thresholds of the sweep.
-        chosen: The winner's point.
-    """
-
-    def draw(figure: Figure) -> None:
-        ax = figure.subplots()
-        ax.vlines(searched, 0, len(probing.gain), color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
-        # The first two often agree: the later line is the thinner one, and leaves the other to see.
-        for number, score in enumerate(probing.scores()):
-            counts = [layers_grown(probing, score, alpha) for alpha in ALPHAS]
-            width = 5.0 - 1.7 * number
-            text = score.replace("_", " ")
-            ax.step(ALPHAS, counts, where="post", color=hue(number), linewidth=width, label=text)
-            if chosen["score"] == score and chosen["alpha"] is not None:
-                count = layers_grown(probing, score, chosen["alpha"])
-                look: dict[str, Any] = {"color": GOOD, "edgecolor": INK, "zorder": 3}
-                ax.scatter(chosen["alpha"], count, s=120, marker="*", clip_on=False, **look)
-        ax.set_xlim(ALPHAS[0], ALPHAS[-1])
-        ax.set_ylim(0, len(probing.gain) * 1.04)
-        ax.locator_params(axis="y", integer=True)
-        ax.set_xlabel("alpha")
-        ax.set_ylabel("layers that grow")
-        ax.grid(axis="y")
-        figure.legend(loc="outside lower left", ncols=3)
-
-    return drawn(name, label, 540, 250, draw)
-
-
-def layers_grown(probing: Probing, score: Score, alpha: float) -> int:
-    """Layers over the threshold, where no other limit holds."""
-    rule = ProbeConfig(score=score, alpha=alpha)
-    return len(decide(probing, rule, per_layer=1, costs=[0] * len(probing.gain)).experts)
 
 
 def _place(value: float, among: Sequence[float]) -> float:

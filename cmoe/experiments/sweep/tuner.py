@@ -15,7 +15,7 @@ from cmoe.common.run_files import read_object
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import SearchConfig
 from cmoe.experiments.sweep.space import Candidate, Point, Result
-from cmoe.experiments.sweep.trial import RESULT, Bench, probe, train
+from cmoe.experiments.sweep.worker import RESULT, Bench, probe, train
 from cmoe.folder import differences
 from cmoe.methods.method import seed_of
 from cmoe.run.stream import load, make_method, start_store

@@ -1,0 +1,1 @@
+"""The pages' charts by subject: each function draws one SVG."""

@@ -1,0 +1,102 @@
+"""How charts are drawn: each is an SVG of its own, text stays text, and nothing is loaded.
+
+Every chart has a name that is unique in its page (ids inside the SVG are made of it) and a label,
+which says what it shows to those who can't see it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, FAINT, GRID = "#1f2937", "#6b7280", "#c3c9d2", "#e8ebef"
+GOOD, BAD, CUT = "#2a9d6f", "#d1495b", "#e9a23b"
+ACCENT = "#2f6fb3"
+HUES = (
+    *("#4e79a7", "#f28e2b", "#59a14f", "#b6578f", "#3a9e98"),
+    *("#e15759", "#8a63b5", "#9c755f", "#b8961e", "#7f8792"),
+)
+PIXEL = 1 / 96
+"""Inches of a CSS pixel: sizes are given in pixels, as the page shows them at most."""
+
+LOOK: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "axes.labelsize": 8,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.borderaxespad": 0.2,
+    "legend.handlelength": 1.2,
+    "legend.columnspacing": 1.2,
+    "savefig.transparent": True,
+}
+"""Matplotlib's settings: small type, little ink; no setting is changed for anyone else."""
+
+_GROUP_ID = re.compile(r'<g id="[^"]*"')
+_HEAD = re.compile(r'<svg [^>]*viewBox="([^"]*)"[^>]*>')
+_STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
+
+Matrix = Sequence[Sequence[float | None]]
+
+
+def hue(index: int) -> str:
+    """A task's colour, the same in every figure."""
+    return HUES[index % len(HUES)]
+
+
+def drawn(
+    name: str, label: str, width: float, height: float, draw: Callable[[Figure], None]
+) -> str:
+    """An SVG of so many pixels at most; narrower where its page is."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = StringIO()
+    with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
+        figure = Figure(figsize=(width * PIXEL, height * PIXEL), layout="constrained")
+        draw(figure)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    svg = buffer.getvalue()
+    svg = _GROUP_ID.sub("<g", _STYLE.sub("", svg[svg.index("<svg") :])).strip()
+    head = f'<svg role="img" aria-label="{escape(label)}" style="max-width:{width:.0f}px"'
+    return _HEAD.sub(lambda found: f'{head} viewBox="{found[1]}">', svg, count=1)
+
+
+def over_stages(ax: Axes, count: int) -> None:
+    """The axes of accuracies over so many stages, alike in every figure."""
+    ax.set_ylim(0, 100)
+    ax.set_xlim(0.7, count + 0.3)
+    ax.set_xticks(range(1, count + 1))
+    ax.set_yticks((0, 50, 100))
+    ax.grid(axis="y")
+    ax.set_xlabel("tasks learned")
+
+
+def bare(ax: Axes) -> None:
+    """Without lines around the axes, and without ticks."""
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
