@@ -10,8 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from cmoe.common.command_line import did_you_mean
-from cmoe.common.nearest import near
+from cmoe.common.command_line import LISTED_BY_HELP
+from cmoe.common.nearest import did_you_mean, near
 
 Tree = dict[str, Any]
 """A configuration's keys: by name the type of a value, or the tree of a section."""
@@ -37,7 +37,7 @@ def unknown_key(key: str, tree: Tree, written: str | None = None, prefix: str = 
     """
     close = nearest(key, tree)
     section = key_type(tree, key.rpartition(".")[0])
-    hint = did_you_mean([f"{prefix}{each}" for each in close])
+    hint = did_you_mean([f"{prefix}{each}" for each in close]) or LISTED_BY_HELP
     if not close and isinstance(section, dict) and "." in key:
         hint = f"; {key.rpartition('.')[0]} has {', '.join(section)}"
     return f"unknown key {written or key}{hint}"
@@ -105,8 +105,7 @@ def wrong_type(written: str, hint: Any, value: Any, *, text: bool = False) -> st
         parser.parse_args([f"--value={value}"]) if text else parser.parse_object({"value": value})
     except ArgumentError:
         choices = [str(c) for c in get_args(hint)] if get_origin(hint) is Literal else []
-        close = near(str(value), choices)
-        meant = did_you_mean(close) if close else ""
+        meant = did_you_mean(near(str(value), choices))
         return f"{written} is {value!r}; {described(hint)} is needed{meant}"
     return None
 

@@ -17,8 +17,8 @@ from typing import Any, NoReturn, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
-from cmoe.common.command_line import did_you_mean, is_flag, listed
-from cmoe.common.nearest import near
+from cmoe.common.command_line import is_flag
+from cmoe.common.nearest import did_you_mean, listed, near
 from cmoe.common.parsing import compose_yaml
 from cmoe.config.keys import Tree, key_type, tree_of, unknown_key, wrong_type
 
@@ -186,8 +186,7 @@ class _Given:
             self.problems.append(f"{file}: no text in UTF-8; a YAML file is needed")
         except OSError as error:
             beside = [str(f) for f in sorted(file.parent.glob("*.yaml"))]
-            close = near(str(file), beside)
-            self.problems.append(f"{file}: {error.strerror}{did_you_mean(close) if close else ''}")
+            self.problems.append(f"{file}: {error.strerror}{did_you_mean(near(str(file), beside))}")
         else:
             if file.resolve() in self._open:
                 self.problems.append(f"{file}: names itself as its {prefix or FILE}")
