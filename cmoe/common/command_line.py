@@ -11,7 +11,10 @@ from argparse import ArgumentParser
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from cmoe.common.nearest import near
+from cmoe.common.nearest import did_you_mean, near
+
+LISTED_BY_HELP = "; --help lists all"
+"""What follows an unknown word that is near to no known one."""
 
 
 class Parser(ArgumentParser):
@@ -24,7 +27,8 @@ class Parser(ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         known = self._option_string_actions
         if not {"-h", "--help"} & set(words) and (unknown := list(_unknown(words, known))):
-            refuse(self.prog, [f"unknown flag {f}{did_you_mean(near(f, known))}" for f in unknown])
+            hints = [did_you_mean(near(flag, known)) or LISTED_BY_HELP for flag in unknown]
+            refuse(self.prog, [f"unknown flag {f}{h}" for f, h in zip(unknown, hints, strict=True)])
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -51,15 +55,3 @@ def _unknown(words: Iterable[str], known: Collection[str]) -> Iterator[str]:
             return
         if is_flag(word) and (name := word.partition("=")[0]) not in known:
             yield name
-
-
-def did_you_mean(words: Sequence[str]) -> str:
-    """What follows an unknown word."""
-    if not words:
-        return "; --help lists all"
-    return f"; did you mean {listed(words)}?"
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a, b or c`."""
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

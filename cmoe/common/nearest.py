@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 NEAR = 0.65  # of difflib's ratio: what is further away is no slip of the pen
@@ -27,6 +27,16 @@ def unknown(name: str, known: Iterable[str]) -> str:
     there = f"there are {', '.join(names)}"
     close = near(str(name), names)
     return f"{there}; the nearest is {close[0]}" if close else there
+
+
+def did_you_mean(words: Sequence[str]) -> str:
+    """What an error says behind an unknown name: the words that were probably meant, if any."""
+    return f"; did you mean {listed(words)}?" if words else ""
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _plain(name: str) -> str:

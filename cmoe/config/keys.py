@@ -10,8 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from cmoe.common.command_line import did_you_mean
-from cmoe.common.nearest import near
+from cmoe.common.nearest import did_you_mean, near
 
 Tree = dict[str, Any]
 """A configuration's keys: by name the type of a value, or the tree of a section."""
@@ -113,8 +112,7 @@ def wrong_type(written: str, hint: Any, value: Any, *, text: bool = False) -> st
         parser.parse_args([f"--value={value}"]) if text else parser.parse_object({"value": value})
     except ArgumentError:
         choices = [str(c) for c in get_args(hint)] if get_origin(hint) is Literal else []
-        close = near(str(value), choices)
-        meant = did_you_mean(close) if close else ""
+        meant = did_you_mean(near(str(value), choices))
         return f"{written} is {value!r}; {described(hint)} is needed{meant}"
     return None
 

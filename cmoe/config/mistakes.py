@@ -16,8 +16,8 @@ from typing import Any, get_origin
 import yaml
 from jsonargparse import get_loader
 
-from cmoe.common.command_line import did_you_mean, is_flag, listed
-from cmoe.common.nearest import near
+from cmoe.common.command_line import is_flag
+from cmoe.common.nearest import did_you_mean, listed, near
 from cmoe.common.parsing import compose_yaml
 from cmoe.config.keys import Tree, key_type, unknown_key, wrong_type
 

@@ -1,22 +1,19 @@
 """The deployments of a service: gateway -> locator -> executor, on Ray Serve.
 
-The gateway speaks HTTP, refuses what it must, and turns a conversation into a prompt. The locator
-finds the prompt's task by the frozen base's features, in batches. Executors answer, each with one
-batch that requests join and leave between tokens.
+The gateway speaks HTTP, refuses bad requests, and turns a conversation into a prompt. The locator
+finds the prompt's task by the frozen base's features, many prompts at a time. Executors answer.
 
-A log is only added to, so that a task answers the same in every version of the store that has it: a
-request sees one version if its executor has at least what its locator had, and an executor that
-hasn't looks again before it answers.
+A store is only appended to, so that a task answers the same in every version of the store that has
+it. A request sees one version if its executor has at least the tasks that its locator had; an
+executor that has fewer catches up before it answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
@@ -24,127 +21,56 @@ from ray.serve import Application
 from ray.serve.metrics import Gauge, Histogram
 
 from cmoe.modeling.routers import BASE
-from cmoe.serving.engines.builtin.batch import padding
-from cmoe.serving.engines.builtin.decoding import UnservedBaseError, context_of
-from cmoe.serving.engines.builtin.engine import Engine, Event
-from cmoe.serving.engines.builtin.store_follower import Following, follow
-from cmoe.serving.engines.builtin.verification import require_own_answers
+from cmoe.serving.bases import UnservedBaseError
+from cmoe.serving.engines.executor import Executor, LocatingExecutor
+from cmoe.serving.engines.registry import DEFAULT, executor_class
 from cmoe.serving.gateway.http import Gateway
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.metrics import BOUNDS
-from cmoe.serving.messages import Arrays, Located, Question, Said
+from cmoe.serving.messages import AnswerPart, AnswerRequest, Located, Prompt, Reply
+from cmoe.serving.served_model import ServedModel
 from cmoe.serving.settings import ServeConfig
+from cmoe.serving.store_follower import StoreFollower, readable
 from cmoe.store.log import Store
 
 logger = logging.getLogger("ray.serve")
-FAILURES = 3
-"""Passes that may fail one after the other until a replica counts as unhealthy."""
 
 
-class _Replica:
-    """A model that follows its store while it is being used.
-
-    Args:
-        following: The model.
-        config: Of the service.
-        between: Runs something where nobody uses the model meanwhile.
-    """
-
-    def __init__(
-        self,
-        following: Following,
-        config: ServeConfig,
-        between: Callable[[Callable[[], None]], Future[None]],
-    ) -> None:
-        self.following, self._between, self._poll_s = following, between, config.poll_s
-        self._looking = asyncio.Lock()
-        self._watch = asyncio.get_running_loop().create_task(self._poll())
-
-    async def look(self, needed: int | None = None) -> None:
-        """Take what was committed since; only if there are fewer tasks than needed, where given.
-
-        What has begun ends, also where whoever asked for it has gone.
-        """
-        if needed is not None and self._enough(needed):
-            return
-        await asyncio.shield(self._look(needed))
-
-    def _enough(self, needed: int) -> bool:
-        return len(self.following.model.tasks) >= needed
-
-    async def _look(self, needed: int | None) -> None:
-        async with self._looking:
-            if needed is not None and self._enough(needed):
-                return
-            found = await asyncio.to_thread(self.following.look)
-            if found:
-                await asyncio.wrap_future(self._between(lambda: self.following.take(found)))
-
-    async def _poll(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll_s)
-            try:
-                await self.look()
-            except Exception:  # of a storage's own kind: the next look may go well
-                logger.exception("can't look into the store")
-
-
-def _now(call: Callable[[], None]) -> Future[None]:
-    """Where nothing runs beside it, a call needs no other place."""
-    call()
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
-
-
-class Locator:
-    """PTL in front: the frozen base up to the feature's layer, and the bank, for many at a time."""
+class LocatorReplica:
+    """Locates prompts by the frozen base up to the feature's layer and the bank of locators."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        following, processor = await asyncio.to_thread(follow, config)
-        self._replica = _Replica(following, config, _now)
-        self._pad = padding(processor.tokenizer)
+        store = await asyncio.to_thread(readable, config.store)
+        self._model = await ServedModel.load(store, config)
+        self._follower = await StoreFollower.start(store, self._model, config.poll_s)
 
-    async def locate(self, prompts: list[Arrays]) -> list[Located]:
-        # In the requests' own loop: a pass that doesn't end leaves `check_health`, which runs
-        # there, too, without an answer.
-        return self._replica.following.locate(prompts, self._pad)
+    async def locate(self, prompts: list[Prompt]) -> list[Located]:
+        # In the requests' own event loop: a pass that doesn't end also keeps `check_health` from
+        # answering, and so Ray replaces the replica.
+        return self._follower.versioned(self._model.locate(prompts))
 
-    async def state(self, tasks: int = 0) -> dict[str, Any]:
-        """What this replica has; it looks again where it has fewer tasks than that."""
-        await self._replica.look(tasks)
-        return self._replica.following.state()
+    async def state(self, min_tasks: int = 0) -> dict[str, Any]:
+        """This replica's tasks and version; it catches up first if it has fewer tasks."""
+        await self._follower.catch_up(min_tasks)
+        return self._follower.state()
 
     async def check_health(self) -> None:
-        """Answers as long as this loop turns, and the model is whole."""
-        self._replica.following.require_whole()
+        _require_unstuck(self._model)
 
 
-def _verified(config: ServeConfig) -> tuple[Following, Any]:
-    """As `follow`, once a batch was seen to answer as the base's own `generate` does."""
-    try:
-        following, processor = follow(config)
-        context = context_of(following.model.base.config)
-        require_own_answers(following.model, processor, context)
-    except UnservedBaseError as error:
-        logger.error("%s", error)  # the trace that Ray writes of it says no more
-        raise
-    return following, processor
+class ExecutorReplica:
+    """Answers prompts with an executor, which it knows by its interface alone."""
 
-
-class Executor:
-    """Answers, with continuous batching; and locates, where the answering pass itself does."""
-
-    async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        following, processor = await asyncio.to_thread(_verified, config)
-        self._following, self._model = following, following.model
-        # Requests and the engine's thread take turns in one interpreter, and a turn of its 5 ms is
-        # as long as a small model's token.
-        sys.setswitchinterval(5e-4)
-        self._pad = padding(processor.tokenizer)
-        self._engine = Engine(self._model, processor.tokenizer, config.engine)
-        self._replica = _Replica(following, config, self._engine.between)
-        waited, first, token = (
+    async def __init__(self, config: ServeConfig, executor: type[Executor]) -> None:  # type: ignore[misc]
+        store = await asyncio.to_thread(readable, config.store)
+        try:
+            self._executor = await executor.load(store, config)
+        except UnservedBaseError as error:
+            logger.error("%s", error)  # the trace that Ray writes of it says no more
+            raise
+        self._follower = await StoreFollower.start(store, self._executor, config.poll_s)
+        self._running = Gauge("cmoe_running", "Answers that are under way.")
+        self._queue_s, self._first_token_s, self._token_s = (
             Histogram(f"cmoe_{name}_seconds", text, BOUNDS, ("task",))
             for name, text in (
                 ("queue", "Seconds that a prompt waited until it was read."),
@@ -152,85 +78,71 @@ class Executor:
                 ("token", "Seconds of a further token."),
             )
         )
-        self._waited, self._first, self._token = waited, first, token
-        self._running = Gauge("cmoe_running", "Answers that are under way.")
 
-    async def answer(self, question: Question) -> Said:
+    async def answer(self, request: AnswerRequest) -> Reply:
         """A whole answer."""
-        async for said in self._said(question, stream=False):
-            if said.finish or said.failure:
-                return said
-        raise AssertionError("an answer ends")
+        async with aclosing(self._replies(request, stream=False)) as replies:
+            return await anext(replies)
 
-    async def stream(self, question: Question) -> AsyncIterator[Said]:
+    async def stream(self, request: AnswerRequest) -> AsyncGenerator[Reply]:
         """An answer in parts, as its tokens come."""
-        async for said in self._said(question, stream=True):
-            yield said
+        async with aclosing(self._replies(request, stream=True)) as replies:
+            async for reply in replies:
+                yield reply
 
-    async def _said(self, question: Question, *, stream: bool) -> AsyncIterator[Said]:
-        await self._replica.look(question.tasks)
-        if len(self._model.tasks) < question.tasks:
-            failure = f"this replica has {len(self._model.tasks)} tasks of {question.tasks}"
-            yield Said("", 0, None, failure, None, str(self._following.version))
+    async def _replies(self, request: AnswerRequest, *, stream: bool) -> AsyncGenerator[Reply]:
+        await self._follower.catch_up(request.min_tasks)
+        count, task = len(self._executor.tasks), request.task
+        if count < request.min_tasks:
+            failure = f"this replica has {count} tasks of {request.min_tasks}"
+            yield Reply(AnswerPart(failure=failure), str(self._follower.version))
             return
-        if question.task is None and not self._model.tasks:
-            question = replace(question, task=BASE)
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        if task is None and not count:
+            task = BASE
+        answer = self._executor.submit(request.prompt, task, request.sampling, stream=stream)
+        async with aclosing(answer) as parts:
+            async for part in parts:
+                self._measure(part)
+                yield self._reply(part)
 
-        def listen(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+    def _reply(self, part: AnswerPart) -> Reply:
+        """A part with the store's version that answers, or that it was located among."""
+        count = len(self._executor.tasks if part.location is None else part.location.scores)
+        return Reply(part, str(self._follower.version_of(count)))
 
-        cancel = self._engine.submit(question.job(stream=stream), listen)
-        try:
-            while True:
-                event = await events.get()
-                parts = [event.text]
-                while not event.finish and not events.empty():  # what came meanwhile goes with it
-                    event = events.get_nowait()
-                    parts.append(event.text)
-                self._measure(event)
-                yield self._part("".join(parts), event)
-                if event.finish or event.failure:
-                    return
-        finally:  # whoever asked may have gone
-            cancel()
-
-    def _part(self, text: str, event: Event) -> Said:
-        count = len(self._model.tasks) if event.scores is None else len(event.scores)
-        version = str(self._following.version_of(count))
-        located = None
-        if event.scores is not None:
-            located = Located(event.task, event.scores, event.unknown, version)
-        return Said(text, event.tokens, event.finish, event.failure, located, version)
-
-    def _measure(self, event: Event) -> None:
-        if not event.finish:
+    def _measure(self, part: AnswerPart) -> None:
+        if not part.finish:
             return
-        task = "base" if event.task == BASE else self._model.tasks[event.task]
-        tags = {"task": task}
-        self._waited.observe(event.waited, tags)
-        self._first.observe(event.first, tags)
-        if event.tokens > 1:
-            self._token.observe((event.last - event.first) / (event.tokens - 1), tags)
+        tags = {"task": "base" if part.task == BASE else self._executor.tasks[part.task]}
+        self._queue_s.observe(part.queued_s, tags)
+        self._first_token_s.observe(part.first_token_s, tags)
+        if part.tokens > 1:
+            seconds = part.last_token_s - part.first_token_s
+            self._token_s.observe(seconds / (part.tokens - 1), tags)
 
-    async def locate(self, prompts: list[Arrays]) -> list[Located]:
-        """Where prompts belong."""
-        found = self._engine.between(lambda: self._following.locate(prompts, self._pad))
-        return await asyncio.wrap_future(found)
-
-    async def state(self, tasks: int = 0) -> dict[str, Any]:
-        """As the locator's."""
-        await self._replica.look(tasks)
-        state = self._following.state()
-        self._running.set(self._engine.running)
-        return state | {"running": self._engine.running, "waiting": self._engine.waiting}
+    async def state(self, min_tasks: int = 0) -> dict[str, Any]:
+        """As the locator's, and how many answers run and wait."""
+        await self._follower.catch_up(min_tasks)
+        running, waiting = self._executor.running, self._executor.waiting
+        self._running.set(running)
+        return self._follower.state() | {"running": running, "waiting": waiting}
 
     def check_health(self) -> None:
-        self._following.require_whole()
-        if (seconds := self._engine.stuck()) is not None:
-            raise RuntimeError(f"a pass takes {seconds:.0f} s, or the engine has ended")
-        if self._engine.failures >= FAILURES:
-            raise RuntimeError(f"the last {self._engine.failures} passes failed")
+        _require_unstuck(self._executor)
+
+
+class LocatingExecutorReplica(ExecutorReplica):
+    """The executor of a store whose locator is placed inline: it also locates."""
+
+    async def locate(self, prompts: list[Prompt]) -> list[Located]:
+        assert isinstance(self._executor, LocatingExecutor)
+        return self._follower.versioned(await self._executor.locate(prompts))
+
+
+def _require_unstuck(worker: Executor | ServedModel) -> None:
+    """Ray replaces a replica whose health check raises."""
+    if (reason := worker.stuck()) is not None:
+        raise RuntimeError(reason)
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -243,14 +155,22 @@ def build(args: Mapping[str, Any]) -> Application:
         ValueError: A setting is wrong, or there is no API key.
         StoreError: There is no store.
     """
-    return bound(ServeConfig.of(args), {})
+    return application(ServeConfig.of(args), {})
 
 
-def bound(
-    config: ServeConfig, options: Mapping[str, Mapping[str, Any]], answers: type = Executor
+def application(
+    config: ServeConfig, options: Mapping[str, Mapping[str, Any]], executor: str = DEFAULT
 ) -> Application:
-    """The application with Ray's settings of each deployment, and the executor's class; errors as
-    in `build`.
+    """The application of a service.
+
+    Args:
+        config: The service.
+        options: Ray's settings of each deployment.
+        executor: Name of the executor.
+
+    Raises:
+        ValueError: There is no API key, or the executor can't serve this kind of store.
+        StoreError: There is no store.
     """
 
     def deployment(kind: type, name: str) -> Any:
@@ -258,10 +178,18 @@ def bound(
         return made.options(**options.get(name, {}))
 
     keys = Keys.of(config.auth)
-    settings = Store.follow(config.store).header.settings
-    executor = deployment(answers, "executor").bind(config)
-    locator = None
-    if settings["locator"]["placement"] == "front":
-        locator = deployment(Locator, "locator").bind(config)
-    application: Application = deployment(Gateway, "gateway").bind(config, keys, executor, locator)
-    return application
+    answers = executor_class(executor)
+    placement = Store.follow(config.store).header.settings["locator"]["placement"]
+    if placement == "front":
+        executors = deployment(ExecutorReplica, "executor").bind(config, answers)
+        locators = deployment(LocatorReplica, "locator").bind(config)
+    elif issubclass(answers, LocatingExecutor):
+        executors = deployment(LocatingExecutorReplica, "executor").bind(config, answers)
+        locators = None
+    else:
+        raise ValueError(
+            f"the executor {executor!r} can't locate prompts, and the store's locator is placed "
+            f"{placement!r}; stores whose locator is placed 'front' can be served"
+        )
+    gateway: Application = deployment(Gateway, "gateway").bind(config, keys, executors, locators)
+    return gateway

@@ -1,60 +1,72 @@
-"""What serving costs: a load from separate processes, beside the two ceilings of the same run."""
+"""Measures a service: under a load from separate processes, beside two ceilings of the same run."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from queue import Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from cmoe.data.batches import ChatTurn, Collator
 from cmoe.data.coin import read_tasks
+from cmoe.data.images import load_image
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
-from cmoe.serving.app import Executor
+from cmoe.modeling.routers import BASE
+from cmoe.serving.engines.builtin.executor import BuiltinExecutor
+from cmoe.serving.engines.registry import register_executor
 from cmoe.serving.launch import read_service, serving
 from cmoe.serving.load import Reply, drive, request_of
-from cmoe.serving.messages import Question, Said
+from cmoe.serving.messages import AnswerPart, Prompt, Sampling
+from cmoe.serving.prompts import TensorPrompt, to_arrays
 from cmoe.serving.settings import ServeConfig
+from cmoe.serving.store_follower import readable
 from cmoe.store.log import Store
 
-Texts = list[tuple[str, str | None]]
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-TOKENS, CLIENTS, ALONE = 16, 32, 96
-METRICS_S = 12.0  # between two reports of a replica's figures to Ray's agent
+Answer = tuple[str, str | None]
+"""An answer's text, and the task that gave it."""
+
+TOKENS = 16  # of an answer at most
+CLIENTS = 32
+ALONE = 96  # requests of the one client alone
+METRICS_S = 12.0  # longer than Ray's agents take to hear of a replica's metrics
 
 
 def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[str, Any]]:
     """A served store under load, one client alone, and both ceilings.
 
+    The ceilings are the same answers in one process without a service, and a service whose executor
+    answers at once.
+
     Args:
-        file: Of the service, in Ray Serve's format.
-        store: The log; None takes the file's.
-        root: Of the data that its tasks' test samples are taken from.
-        samples: Of each task.
+        file: The service's file, in Ray Serve's format.
+        store: The store; None takes the file's.
+        root: Folder of the dataset whose test samples are asked.
+        samples: Number of samples of each task.
 
     Returns:
-        Rows with requests per second, their ratio to one client alone, latencies, and how many
-        answers differ from those of offline generation.
+        Rows with requests per second, their ratio to one client alone, latencies, and the number of
+        answers that differ from those without a service.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    service = read_service(file, store=store, host="127.0.0.1", port=port, auth=False)
-    # As in the benchmark: else the base answers what no task claims.
+    service = read_service(file, store=store, host="127.0.0.1", port=_free_port(), auth=False)
+    # As evaluation does; otherwise the base would answer what no task claims.
     service = replace(service, config=replace(service.config, reject_unknown=False))
     names = Store.open(service.config.store).tasks
     tasks = read_tasks(DataConfig(root=root, tasks=names, test_samples=samples), seed=0)
     mixed = [s for row in zip(*(t.test for t in tasks), strict=False) for s in row]
     bodies = [request_of(s, tokens=TOKENS) for s in mixed]
-    seconds, texts = offline(service.config, mixed)
+    seconds, answers = offline(service.config, mixed)
     rows = [_row("offline, one process", len(mixed) / seconds, None)]
     url = service.url.rstrip("/")
     with serving(service):
@@ -63,13 +75,13 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
         before = _spent(url)
         under = drive(url, bodies, clients=CLIENTS)
         spent = {name: total - before.get(name, 0.0) for name, total in _spent(url).items()}
-    with serving(service, Instant):
+    with serving(service, executor="instant"):
         drive(url, bodies[:64], clients=8)
         instant = drive(url, bodies, clients=CLIENTS)
     rows.append(_row("executor answers at once", _rate(instant), instant))
-    rows.append(_row("one client", _rate(alone), alone, texts))
-    rows.append(_row(f"{CLIENTS} clients", _rate(under), under, texts))
-    # Of a request's time: until its task was known, and until its prompt was read behind that.
+    rows.append(_row("one client", _rate(alone), alone, answers))
+    rows.append(_row(f"{CLIENTS} clients", _rate(under), under, answers))
+    # Parts of a request's time: until its task was known, and then until its prompt was read.
     whole = sum(r.seconds for r in under)
     rows[-1] |= {f"in {name}": total / whole for name, total in spent.items()}
     least = min(rows[0]["per second"], rows[1]["per second"])
@@ -79,38 +91,49 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
     return rows
 
 
-def offline(
-    config: ServeConfig, samples: Sequence[Sample]
-) -> tuple[float, list[tuple[str, str | None]]]:
-    """Seconds, and texts and tasks, of all samples in one process: prepared, located, answered."""
-    from cmoe.data.images import load_image
-    from cmoe.serving.engines.builtin.engine import Engine, Event, Job
-    from cmoe.serving.engines.builtin.store_follower import follow
+def offline(config: ServeConfig, samples: Sequence[Sample]) -> tuple[float, list[Answer]]:
+    """Prepare, locate and answer all samples in this process, with the builtin executor.
 
-    following, processor = follow(config)
-    model = following.model
-    collator = Collator(processor, 10**6, 1)
-    engine = Engine(model, processor.tokenizer, config.engine)
-    came: list[Queue[Event]] = [Queue() for _ in samples]
+    Returns:
+        Seconds, and the answers in the order of the samples.
+    """
+    return asyncio.run(_offline(config, samples))
+
+
+async def _offline(config: ServeConfig, samples: Sequence[Sample]) -> tuple[float, list[Answer]]:
+    executor = await BuiltinExecutor.load(readable(config.store), config)
+    collator = Collator(executor.processor, 10**6, 1)
+
+    async def answer(prompt: Prompt) -> Answer:
+        async with aclosing(executor.submit(prompt, None, Sampling(TOKENS), stream=False)) as parts:
+            part = await anext(parts)
+        return part.text, executor.tasks[part.task]
+
     start = time.monotonic()
-    jobs = []
-    for sample in samples:
-        parts: tuple[str | None, ...] = (sample.text,)
-        picture = None
-        if sample.image is not None:
-            parts, picture = (None, *parts), load_image(sample.image, collator.limits)
-        prompt = collator.conversation([ChatTurn("user", parts)], picture)
-        jobs.append(Job(prompt, None, TOKENS))
-    for job, queue in zip(jobs, came, strict=True):
-        engine.submit(job, queue.put)
-    events = [queue.get() for queue in came]
+    prompts = [to_arrays(_prompt(sample, collator)) for sample in samples]
+    answers = await asyncio.gather(*map(answer, prompts))
     seconds = time.monotonic() - start
-    engine.close()
-    return seconds, [(e.text, model.tasks[e.task]) for e in events]
+    executor.close()
+    return seconds, answers
+
+
+def _prompt(sample: Sample, collator: Collator) -> TensorPrompt:
+    """A sample's prompt, made as the gateway makes it."""
+    if sample.image is None:
+        return collator.conversation([ChatTurn("user", (sample.text,))], None)
+    image = load_image(sample.image, collator.limits)
+    return collator.conversation([ChatTurn("user", (None, sample.text))], image)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _spent(url: str) -> dict[str, float]:
-    """Seconds of all requests so far, by where they were spent, as the service itself counts."""
+    """Seconds of all requests so far, by where they were spent, from the service's own metrics."""
     time.sleep(METRICS_S)
     with urllib.request.urlopen(f"{url}/metrics") as response:
         families = list(text_string_to_metric_families(response.read().decode()))
@@ -131,7 +154,7 @@ def _row(
     name: str,
     rate: float,
     replies: Sequence[Reply] | None,
-    texts: Sequence[tuple[str, str | None]] | None = None,
+    answers: Sequence[Answer] | None = None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"load": name, "per second": rate, "p50 ms": None, "p99 ms": None}
     if replies is not None:
@@ -140,16 +163,38 @@ def _row(
         row["p99 ms"] = 1000 * ordered[int(len(ordered) * 0.99)]
     row["failed"] = None if replies is None else str(sum(r.status != 200 for r in replies))
     row["different"] = None
-    if replies is not None and texts is not None:
-        pairs = zip(replies, texts, strict=False)
-        row["different"] = str(sum((r.text, r.task) != known for r, known in pairs))
+    if replies is not None and answers is not None:
+        pairs = zip(replies, answers, strict=False)
+        row["different"] = str(sum((r.text, r.task) != answer for r, answer in pairs))
     if replies is not None and row["failed"] != "0":
         row["statuses"] = str(dict(Counter(r.status for r in replies)))
     return row
 
 
-class Instant(Executor):
-    """Answers at once, and nothing: what is left of the time is the way there and back."""
+@register_executor("instant")
+class InstantExecutor:
+    """Answers at once, and nothing: what is left of a request's time is the way there and back."""
 
-    async def answer(self, question: Question) -> Said:
-        return Said("", 1, "stop", None, None, "")
+    running = waiting = 0
+
+    def __init__(self, tasks: tuple[str, ...]) -> None:
+        self.tasks = tasks
+
+    @staticmethod
+    def require_servable(base: PretrainedConfig) -> None:
+        """Every base is."""
+
+    @classmethod
+    async def load(cls, store: Store, config: ServeConfig) -> Self:
+        return cls(store.tasks)
+
+    async def submit(
+        self, prompt: Prompt, task: int | None, sampling: Sampling, *, stream: bool
+    ) -> AsyncGenerator[AnswerPart]:
+        yield AnswerPart(tokens=1, task=BASE if task is None else task, finish="stop")
+
+    async def grow(self, store: Store) -> None:
+        self.tasks = store.tasks
+
+    def stuck(self) -> str | None:
+        return None

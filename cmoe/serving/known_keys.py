@@ -1,31 +1,25 @@
-"""Keys that an object of a kind may have; what is unknown is named, with the nearest that is."""
+"""Refuses keys that a type has no field for, with the nearest key that it has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from cmoe.common.nearest import near
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """What follows an unknown word: the known one that is nearest, if any is near."""
-    close = near(word, known)
-    return f"; did you mean {close[0]}?" if close else ""
+from cmoe.common.nearest import did_you_mean, near
 
 
 def require_known(value: Any, kind: Any, at: str = "") -> None:
-    """Refuse keys, at any depth, that a kind's fields don't name.
+    """Refuse keys of a tree, at any depth, that its type has no field for.
 
     Args:
         value: A plain tree.
-        kind: A dataclass, a pydantic model, or an annotation that holds one; of others any key will
-            do.
-        at: Path of the tree.
+        kind: The tree's type: a dataclass, a pydantic model, or an annotation with one in it. Where
+            it is none of these, any key is taken.
+        at: The tree's path.
 
     Raises:
-        ValueError: Names the first unknown key with its path.
+        ValueError: Names the first unknown key by its path.
     """
     if isinstance(value, list):
         for i, each in enumerate(value):
@@ -36,12 +30,12 @@ def require_known(value: Any, kind: Any, at: str = "") -> None:
     for key, each in value.items():
         path = f"{at}.{key}" if at else str(key)
         if key not in known:
-            raise ValueError(f"{path}: there is no such key{did_you_mean(str(key), known)}")
+            raise ValueError(f"{path}: there is no such key{did_you_mean(near(str(key), known))}")
         require_known(each, known[key], path)
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    """Annotations of a kind's fields, by name; of the first part of an annotation that has any."""
+    """Types of a type's fields, by name; in an annotation, those of the first part with fields."""
     if isinstance(kind, type) and is_dataclass(kind):
         return get_type_hints(kind)
     if model_fields := getattr(kind, "model_fields", None):

@@ -1,40 +1,35 @@
-"""What the deployments say to each other: plain values, as small as may be."""
+"""What gateway, locator and executor send to each other: plain values, as small as possible."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 
-from cmoe.serving.engines.builtin.engine import Finish, Job
+from cmoe.modeling.routers import BASE
 
-Arrays = Mapping[str, NDArray[Any]]
-"""A prompt: a base's inputs for a batch of one."""
+Prompt = Mapping[str, NDArray[Any]]
+"""The base's inputs for a batch of one: `input_ids` [1, S], `attention_mask`, the image's."""
 
-
-def tensors(prompt: Arrays) -> dict[str, torch.Tensor]:
-    """A prompt as the model takes it."""
-    return {name: torch.from_numpy(array) for name, array in prompt.items()}
+Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Located:
-    """Where a prompt belongs.
+class Location:
+    """The task that a prompt belongs to.
 
     Attributes:
-        task: Index of the primitive that answers; -1 for the base, where no task claims it.
-        scores: Of all tasks that the locator's store had; the smallest is the likeliest.
-        unknown: Whether no task claims it.
-        version: Name of that store's version.
+        task: Index of the primitive that answers; -1 for the base, where no task claims the prompt.
+        scores: One for each task of the store; the smallest is the likeliest.
+        unknown: Whether no task claims the prompt.
     """
 
     task: int
     scores: tuple[float, ...]
     unknown: bool
-    version: str
 
     @property
     def nearest(self) -> int:
@@ -43,63 +38,94 @@ class Located:
 
     @property
     def posterior(self) -> tuple[float, ...]:
-        """Chances of all tasks: the softmax of the negative scores, all tasks alike beforehand."""
+        """Probabilities of the tasks: the softmax of the negative scores, under a uniform prior."""
         return tuple(torch.tensor(self.scores).neg().softmax(0).tolist())
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt on its way to an executor.
+class Located:
+    """A locator's reply for one prompt.
 
     Attributes:
-        prompt: What is asked.
-        task: Index of the primitive that answers; None lets the executor locate it.
-        tasks: Primitives that the executor must have.
-        tokens: Of the answer at most.
-        temperature: See `Job`.
-        top_p: See `Job`.
-        seed: See `Job`.
-        stop: See `Job`.
+        location: Where the prompt belongs.
+        version: Name of the store's version that it was located among.
     """
 
-    prompt: Arrays
-    task: int | None
-    tasks: int
-    tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: tuple[str, ...]
-
-    def job(self, *, stream: bool) -> Job:
-        return Job(
-            tensors(self.prompt),
-            self.task,
-            self.tokens,
-            self.temperature,
-            self.top_p,
-            self.seed,
-            self.stop,
-            stream,
-        )
+    location: Location
+    version: str
 
 
 @dataclass(frozen=True)
-class Said:
-    """A part of an answer, or all of it.
+class Sampling:
+    """How an answer's tokens are chosen, and where the answer ends.
 
     Attributes:
-        text: The part.
-        tokens: Of the answer so far.
-        finish: Why it ended; None while it goes on.
-        failure: Why there will be no more of it.
-        located: Where the executor located it, if it had to.
-        version: Name of the store's version that the executor has.
+        max_tokens: Of the answer.
+        temperature: 0 takes the likeliest token.
+        top_p: Draws among the likeliest tokens that together have this probability.
+        seed: Of what is drawn; None draws differently each time.
+        stop: Texts that end the answer; they aren't part of it.
     """
 
-    text: str
-    tokens: int
-    finish: Finish | None
-    failure: str | None
-    located: Located | None
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """A prompt on its way to an executor.
+
+    Attributes:
+        prompt: The prompt.
+        task: Index of the primitive that answers; None lets the executor locate the prompt.
+        min_tasks: Number of tasks that the executor must have.
+        sampling: How the answer is sampled.
+    """
+
+    prompt: Prompt
+    task: int | None
+    min_tasks: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """The next part of an answer, or all of it. The last part has `finish` or `failure`.
+
+    Attributes:
+        text: The part's text.
+        tokens: Number of the answer's tokens so far.
+        task: Index of the primitive that answers; -1 for the base.
+        location: The prompt's location, where the executor located it.
+        queued_s: Seconds from the prompt's arrival until it was read.
+        first_token_s: Seconds from the prompt's arrival until the first token.
+        last_token_s: Seconds from the prompt's arrival until the latest token.
+        finish: Why the answer ended; None before its end.
+        failure: Why the answer broke off; None where it didn't.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    task: int = BASE
+    location: Location | None = None
+    queued_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    finish: Finish | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An executor's reply: a part of an answer.
+
+    Attributes:
+        part: The part.
+        version: Name of the store's version that answers.
+    """
+
+    part: AnswerPart
     version: str

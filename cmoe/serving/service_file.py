@@ -1,12 +1,13 @@
-"""Ray Serve's own file of a service, read more strictly than Ray does: it drops unknown keys."""
+"""Ray Serve's own file of a service. Unknown keys are refused here; Ray would ignore them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cmoe.common.nearest import did_you_mean, near
 from cmoe.common.parsing import parse_yaml
-from cmoe.serving.known_keys import did_you_mean, require_known
+from cmoe.serving.known_keys import require_known
 from cmoe.serving.settings import ServeConfig
 
 if TYPE_CHECKING:
@@ -17,16 +18,16 @@ DEPLOYMENTS = ("gateway", "locator", "executor")
 
 
 class ServiceError(Exception):
-    """A service that can't be started; says why."""
+    """Why a service can't be started."""
 
 
 class ServiceFile(NamedTuple):
-    """What a file says.
+    """The content of a service's file.
 
     Attributes:
-        schema: All of it.
-        application: Its only one.
-        config: That one's `args`.
+        schema: The whole file.
+        application: Its only application.
+        config: The application's `args`.
     """
 
     schema: ServeDeploySchema
@@ -35,11 +36,11 @@ class ServiceFile(NamedTuple):
 
 
 def read_file(file: Path) -> ServiceFile:
-    """A service's file, in the format of `serve deploy`.
+    """Read a service's file, in the format of `serve deploy`.
 
     Raises:
-        ServiceError: It can't be read, isn't such a one, has a key that Ray or this project doesn't
-            know or a value that can't be; names the file and the key.
+        ServiceError: The file can't be read, it has no application of ours, a key is unknown to Ray
+            or to us, or a value is out of range; names the file and the key.
     """
     try:
         return _read(file.read_text(encoding="utf-8"))
@@ -76,7 +77,7 @@ def _read(text: str) -> ServiceFile:
         if (name := deployment.name) not in DEPLOYMENTS:
             raise ValueError(
                 f"{at}.deployments.{i}.name is {name!r}; {', '.join(DEPLOYMENTS)}"
-                f"{did_you_mean(name, DEPLOYMENTS)}"
+                f"{did_you_mean(near(name, DEPLOYMENTS))}"
             )
     try:
         config = ServeConfig.of(application.args)
@@ -86,7 +87,7 @@ def _read(text: str) -> ServiceFile:
 
 
 def _first(error: Any) -> str:
-    """The first of pydantic's errors, in a sentence."""
+    """The first of pydantic's errors, as a sentence."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     said = str(first["msg"]).removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""What a service is configured with: its store, its limits, who may ask."""
+"""A service's settings. Its limits are in `gateway/limits.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from cmoe.common.bounds import require
-from cmoe.data.image_limits import FORMATS, ImageLimits
 from cmoe.modeling.settings import ModelConfig
+from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.known_keys import require_known
 
 if TYPE_CHECKING:
@@ -15,82 +15,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LimitsConfig:
-    """What a request may be. All of it is checked before anything is decoded or allocated for it.
-
-    Attributes:
-        body_bytes: Of a request's body.
-        messages: Of a conversation.
-        text_bytes: Of all its texts together, in UTF-8.
-        prompt_tokens: Of the whole prompt, the picture's included; with the answer's never more
-            than the base's own context.
-        answer_tokens: That a request may ask for.
-        answer_default: Where it doesn't ask.
-        picture_bytes: Of a picture's file.
-        picture_pixels: Of a picture, and of the largest one that the base's processor makes of it:
-            padded to a square, or its shorter side scaled up. A pixel takes three bytes when it is
-            decoded, and some more while it is prepared.
-        picture_side: Pixels that each side needs at least.
-        formats: Of pictures, as Pillow names them; all or some of JPEG, PNG, WEBP, GIF and BMP.
-        hosts: From which pictures are fetched by URL; none are by default. A host is reached only
-            where its name stands for public addresses, without redirects.
-        fetch_s: Seconds that fetching a picture may take.
-        in_flight: Requests of a gateway replica that are being answered; more get 429.
-        deadline_s: Seconds until an answer must have ended; 504 behind it.
-    """
-
-    body_bytes: int = 12 * 2**20
-    messages: int = 32
-    text_bytes: int = 16_384
-    prompt_tokens: int = 4096
-    answer_tokens: int = 512
-    answer_default: int = 64
-    picture_bytes: int = 8 * 2**20
-    picture_pixels: int = 16_000_000
-    picture_side: int = 2
-    formats: tuple[str, ...] = FORMATS
-    hosts: tuple[str, ...] = ()
-    fetch_s: float = 5.0
-    in_flight: int = 64
-    deadline_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        numbers = [f.name for f in fields(self) if isinstance(getattr(self, f.name), int | float)]
-        require(self, "limits", *numbers, above=0)
-        if self.answer_default > self.answer_tokens:
-            raise ValueError(
-                f"limits.answer_default is {self.answer_default}; at most limits.answer_tokens, "
-                f"{self.answer_tokens}"
-            )
-        if not self.formats or (other := sorted({*self.formats} - {*FORMATS})):
-            raise ValueError(
-                f"limits.formats has {', '.join(other) if self.formats else 'none'}; pictures may "
-                f"be of {', '.join(FORMATS)}"
-            )
-
-    @property
-    def image(self) -> ImageLimits:
-        """Those of a picture."""
-        return ImageLimits(
-            file_bytes=self.picture_bytes,
-            pixels=self.picture_pixels,
-            side=self.picture_side,
-            processed=self.picture_pixels,
-            formats=self.formats,
-        )
-
-
-@dataclass(frozen=True)
 class EngineConfig:
-    """How a replica answers.
+    """How an executor's replica answers.
 
     Attributes:
-        max_batch: Answers that run together at most.
-        max_tokens: Tokens in the batch's cache at most, padding included. A request waits until it
+        max_batch: The most answers that run together.
+        max_tokens: The most tokens in the batch's cache, padding included. A request waits until it
             fits, with the longest answer that it may get.
-        join_at_once: Prompts read in one pass; those that run wait for it.
+        join_at_once: The most prompts that are read in one pass, while running answers wait.
         join_wait_s: Seconds that a prompt may wait for others to be read with, while answers run:
-            several cost little more than one.
+            reading several costs little more than reading one.
         stuck_s: Seconds that a pass may take before the replica counts as unhealthy.
     """
 
@@ -108,12 +42,13 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class AuthConfig:
-    """Who may ask.
+    """Who may use the service.
 
     Attributes:
-        required: Whether a key is needed. Without one the service must listen on loopback alone.
-        keys_file: sha256 of a key in hex on each line; what follows it is a comment. The variable
-            `CMOE_API_KEYS` may hold further ones, between commas.
+        required: Whether a request needs an API key. If not, the service must listen on loopback
+            alone.
+        keys_file: A file with the sha256 of a key in hex on each line; the rest is a comment.
+            The variable `CMOE_API_KEYS` may hold further keys, separated by commas.
     """
 
     required: bool = True
@@ -125,18 +60,18 @@ class ServeConfig:
     """A service.
 
     Attributes:
-        store: Folder or `s3://` prefix of the log that answers.
-        model: Its base; null takes the one that the store was written with.
-        device: Of locator and executors; null takes the GPU where a replica has one.
-        reject_unknown: Let the base alone answer a sample that no task claims; else the likeliest
-            task answers it, as in the benchmark.
+        store: Folder or `s3://` prefix of the store that answers.
+        model: The store's base; null takes the one that the store was written with.
+        device: Device of locators and executors; null takes the GPU where a replica has one.
+        reject_unknown: Let the base alone answer a sample that no task claims; otherwise the
+            likeliest task answers it, as in evaluation.
         poll_s: Seconds between two looks for new primitives.
-        batch: Samples that are located together at most.
-        locating: Such groups of a gateway replica that are at the locators at a time: fewer make
-            larger groups, more keep more locator replicas busy.
+        batch: The most prompts that are located together.
+        locating: Number of such batches that a gateway replica keeps at the locators: fewer make
+            larger batches, more keep more locator replicas busy.
         limits: What a request may be.
         engine: How an executor answers.
-        auth: Who may ask.
+        auth: Who may use the service.
     """
 
     store: str
@@ -162,10 +97,10 @@ class ServeConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ServeConfig:
-        """From a plain tree, as Ray's file of a service has it.
+        """A service from a plain tree, as Ray's file of the service has it.
 
         Raises:
-            ValueError: An unknown key, a value of another kind, or one that can't be.
+            ValueError: A key is unknown, or a value has another type or is out of range.
         """
         from jsonargparse import ArgumentParser
 

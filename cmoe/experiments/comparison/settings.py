@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cmoe.common.bounds import require
-from cmoe.common.command_line import did_you_mean
-from cmoe.common.nearest import near
+from cmoe.common.nearest import did_you_mean, near
 from cmoe.methods.registry import methods
 
 STUDIED = "cmoe"
@@ -45,7 +44,7 @@ class CompareConfig:
         known = methods()
         for name in (*self.names, *self.settings, *self.candidates):
             if name not in known:
-                close = did_you_mean(found) if (found := near(name, known)) else ""
+                close = did_you_mean(near(name, known))
                 raise ValueError(f"methods: {name!r} is none; there are {', '.join(known)}{close}")
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"methods is {self.methods!r}; each once")

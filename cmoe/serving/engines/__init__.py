@@ -1,1 +1,1 @@
-"""Executors: what answers a located request."""
+"""Executors: what answers a prompt with a store's tasks."""

@@ -1,4 +1,4 @@
-"""What is answered: OpenAI's chat completions, whole or in chunks."""
+"""Answers as OpenAI's chat completions, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ class Completion:
     """One chat completion, whole or in chunks.
 
     Args:
-        model: As it was asked for.
-        fingerprint: Of the store.
-        found: Task, score and store version; goes into every object as `cmoe`.
-        counted: Whether chunks have `usage`: null in all but the last.
+        model: The model that the request names.
+        fingerprint: Name of the store's version.
+        found: Task, score and store version; every object has them as `cmoe`.
+        counted: Whether chunks have the key `usage`, which is null in all but the last.
+
+    Attributes:
+        task: Name of the task that answers, or `base`.
     """
 
     def __init__(
@@ -43,13 +46,13 @@ class Completion:
         if text or first:
             delta["content"] = text
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return self._sent({"choices": [choice]})
+        return self._chunk_event({"choices": [choice]})
 
     def spent(self, prompt: int, tokens: int) -> str:
-        """The last chunk of a stream that was asked for its usage."""
-        return self._sent({"choices": [], "usage": usage(prompt, tokens)})
+        """The last chunk of a stream whose usage was asked for."""
+        return self._chunk_event({"choices": [], "usage": usage(prompt, tokens)})
 
-    def _sent(self, values: Mapping[str, Any]) -> str:
+    def _chunk_event(self, values: Mapping[str, Any]) -> str:
         return event({"object": "chat.completion.chunk", **self._common, **self._usage, **values})
 
 

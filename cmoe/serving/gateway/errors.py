@@ -1,4 +1,4 @@
-"""What a client is told when a request isn't answered: OpenAI's error object and its statuses."""
+"""Why a request isn't answered: OpenAI's error object and its statuses."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class RequestError(Exception):
     Args:
         status: HTTP status.
         message: What was wrong, and what would be right.
-        code: For programs.
-        param: The field that it is about.
-        retry_after: Seconds after which it is worth another try.
+        code: The kind of mistake, for programs.
+        param: Path of the field that is wrong.
+        retry_after: Seconds after which the client may try again.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from cmoe.mini.tasks import make_sample
 
 @cache
 def examples() -> list[dict[str, str]]:
-    """Task, question and picture (a data URL; empty for text alone)."""
+    """Task, question and image of each (a data URL; empty where the question has none)."""
     found = []
     for task in TASKS:
         sample = make_sample(task, "page", 0)

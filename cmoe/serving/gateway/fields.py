@@ -1,49 +1,48 @@
-"""Fields of a JSON body: each is read by what it must be, and a mistake is named by its path.
+"""Fields of a JSON body: each is read as its type, and a mistake is named by its path.
 
-A reader takes a value and its path, as `messages.0.content.1.text`, and gives the value back or
-raises a `RequestError`. Null is what isn't there: it says nothing, under whatever key.
+A reader takes a value and its path, such as `messages.0.content.1.text`. It returns the value or
+raises a `RequestError`. Null is the same as a missing field, whatever the key.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from cmoe.common.nearest import did_you_mean, listed, near
 from cmoe.common.parsing import parse_json
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.known_keys import did_you_mean
+from cmoe.serving.gateway.limits import MAX_ITEMS
 
 T = TypeVar("T")
 Read = Callable[[Any, str], T]
 
-MOST = 256
-"""Of anything in a list, whatever the limits are: a body holds hundreds of thousands of `{}`."""
 SHOWN = 60  # characters of a value in a message
 
 
-class Neutral(NamedTuple):
-    """A field that is known, and that only some values of ask for nothing.
+class Unsupported(NamedTuple):
+    """A field that isn't supported, but may have a value that changes nothing.
 
     Attributes:
-        why: All others are refused.
-        values: Those that are taken, besides null.
+        why: Why other values are refused.
+        harmless: The values that are taken, besides null.
     """
 
     why: str
-    values: tuple[Any, ...] = ()
+    harmless: tuple[Any, ...] = ()
 
     def read(self, value: Any, at: str) -> None:
-        if not any(_same(value, each) for each in self.values):
-            taken = listed([*map(shown, self.values), "null"])
+        if not any(_same(value, each) for each in self.harmless):
+            taken = listed([*map(shown, self.harmless), "null"])
             wrong(at, f"is {shown(value)}; {self.why}, so that {taken} is taken")
 
 
 def body_of(data: bytes) -> Any:
-    """A body's value.
+    """The value of a JSON body.
 
     Raises:
-        RequestError: It is no JSON, or a key stands twice in one object.
+        RequestError: The body isn't JSON, or a key stands twice in one object.
     """
     try:
         return parse_json(data)
@@ -57,31 +56,34 @@ def fields(
     readers: Mapping[str, Read[Any]],
     *,
     needed: Collection[str] = (),
-    neutral: Mapping[str, Neutral] | None = None,
+    unsupported: Mapping[str, Unsupported] | None = None,
 ) -> dict[str, Any]:
-    """An object's fields that say something.
+    """Read an object's fields; null and unsupported ones are left out.
 
     Args:
-        value: What should be the object.
-        at: Its path; empty for a body.
-        readers: By field.
-        needed: Those of them that must be there.
-        neutral: Further fields.
+        value: A value that must be an object.
+        at: The value's path; empty for a body.
+        readers: The reader of each field.
+        needed: The fields that must be there.
+        unsupported: Further fields that are known.
+
+    Raises:
+        RequestError: The value is no object, or a field is unknown, wrong or missing.
     """
     if not isinstance(value, dict):
         wrong(at, f"is {kind_of(value)}; an object")
-    neutral, read = neutral or {}, {}
+    unsupported, read = unsupported or {}, {}
     for key, each in value.items():
         path = f"{at}.{key}" if at else key
         if each is None:
             continue
         if key in readers:
             read[key] = readers[key](each, path)
-        elif key in neutral:
-            neutral[key].read(each, path)
+        elif key in unsupported:
+            unsupported[key].read(each, path)
         else:
             path = path if len(path) <= 2 * SHOWN else f"{path[: 2 * SHOWN]}..."
-            hint = did_you_mean(key, [*readers, *neutral])
+            hint = did_you_mean(near(key, [*readers, *unsupported]))
             message = f"Unrecognized request argument supplied: {path}{hint}"
             raise RequestError(400, message, code="invalid_value", param=path)
     for key in needed:
@@ -91,7 +93,7 @@ def fields(
 
 
 def wrong(at: str, message: str) -> NoReturn:
-    """Raises a `RequestError` about a field."""
+    """Refuse a field with a message that begins with its path."""
     message = f"{at or 'the body'} {message}"
     raise RequestError(400, message, code="invalid_value", param=at or None)
 
@@ -140,15 +142,15 @@ def whole(least: int, most: int) -> Read[int]:
 def one_of(*options: str) -> Read[str]:
     def read(value: Any, at: str) -> str:
         if not isinstance(value, str) or value not in options:
-            hint = did_you_mean(value, options) if isinstance(value, str) else ""
+            hint = did_you_mean(near(value, options)) if isinstance(value, str) else ""
             wrong(at, f"is {shown(value)}; {listed(options)}{hint}")
         return value
 
     return read
 
 
-def many(read: Read[T], least: int = 1, most: int = MOST) -> Read[list[T]]:
-    """A list; its first mistake ends the reading."""
+def many(read: Read[T], least: int = 1, most: int = MAX_ITEMS) -> Read[list[T]]:
+    """A reader of lists; it stops at the first mistake."""
 
     def read_all(value: Any, at: str) -> list[T]:
         if not isinstance(value, list):
@@ -162,22 +164,17 @@ def many(read: Read[T], least: int = 1, most: int = MOST) -> Read[list[T]]:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in JSON's words."""
+    """A value's type, in JSON's words."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else kinds.get(type(value), "a number")
 
 
 def shown(value: Any) -> str:
-    """A value as JSON has it, or its beginning."""
+    """A value in JSON, shortened."""
     written = json.dumps(value, ensure_ascii=True)
     return written if len(written) <= SHOWN else f"{written[:SHOWN]}..."
 
 
-def listed(words: Sequence[str]) -> str:
-    """`a, b or c`."""
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
 def _same(value: Any, other: Any) -> bool:
-    """Whether two values are one in JSON, where `true` isn't 1."""
+    """Whether two values are equal in JSON, where `true` isn't 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

@@ -1,115 +1,74 @@
-"""The gateway: HTTP on one side, locator and executors on the other."""
+"""The gateway: OpenAI's HTTP interface in front of locators and executors."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
-from ray.serve.handle import DeploymentHandle
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter
 from starlette.exceptions import HTTPException
 
-from cmoe.data.batches import Collator, ConversationError, ReservedTokenError
-from cmoe.data.image_limits import limits_of
-from cmoe.modeling.pretrained import load_config, load_processor
-from cmoe.modeling.routers import BASE
-from cmoe.serving.engines.builtin.decoding import context_of, require_servable
-from cmoe.serving.engines.builtin.store_follower import model_of
+from cmoe.serving.bases import base_of
 from cmoe.serving.gateway import protocol
+from cmoe.serving.gateway.admission import Admission, SlotStream
 from cmoe.serving.gateway.completion import DONE, Completion, event
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.images import decoded, opened, picture_bytes
 from cmoe.serving.gateway.keys import Keys
-from cmoe.serving.gateway.limits import Border, HeldStream, as_refusal, not_found, refused
-from cmoe.serving.gateway.metrics import BOUNDS, exposition
-from cmoe.serving.messages import Arrays, Located, Question, Said
+from cmoe.serving.gateway.metrics import exposition
+from cmoe.serving.gateway.prompt_builder import PromptBuilder
+from cmoe.serving.gateway.replicas import Handle, Replicas, Route
+from cmoe.serving.gateway.responses import error_response, route_error, to_request_error
+from cmoe.serving.messages import Reply
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
 
-Handle = DeploymentHandle[Any]
-T = TypeVar("T")
-
 logger = logging.getLogger("ray.serve")
 PAGE = Path(__file__).with_name("page.html")
-# The page brings all that it needs; it may speak to nobody but this service.
+# The page contains all that it needs, and may connect to this service alone.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-INLINE = 200_000  # pixels of a picture, or bytes of its file, that take a few milliseconds
-HEALTH_S = 2.0  # until a deployment that doesn't say how it is counts as away
-
-
-class Prepared(NamedTuple):
-    """A request on its way: the prompt and how many tokens it has."""
-
-    prompt: Arrays
-    tokens: int
-
-
-class Way(NamedTuple):
-    """Who answers a request: what the executor is asked, and what is known of the task."""
-
-    question: Question
-    located: Located | None
 
 
 @serve.ingress()
 class Gateway:
-    """Checks, prepares, locates, asks, and answers in OpenAI's terms."""
+    """Checks requests, prepares prompts, locates them, and answers in OpenAI's format.
+
+    Args:
+        config: The service.
+        keys: Who may ask.
+        executor: The executors.
+        locator: The locators; None where the executors locate.
+    """
 
     def __init__(
-        self,
-        config: ServeConfig,
-        keys: Keys,
-        executor: Handle,
-        locator: Handle | None,
+        self, config: ServeConfig, keys: Keys, executor: Handle, locator: Handle | None
     ) -> None:
-        self.config, self.limits = config, config.limits
-        self._executor, self._locator = executor, locator or executor
-        self._inline = locator is None
-        named = model_of(Store.follow(config.store), config)
-        base = load_config(named.path, revision=named.revision)
-        require_servable(base)
-        self._context = context_of(base)
-        processor = load_processor(named.path, revision=named.revision, pad=named.pad)
-        self._collator = Collator(processor, self._context, 1)
-        self._image_limits = limits_of(processor, self.limits.image)
-        # What arrives while the locators are busy goes there together: a call costs more than a
-        # further prompt in it, and a pass of many little more than one of one.
-        self._batched: Any = serve.batch(
-            max_batch_size=config.batch,
-            batch_wait_timeout_s=0.0,
-            max_concurrent_batches=config.locating,
-        )(self._locate)
-        self._tasks: tuple[str, ...] = ()
-        self._asking, self._asked = asyncio.Lock(), -HEALTH_S
-        self._known: Mapping[str, dict[str, Any] | None] = {}
+        self._limits = config.limits
+        self._prompts = PromptBuilder(base_of(Store.follow(config.store), config), config.limits)
+        self._replicas = Replicas(config, executor, locator)
+        self._admission = Admission(config.limits, keys, self._count)
         self._requests = Counter(
             "cmoe_requests",
             "Requests answered, by task and status.",
             ("task", "status"),  # type: ignore[arg-type]
         )
-        self._seconds = Histogram(
-            "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", BOUNDS
-        )
         self._unknown = Counter("cmoe_unknown", "Located prompts that no task claims.")
-        self._border = Border(config.limits, keys, self._count)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the replica's own application."""
         app = FastAPI(title="cmoe", docs_url=None, redoc_url=None, openapi_url=None)
-        app.add_exception_handler(RequestError, refused)
-        app.add_exception_handler(HTTPException, not_found)
+        app.add_exception_handler(RequestError, error_response)
+        app.add_exception_handler(HTTPException, route_error)
         app.post("/v1/chat/completions")(self.complete)
         app.post("/v1/locate")(self.locate)
         app.get("/v1/models")(self.models)
@@ -121,255 +80,158 @@ class Gateway:
         app.get("/examples")(self.examples)
         return app
 
-    # Answering
+    # Answers
 
     async def complete(self, request: Request) -> Response:
-        async with self._border.answering(request) as place:
-            wanted = protocol.ChatRequest.read(await self._border.body(request))
-            asked = protocol.asked(wanted, self.limits)
-            talk = protocol.conversation(wanted.messages, self.limits)
-            prepared = await self._prepared(talk, asked.tokens)
-            way = await self._way(prepared, asked)
-            if not wanted.stream:
-                answer: Any = self._executor.answer.remote(way.question)
-                place.leaving(answer.cancel)
-                said: Said = await self._named(await answer)
-                return self._whole(wanted, prepared, way, said)
-            streaming: Any = self._executor.options(stream=True)
-            answer = streaming.stream.remote(way.question)
-            place.leaving(answer.cancel)
-            # What fails before the first part still has its status.
-            first: Said = await self._named(await anext(aiter(answer)))
-            _require_success(first)
-            place.kept = True
-            sse = self._stream(wanted, prepared, way, first, answer, place.deadline)
-            return HeldStream(sse, place.leave)
+        """A chat completion, whole or as a stream."""
+        async with self._admission.slot(request) as slot:
+            chat = protocol.ChatRequest.read(await self._admission.body(request))
+            task = protocol.named_task(chat)
+            sampling = protocol.sampling(chat, self._limits)
+            conversation = protocol.conversation(chat.messages, self._limits)
+            prompt, tokens = await self._prompts.build(conversation, sampling.max_tokens)
+            route = await self._replicas.route(prompt, task, sampling)
+            if not chat.stream:
+                answer = self._replicas.answer(route.request)
+                slot.on_free(answer.cancel)
+                reply = await self._checked(await answer)
+                return self._whole(chat, tokens, route, reply)
+            replies = self._replicas.stream(route.request)
+            slot.on_free(replies.cancel)
+            # A failure before the first part still gets its own status.
+            first = await self._checked(await anext(aiter(replies)))
+            events = self._events(chat, tokens, route, first, replies, slot.deadline)
+            return SlotStream(events, slot)
+
+    async def _checked(self, reply: Reply) -> Reply:
+        """A reply without a failure, and with names for the tasks in its location."""
+        await self._replicas.learn_names(reply)
+        _require_success(reply)
+        return reply
+
+    def _whole(
+        self, chat: protocol.ChatRequest, tokens: int, route: Route, reply: Reply
+    ) -> Response:
+        completion, part = self._completion(chat, route, reply), reply.part
+        self._count(200, completion.task)
+        assert part.finish is not None
+        return JSONResponse(completion.whole(part.text, part.finish, tokens, part.tokens))
+
+    async def _events(
+        self,
+        chat: protocol.ChatRequest,
+        tokens: int,
+        route: Route,
+        first: Reply,
+        replies: AsyncIterator[Reply],
+        deadline: float,
+    ) -> AsyncIterator[str]:
+        """Server-sent events. A failure after the first is an event: the status has been sent."""
+        completion, part = self._completion(chat, route, first), first.part
+        yield completion.chunk(part.text, None, first=True)
+        status = 499  # the client left, unless the answer comes to an end
+        try:
+            async with asyncio.timeout_at(deadline):
+                while not part.finish:
+                    reply = await anext(replies)
+                    _require_success(reply)
+                    part = reply.part
+                    if part.text and not part.finish:
+                        yield completion.chunk(part.text, None, first=False)
+            status = 200
+        except Exception as error:
+            told = to_request_error(error)
+            status = told.status
+            yield event(told.body())
+            return
+        finally:
+            self._count(status, completion.task)
+        text = "" if part is first.part else part.text
+        yield completion.chunk(text, part.finish, first=False)
+        if chat.usage:
+            yield completion.spent(tokens, part.tokens)
+        yield DONE
+
+    def _completion(self, chat: protocol.ChatRequest, route: Route, reply: Reply) -> Completion:
+        """The completion's frame: which task answers, and how it was found."""
+        version, location = reply.version, reply.part.location
+        if route.located is not None:
+            version, location = route.located.version, route.located.location
+        name = self._replicas.task_name
+        found: dict[str, Any] = {"task": None, "located": location is not None, "unknown": False}
+        if location is not None:
+            found |= {"task": name(location.task), "unknown": location.unknown}
+            if location.scores:
+                found["nearest"] = name(location.nearest)
+                found["score"] = location.scores[location.nearest]
+                found["probability"] = location.posterior[location.nearest]
+            if location.unknown:
+                self._unknown.inc()
+        elif route.request.task is not None:
+            found["task"] = name(route.request.task)
+        found["store_version"] = version
+        return Completion(chat.model, version, found, counted=chat.usage)
 
     async def locate(self, request: Request) -> dict[str, Any]:
         """The posterior over tasks of a conversation."""
-        async with self._border.answering(request):
-            messages = protocol.read_located(await self._border.body(request))
-            talk = protocol.conversation(messages, self.limits)
-            prepared = await self._prepared(talk, 1)
-            located = await self._located(prepared)
-            names = await self._names(len(located.scores))
-            rows = zip(names, located.posterior, located.scores, strict=False)
+        async with self._admission.slot(request):
+            messages = protocol.read_located(await self._admission.body(request))
+            conversation = protocol.conversation(messages, self._limits)
+            prompt, _ = await self._prompts.build(conversation, 1)
+            located = await self._replicas.locate(prompt)
+            location, name = located.location, self._replicas.task_name
+            names = await self._replicas.task_names(len(location.scores))
+            rows = zip(names, location.posterior, location.scores, strict=False)
             return {
                 "object": "cmoe.location",
-                "task": self._name(located.task),
-                "nearest": self._name(located.nearest),
-                "unknown": located.unknown,
+                "task": name(location.task),
+                "nearest": name(location.nearest),
+                "unknown": location.unknown,
                 "tasks": [{"task": n, "probability": p, "score": s} for n, p, s in rows],
                 "store_version": located.version,
             }
 
-    async def _prepared(self, talk: protocol.Conversation, answer: int) -> Prepared:
-        """The prompt of a conversation, as the base reads it."""
-        picture, pixels = None, 0
-        for url in talk.pictures:
-            data = await picture_bytes(url, self.limits)
-            header = await self._run(len(data), opened, data, self._image_limits)
-            pixels = self._image_limits.resizing.pixels(*header.size)
-            picture = await self._run(pixels, decoded, header)
-        try:
-            make = self._collator.conversation
-            prompt = await self._run(pixels, make, talk.turns, picture)
-        except (ReservedTokenError, ConversationError) as error:
-            raise RequestError(400, str(error), code="invalid_text", param="messages") from error
-        except ValueError as error:  # the processor's own, about whatever it met
-            logger.warning("a prompt can't be prepared: %r", error)
-            raise RequestError(400, "the prompt can't be prepared", param="messages") from error
-        tokens = prompt["input_ids"].shape[1]
-        limit = min(self.limits.prompt_tokens, self._context - answer)
-        if tokens > limit:
-            raise RequestError(
-                400,
-                f"the prompt has {tokens} tokens; with an answer of up to {answer} at most {limit}",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return Prepared({name: t.numpy() for name, t in prompt.items()}, tokens)
-
-    async def _run(self, size: int, call: Callable[..., T], *arguments: Any) -> T:
-        """Prepare something: large pictures beside other requests, small ones at once, as handing
-        them to a thread and back takes longer than they do.
-        """
-        if size > INLINE:
-            return await asyncio.to_thread(call, *arguments)
-        return call(*arguments)
-
-    async def _way(self, prepared: Prepared, asked: protocol.Asked) -> Way:
-        """Locate a prompt, unless its task is named or the answering pass does it."""
-        located, task, tasks = None, None, 0
-        if asked.task is not None:
-            names = self._tasks
-            if asked.task not in names:
-                names = await self._names(len(names) + 1)
-            if asked.task not in names:
-                raise protocol.no_model(f"{protocol.MODEL}:{asked.task}", names)
-            task = names.index(asked.task)
-            tasks = task + 1
-        elif not self._inline:
-            located = await self._located(prepared)
-            task, tasks = located.task, len(located.scores)
-        question = Question(
-            prepared.prompt,
-            task,
-            tasks,
-            asked.tokens,
-            asked.temperature,
-            asked.top_p,
-            asked.seed,
-            asked.stop,
-        )
-        return Way(question, located)
-
-    async def _located(self, prepared: Prepared) -> Located:
-        start = time.monotonic()
-        located: Located = await self._batched(prepared.prompt)
-        self._seconds.observe(time.monotonic() - start)
-        if len(await self._names(len(located.scores))) < len(located.scores):
-            raise RequestError(503, "a new task is on its way; try again", retry_after=1)
-        return located
-
-    async def _locate(self, prompts: list[Arrays]) -> list[Located]:
-        located: list[Located] = await self._locator.locate.remote(prompts)
-        return located
-
-    async def _named(self, said: Said) -> Said:
-        """What an executor said, once the tasks that it located among have names here."""
-        if said.located is not None:
-            await self._names(len(said.located.scores))
-        return said
-
-    async def _names(self, needed: int) -> tuple[str, ...]:
-        """Names of the tasks; asks for those that this gateway hasn't heard of."""
-        if len(self._tasks) < needed:
-            state = await self._locator.state.remote(needed)
-            self._tasks = max(self._tasks, tuple(state["tasks"]), key=len)
-        return self._tasks
-
-    def _name(self, task: int) -> str | None:
-        return None if task == BASE else self._tasks[task]
-
-    # What is said
-
-    def _whole(
-        self, wanted: protocol.ChatRequest, prepared: Prepared, way: Way, said: Said
-    ) -> Response:
-        _require_success(said)
-        completion = self._completion(wanted, way, said)
-        self._count(200, completion.task)
-        assert said.finish is not None
-        found = completion.whole(said.text, said.finish, prepared.tokens, said.tokens)
-        return JSONResponse(found)
-
-    async def _stream(
-        self,
-        wanted: protocol.ChatRequest,
-        prepared: Prepared,
-        way: Way,
-        first: Said,
-        parts: AsyncIterator[Said],
-        deadline: float,
-    ) -> AsyncIterator[str]:
-        """Server-sent events. A failure behind the first is one of them: the status has gone."""
-        completion, said = self._completion(wanted, way, first), first
-        yield completion.chunk(first.text, None, first=True)
-        status = 499  # the client left, unless it comes to an end
-        try:
-            async with asyncio.timeout_at(deadline):
-                while not said.finish:
-                    said = await anext(parts)
-                    _require_success(said)
-                    if said.text and not said.finish:
-                        yield completion.chunk(said.text, None, first=False)
-            status = 200
-        except Exception as error:
-            refusal = as_refusal(error)
-            status = refusal.status
-            yield event(refusal.body())
-            return
-        finally:
-            self._count(status, completion.task)
-        yield completion.chunk("" if said is first else said.text, said.finish, first=False)
-        if wanted.usage:
-            yield completion.spent(prepared.tokens, said.tokens)
-        yield DONE
-
-    def _completion(self, wanted: protocol.ChatRequest, way: Way, said: Said) -> Completion:
-        located = way.located or said.located
-        found: dict[str, Any] = {"task": None, "located": located is not None, "unknown": False}
-        version = said.version
-        if located is not None:
-            version, nearest = located.version, located.nearest
-            found |= {"task": self._name(located.task), "unknown": located.unknown}
-            if located.scores:
-                found["nearest"] = self._name(nearest)
-                found["score"] = located.scores[nearest]
-                found["probability"] = located.posterior[nearest]
-            if located.unknown:
-                self._unknown.inc()
-        elif way.question.task is not None:
-            found["task"] = self._name(way.question.task)
-        found["store_version"] = version
-        return Completion(wanted.model, version, found, counted=wanted.usage)
-
     def _count(self, status: int, task: str = "") -> None:
         self._requests.inc(tags={"task": task, "status": str(status)})
 
-    # What there is
+    # Models
 
     async def models(self, request: Request) -> dict[str, Any]:
-        async with self._border.answering(request):
-            state = await self._locator.state.remote()
-            names = [protocol.MODEL, *(f"{protocol.MODEL}:{task}" for task in state["tasks"])]
+        """`cmoe`, which locates, and one model for each task."""
+        async with self._admission.slot(request):
+            names = protocol.model_names(await self._replicas.latest_tasks())
             return {"object": "list", "data": [_model(name) for name in names]}
 
     async def model(self, request: Request, name: str) -> dict[str, Any]:
-        async with self._border.answering(request):
-            _, colon, task = name.partition(":")
-            state = await self._locator.state.remote()
-            if name != protocol.MODEL and not (
-                name.startswith(f"{protocol.MODEL}{colon}") and task in state["tasks"]
-            ):
-                raise protocol.no_model(name, state["tasks"])
+        async with self._admission.slot(request):
+            tasks = await self._replicas.latest_tasks()
+            if name not in protocol.model_names(tasks):
+                raise protocol.no_model(name, tasks)
             return _model(name)
 
+    # Operation
+
     async def health(self, request: Request) -> dict[str, Any]:
-        """How the deployments are; answers as long as the gateway lives. Who has no key is told no
-        more than that.
+        """The state of the deployments; answers as long as the gateway lives. A client without a
+        key hears only whether all is well.
         """
-        found = await self._states()
-        whole = all(state and not state["refused"] for state in found.values())
-        said = {"status": "ok" if whole else "degraded"}
+        found = await self._replicas.states()
+        well = all(state and not state["refused"] for state in found.values())
+        status = {"status": "ok" if well else "degraded"}
         try:
-            self._border.admit(request)
+            self._admission.require_key(request)
         except RequestError:
-            return said
-        return {**said, **found}
+            return status
+        return {**status, **found}
 
     async def ready(self) -> Response:
-        """200 where requests can be answered."""
-        there = all((await self._states()).values())
-        return JSONResponse({"ready": there}, 200 if there else 503)
-
-    async def _states(self) -> Mapping[str, dict[str, Any] | None]:
-        """What a replica of each deployment has; asked once in a while, whoever wants to know."""
-        async with self._asking:
-            now = asyncio.get_running_loop().time()
-            if now - self._asked > HEALTH_S / 2:
-                handles = {"executor": self._executor, "locator": self._locator}
-                if self._inline:
-                    del handles["locator"]
-                states = await asyncio.gather(*map(_state, handles.values()))
-                self._known = dict(zip(handles, states, strict=True))
-                self._asked = asyncio.get_running_loop().time()
-        return self._known
+        """Status 200 where requests can be answered."""
+        ready = all((await self._replicas.states()).values())
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' figures of the whole service."""
-        self._border.admit(request)
+        """The metrics of the whole service, for Prometheus."""
+        self._admission.require_key(request)
         return PlainTextResponse(await exposition(), media_type=PROMETHEUS)
 
     # The page
@@ -381,27 +243,16 @@ class Gateway:
         )
 
     async def examples(self) -> list[dict[str, str]]:
-        """Pictures and questions of the mini CoIN, one of each task."""
+        """Images and questions of the mini CoIN, one of each task."""
         from cmoe.serving.gateway.examples import examples
 
         return await asyncio.to_thread(examples)
 
 
-def _require_success(said: Said) -> None:
-    if said.failure is not None:
-        logger.error("an answer failed: %s", said.failure)
+def _require_success(reply: Reply) -> None:
+    if (failure := reply.part.failure) is not None:
+        logger.error("an answer failed: %s", failure)
         raise RequestError(500, "the answer failed; another try may go well", code="failed")
-
-
-async def _state(handle: Handle) -> dict[str, Any] | None:
-    async def asked() -> Any:
-        return await handle.state.remote()
-
-    state: Awaitable[Mapping[str, Any]] = asked()
-    try:
-        return dict(await asyncio.wait_for(state, HEALTH_S))
-    except Exception:  # whatever became of it, it isn't there
-        return None
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Pictures that clients send: checked before they are decoded, fetched only from where it is safe.
+"""Images that clients send: checked before they are decoded, and fetched only from safe hosts.
 
-What they are made of is checked by `cmoe.data.images`, as every picture is.
+Their content is checked by `cmoe.data.images`, as every image's is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import ImageError, ImageTooLargeError, open_image, to_rgb
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.settings import LimitsConfig
+from cmoe.serving.gateway.limits import LimitsConfig
 
 PARAM = "messages"
 
@@ -26,11 +26,12 @@ def _bad(message: str, code: str = "invalid_image", status: int = 400) -> Reques
     return RequestError(status, message, code=code, param=PARAM)
 
 
-async def picture_bytes(url: str, limits: LimitsConfig) -> bytes:
-    """The file that a picture's URL stands for.
+async def image_bytes(url: str, limits: LimitsConfig) -> bytes:
+    """The file behind an image's URL.
 
     Raises:
-        RequestError: It is neither a data URL nor one that may be fetched, or too large.
+        RequestError: The URL is neither a data URL nor one that may be fetched, or the file is too
+            large.
     """
     if url.startswith("data:"):
         return from_data_url(url, limits)
@@ -38,8 +39,10 @@ async def picture_bytes(url: str, limits: LimitsConfig) -> bytes:
 
 
 def from_data_url(url: str, limits: LimitsConfig) -> bytes:
-    """As `picture_bytes`. White space, percent signs and left out padding are as browsers take them
-    (WHATWG Fetch, "data: URL processor"; Infra, "forgiving-base64 decode").
+    """The file in a data URL; errors as in `image_bytes`.
+
+    White space, percent signs and missing padding are read as browsers read them (WHATWG Fetch,
+    "data: URL processor"; Infra, "forgiving-base64 decode").
     """
     head, comma, text = url.partition(",")
     kind, *options = (part.strip().lower() for part in head.removeprefix("data:").split(";"))
@@ -62,11 +65,11 @@ def _too_large(limits: LimitsConfig) -> RequestError:
     )
 
 
-def opened(data: bytes, limits: ImageLimits) -> Image.Image:
-    """A picture by its header, not yet decoded.
+def open_checked(data: bytes, limits: ImageLimits) -> Image.Image:
+    """An image whose header was read and checked, and that isn't decoded yet.
 
     Raises:
-        RequestError: It is of another format, too small or too large.
+        RequestError: The image has another format, or is too small or too large.
     """
     try:
         return open_image(data, limits)
@@ -76,11 +79,11 @@ def opened(data: bytes, limits: ImageLimits) -> Image.Image:
         raise _bad(str(error)) from error
 
 
-def decoded(image: Image.Image) -> Image.Image:
-    """An opened picture in three channels.
+def decode(image: Image.Image) -> Image.Image:
+    """An opened image in three channels.
 
     Raises:
-        RequestError: It is damaged.
+        RequestError: The image is damaged.
     """
     try:
         return to_rgb(image)
@@ -88,25 +91,27 @@ def decoded(image: Image.Image) -> Image.Image:
         raise _bad(str(error)) from error
 
 
-# Pictures by URL
+# Images by URL
 
 
-def public(address: str) -> bool:
-    """Whether an IP address is one of the public internet."""
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(ip, "ipv4_mapped", None)
     return (mapped or ip).is_global and not ip.is_multicast
 
 
-async def fetch(url: str, limits: LimitsConfig, allowed: Callable[[str], bool] = public) -> bytes:
-    """A picture's file from one of `limits.hosts`.
+async def fetch(
+    url: str, limits: LimitsConfig, allowed: Callable[[str], bool] = is_public
+) -> bytes:
+    """An image's file from one of `limits.hosts`.
 
-    The addresses that are checked are those that are connected to: a name that stands for another
-    address a moment later changes nothing.
+    The address that is checked is the one that is connected to, so that a name that resolves to
+    another address a moment later does no harm.
 
     Raises:
-        RequestError: The host isn't on the list or not public, or it doesn't give a file of that
-            size in time.
+        RequestError: The host isn't on the list or isn't public, or it doesn't send a file of an
+            allowed size in time.
     """
     try:
         parts = urlsplit(url)

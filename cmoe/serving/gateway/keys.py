@@ -17,10 +17,10 @@ VARIABLE = "CMOE_API_KEYS"
 
 
 class Keys:
-    """Who may ask.
+    """The API keys of a service.
 
     Args:
-        digests: sha256 of every key, in hex; None asks for no key, and admits loopback alone.
+        digests: sha256 of every key, in hex; None needs no key, and lets only this machine ask.
     """
 
     def __init__(self, digests: Sequence[str] | None) -> None:
@@ -28,10 +28,10 @@ class Keys:
 
     @classmethod
     def of(cls, config: AuthConfig, environment: Mapping[str, str] = os.environ) -> Keys:
-        """Those of the configured file and of the environment.
+        """The keys of the configured file and of the environment.
 
         Raises:
-            ValueError: The file can't be read or a line of it is no digest, or there is no key.
+            ValueError: The file can't be read, a line of it is no digest, or there is no key.
         """
         if not config.required:
             return cls(None)
@@ -56,15 +56,16 @@ class Keys:
             )
         return cls(tuple(digests))
 
-    def admit(self, authorization: str | None, client: str | None) -> None:
-        """Let a request pass.
+    def require(self, authorization: str | None, client: str | None) -> None:
+        """Refuse a request that may not ask.
 
         Args:
-            authorization: Its header.
-            client: The address that it came from.
+            authorization: The request's header of that name.
+            client: The IP address that it came from.
 
         Raises:
-            RequestError: It has no key, or none that is known; or it has to come from this machine.
+            RequestError: The request has no key or an unknown one, or comes from another machine
+                where no key is needed.
         """
         if self._digests is None:
             if not is_loopback(client):
@@ -76,7 +77,7 @@ class Keys:
                 401, "no API key: send Authorization: Bearer <key>", code="missing_api_key"
             )
         given = digest(key)
-        # All are compared, each in constant time: how long it takes says nothing of any.
+        # All keys are compared, each in constant time: the time tells nothing about any key.
         if not sum(hmac.compare_digest(given, known) for known in self._digests):
             raise RequestError(401, "the API key isn't known here", code="invalid_api_key")
 

@@ -1,4 +1,4 @@
-"""The service's figures for Prometheus, as Ray's agents on all nodes have them."""
+"""The service's metrics for Prometheus, from Ray's agents on all nodes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable
 
 PREFIX = "ray_cmoe_"
-TIMEOUT_S = 5.0  # until an agent that doesn't answer is left out
+TIMEOUT_S = 5.0  # after which an agent that doesn't answer is left out
 BOUNDS = [0.001 * 2**n for n in range(17)]
-"""Of times in seconds, from a millisecond to a minute."""
+"""Buckets of seconds, from a millisecond to a minute."""
 
 
 async def exposition() -> str:
-    """The families of this service in Prometheus' text format; one scrape is all of the cluster."""
+    """The metrics of the whole cluster's replicas, in Prometheus' text format."""
     import aiohttp
     import ray
 
@@ -36,7 +36,7 @@ async def exposition() -> str:
 
 
 def merged(pages: Iterable[str]) -> str:
-    """Families under our prefix, each once, with the samples of all pages."""
+    """The metrics that begin with our prefix: each family once, with the samples of all pages."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for page in pages:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from cmoe.serving.engines.builtin.engine import Engine, Event, Job
+from cmoe.serving.engines.builtin.store_follower import follow
 from support.mini_store import make_model, processor
 from support.serving_bases import (
     SERVED,
@@ -28,8 +30,6 @@ from cmoe.modeling.settings import ModelConfig
 from cmoe.serving import launch
 from cmoe.serving.engines.builtin.batch import joined
 from cmoe.serving.engines.builtin.decoding import Decoding, UnservedBaseError, require_servable
-from cmoe.serving.engines.builtin.engine import Engine, Event, Job
-from cmoe.serving.engines.builtin.store_follower import follow
 from cmoe.serving.launch import Service, ServiceError, serving
 from cmoe.serving.settings import EngineConfig, ServeConfig
 from cmoe.store.model import create_store

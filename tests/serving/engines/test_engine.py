@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cmoe.serving.engines.builtin.engine import Engine, Event, Job, Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.mini_store import MAX_NEW, collator, make_data, make_model, make_store, processor
@@ -22,7 +23,6 @@ from cmoe.modeling.settings import MINI_BASE
 from cmoe.serving.engines.builtin import batch, verification
 from cmoe.serving.engines.builtin.batch import Batch, Choice, draw, joined
 from cmoe.serving.engines.builtin.decoding import UnservedBaseError
-from cmoe.serving.engines.builtin.engine import Engine, Event, Job, Text
 from cmoe.serving.engines.builtin.verification import require_own_answers
 from cmoe.serving.settings import EngineConfig
 from cmoe.store.log import Store

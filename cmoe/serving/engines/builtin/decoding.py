@@ -1,8 +1,8 @@
-"""What a base's own `generate` does beside its passes, for a batch that makes the passes itself.
+"""What a base's own `generate` does besides its passes, for a batch that makes the passes itself.
 
 How it counts positions, which tokens end an answer, and how `generation_config` changes the scores
 of tokens before one is taken (`repetition_penalty`, `suppress_tokens` and the like). Evaluation
-answers with `generate`; a service must say the same.
+answers with `generate`, and a service must give the same answers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from cmoe.serving.bases import unserved
 
 if TYPE_CHECKING:
     from transformers import (
@@ -26,24 +28,16 @@ if TYPE_CHECKING:
 LAYERS = ("full_attention", "sliding_attention")
 """Kinds of layers whose cache is a key and a value of each token."""
 
-ENOUGH = 1024  # tokens of an answer: more than any setting needs at least
-
-
-class UnservedBaseError(ValueError):
-    """A base that the service would answer for in another way than its own `generate`."""
-
-
-def unserved(config: PretrainedConfig, why: str) -> UnservedBaseError:
-    """The error of a base that is named by its type."""
-    return UnservedBaseError(f"a base of type {config.model_type!r} can't be served: {why}")
+ENOUGH = 1024  # tokens of an answer, which no setting of generation finds too few
 
 
 def require_servable(config: PretrainedConfig) -> None:
-    """Refuse a base whose cache can't be cut and put together by row and token.
+    """Refuse a base whose cache can't be cut and concatenated by row and token.
 
-    So can't the states of a linear attention or a state-space layer, those of a cross-attention,
-    and keys that layers share. Windows are no hindrance: all keys are kept, and masked. Rotary
-    frequencies that change with the longest row's length would let rows change each other.
+    That is impossible with the states of linear attention and state-space layers, with those of
+    cross-attention, and with keys that layers share. Sliding windows are possible: all keys are
+    kept, and masked. Rotary frequencies that depend on the longest row's length would let rows
+    change each other's answers.
 
     Raises:
         UnservedBaseError: Names the base's type and what it has.
@@ -67,27 +61,15 @@ def require_servable(config: PretrainedConfig) -> None:
         raise unserved(config, "its rotary frequencies (longrope) depend on the longest prompt")
 
 
-def context_of(config: PretrainedConfig) -> int:
-    """Tokens that prompt and answer may have together.
-
-    Raises:
-        UnservedBaseError: The base doesn't say.
-    """
-    found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if found is None:
-        raise unserved(config, "its configuration has no max_position_embeddings")
-    return int(found)
-
-
 def positions_of(base: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Positions [..., B, S] of the prompts' tokens; those of further tokens are one more each.
+    """Positions [..., B, S] of the prompts' tokens; each further token's is one more.
 
-    A base may count in several dimensions, as a picture has rows and columns; so this is its own
-    function. That `generate` calls it is no promise of transformers: see `verification`.
+    A base may count in several dimensions, as an image has rows and columns; so the base's own
+    function is called. Transformers doesn't promise that `generate` calls it: see `verification`.
 
     Args:
-        base: Counts.
-        inputs: Of B prompts, padded on the left.
+        base: The base that counts.
+        inputs: B prompts, padded on the left.
     """
     count: Any = base._prepare_position_ids_for_generation
     found: Tensor = count(inputs["input_ids"], dict(inputs))
@@ -103,18 +85,18 @@ class _Plan(NamedTuple):
 
 
 class Decoding:
-    """How a base's own `generate` takes tokens, one likeliest after the other.
+    """How a base's own `generate` takes tokens, always the likeliest one.
 
     Args:
-        base: With its `generation_config`.
+        base: The base, with its `generation_config`.
 
     Attributes:
         ends: Tokens that end an answer.
-        changes: Whether scores are changed before a token is taken.
+        changes_scores: Whether scores are changed before a token is taken.
 
     Raises:
         UnservedBaseError: `generate` does more than change scores, take the best and stop at an
-            end; or the base isn't told positions.
+            end token; or the base's forward takes no positions.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -138,10 +120,10 @@ class Decoding:
             )
         ends = plan.settings.eos_token_id
         self.ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-        self.changes = len(plan.processors) > 0
+        self.changes_scores = len(plan.processors) > 0
 
     def processors(self, prompt: Sequence[int], max_new_tokens: int) -> LogitsProcessorList:
-        """What changes the scores of this prompt's answer."""
+        """What changes the scores of the tokens of this prompt's answer."""
         return self._plan(prompt, max_new_tokens).processors
 
     def _plan(self, prompt: Sequence[int], max_new_tokens: int) -> _Plan:
@@ -172,11 +154,11 @@ class Decoding:
 def scores_of(
     logits_bv: Tensor, rows: Sequence[tuple[LogitsProcessorList, Sequence[int]]]
 ) -> Tensor:
-    """The scores [B, V] that tokens are taken by.
+    """The scores [B, V] by which the next tokens are taken.
 
     Args:
-        logits_bv: Of each row's next token.
-        rows: Of each what changes its scores, and all its tokens so far, the prompt's first.
+        logits_bv: Logits of each row's next token.
+        rows: For each row what changes its scores, and all its tokens so far, the prompt's first.
     """
     scores: list[Tensor] = []
     for logits_1v, (processors, tokens) in zip(logits_bv.float().split(1), rows, strict=True):

@@ -1,7 +1,7 @@
-"""Before a service starts: its batch and the base's own `generate` answer a few prompts alike.
+"""A check before a service starts: a batch answers a few prompts as the base's own `generate` does.
 
 Evaluation answers with `generate`. A batch that rows join and leave relies on how a base counts
-positions, masks and caches, which differs from base to base; what is answered must not.
+positions, masks and caches. That differs from base to base; the answers must not.
 """
 
 from __future__ import annotations
@@ -17,81 +17,84 @@ from torch import Tensor
 from cmoe.data.batches import ChatTurn, Collator
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
-from cmoe.serving.engines.builtin.batch import Batch, Prompt, padding
-from cmoe.serving.engines.builtin.decoding import Decoding, UnservedBaseError, scores_of, unserved
+from cmoe.serving.bases import UnservedBaseError, unserved
+from cmoe.serving.engines.builtin.batch import Batch
+from cmoe.serving.engines.builtin.decoding import Decoding, scores_of
+from cmoe.serving.prompts import TensorPrompt, pad_token
 
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
 ROUNDING_16_BITS = 0.2
-"""How far apart scores may be by rounding, by the base's dtype (`distance`).
+"""The distance of scores that rounding explains, by the base's dtype.
 
-Measured between prompts alone and in a batch: up to 3e-6 in float32 and 0.03 in bfloat16; with
-positions in one dimension where a base has three, 0.5 in both.
+Between a prompt alone and in a batch, distances of up to 3e-6 in float32 and 0.03 in bfloat16 were
+measured; with positions in one dimension where a base has three, 0.5 in both.
 """
 
 
 @dataclass
 class _Row:
-    """A prompt, and what `generate` says to it.
+    """A prompt, and what `generate` answers.
 
     Attributes:
-        what: Is asked, in words.
-        prompt: Inputs of the base.
-        task: Index of the primitive that answers; None locates it.
-        length: Tokens of the answer.
-        tokens: Those that `generate` took.
-        scores: Scores [V] that it took each by.
-        by: Index of the primitive that answered.
-        location: Scores [tasks], where it was located.
+        name: The prompt's name in an error.
+        prompt: The base's inputs.
+        task: Index of the primitive that answers; None locates the prompt.
+        length: Number of the answer's tokens.
+        tokens: The tokens that `generate` took.
+        scores: The scores [V] by which it took each.
+        answered_by: Index of the primitive that answered.
+        location: The locator's scores [tasks], where the prompt was located.
+        compared: Number of tokens whose scores were compared.
     """
 
-    what: str
-    prompt: Prompt
+    name: str
+    prompt: TensorPrompt
     task: int | None
     length: int
     tokens: list[int] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
-    by: int = BASE
+    answered_by: int = BASE
     location: Tensor | None = None
-    compared: int = 0  # of its tokens
+    compared: int = 0
 
 
 def require_own_answers(model: GrowingVLM, processor: Any, context: int) -> None:
     """Compare a batch's scores with those of the base's own `generate`, token by token.
 
-    Rows with and without a picture, of several lengths, with a named and a located task join
-    together and one after the other, and leave at several times.
+    Rows with and without an image, of several lengths, with a named and a located task join
+    together and one after the other, and leave at different times.
 
     Args:
-        model: With all its tasks; nobody else uses it meanwhile.
+        model: The model with all its tasks; nothing else uses it meanwhile.
         processor: The base's.
-        context: Tokens that a prompt and its answer may have.
+        context: Number of tokens that a prompt and its answer may have.
 
     Raises:
-        UnservedBaseError: Scores differ by more than rounding explains; names the base and what
-            differs.
+        UnservedBaseError: Scores differ by more than rounding explains. Names the base's type and
+            what differs.
     """
     collator = Collator(processor, context, 1)
     decoding = Decoding(model.base)
-    rounds = _questions(collator, len(model.tasks))
+    rounds = _prompts(collator, len(model.tasks))
     for row in (row for rows in rounds for row in rows):
         _generate(model, decoding, row)
     try:
-        _answer(model, decoding, Batch(model, padding(collator.tokenizer)), rounds)
+        _answer(model, decoding, Batch(model, pad_token(collator.tokenizer)), rounds)
     except (UnservedBaseError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a base raises that isn't made for it
         raise unserved(model.base.config, f"in a batch it fails with {error!r}") from error
 
 
-def _questions(collator: Collator, tasks: int) -> list[list[_Row]]:
-    """Rows that join together, the newest task's and the base's, and those that join later."""
+def _prompts(collator: Collator, tasks: int) -> list[list[_Row]]:
+    """Rows of the newest task and of the base, which join together; and rows that join later."""
 
-    def prompt(text: str, size: tuple[int, int] | None = None) -> Prompt:
-        picture = None
+    def prompt(text: str, size: tuple[int, int] | None = None) -> TensorPrompt:
+        image = None
         if size is not None:
-            picture = Image.linear_gradient("L").resize(size).convert("RGB")
-        parts = (text,) if picture is None else (None, text)
-        return collator.conversation([ChatTurn("user", parts)], picture)
+            image = Image.linear_gradient("L").resize(size).convert("RGB")
+        parts = (text,) if image is None else (None, text)
+        return collator.conversation([ChatTurn("user", parts)], image)
 
     located = None if tasks else BASE
     colours = "Which colours does it have, and where are they?"
@@ -108,7 +111,7 @@ def _questions(collator: Collator, tasks: int) -> list[list[_Row]]:
 
 
 def _generate(model: GrowingVLM, decoding: Decoding, row: _Row) -> None:
-    """What `generate` says, for as many tokens as are wanted: an end isn't taken."""
+    """Let `generate` answer with as many tokens as are wanted: an end token is never taken."""
     from transformers import LogitsProcessor, LogitsProcessorList
 
     class Record(LogitsProcessor):
@@ -124,14 +127,14 @@ def _generate(model: GrowingVLM, decoding: Decoding, row: _Row) -> None:
         do_sample=False,
         logits_processor=LogitsProcessorList([Record()]),
     )
-    row.tokens, row.by = said.sequences[0, -row.length :].tolist(), said.tasks[0]
+    row.tokens, row.answered_by = said.sequences[0, -row.length :].tolist(), said.tasks[0]
     row.location = None if said.location is None else said.location.scores[0]
 
 
 def _answer(
     model: GrowingVLM, decoding: Decoding, batch: Batch, rounds: Sequence[Sequence[_Row]]
 ) -> None:
-    """Give a batch the tokens that `generate` took, and compare what it gives back."""
+    """Give a batch the tokens that `generate` took, and compare the scores that it gives back."""
     running: list[_Row] = []
     waiting = list(rounds)
     while running or waiting:
@@ -145,10 +148,12 @@ def _answer(
             for i, row in enumerate(new):
                 if location is not None and row.location is not None:
                     _require_near(
-                        model, f"the location of {row.what}", location.scores[i], row.location
+                        model, f"the location of {row.name}", location.scores[i], row.location
                     )
-            # What rounding locates elsewhere is answered otherwise.
-            same = [i for i, row in enumerate(new) if row.by == batch.tasks[len(running) + i]]
+            # A prompt that rounding locates elsewhere is answered by another task.
+            same = [
+                i for i, row in enumerate(new) if row.answered_by == batch.tasks[len(running) + i]
+            ]
             _compare(model, decoding, [new[i] for i in same], logits[same])
             running += new
         stay = [i for i, row in enumerate(running) if 0 < row.compared < row.length]
@@ -161,7 +166,7 @@ def _compare(
 ) -> None:
     """Compare the scores of each row's next token."""
     scores_bv = logits_bv.float()
-    if decoding.changes:
+    if decoding.changes_scores:
         prompts = [row.prompt["input_ids"][0].tolist() for row in rows]
         changed = [
             (decoding.processors(ids, row.length), [*ids, *row.tokens[: row.compared]])
@@ -169,7 +174,7 @@ def _compare(
         ]
         scores_bv = scores_of(logits_bv, changed)
     for row, scores_v in zip(rows, scores_bv, strict=True):
-        what = f"token {row.compared + 1} of the answer to {row.what}"
+        what = f"token {row.compared + 1} of the answer to {row.name}"
         _require_near(model, what, scores_v, row.scores[row.compared])
         row.compared += 1
 
@@ -185,7 +190,7 @@ def _require_near(model: GrowingVLM, what: str, found_v: Tensor, expected_v: Ten
 
 
 def distance(found_v: Tensor, expected_v: Tensor) -> float:
-    """Norm of two scores' difference, as a part of the expected ones' norm; infinite where other
+    """Norm of the scores' difference over the norm of the expected scores; infinite where other
     tokens are ruled out.
     """
     possible = expected_v.isfinite()

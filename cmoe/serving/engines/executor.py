@@ -1,0 +1,96 @@
+"""What answers prompts with a store's tasks: the interface of executors.
+
+An executor is a class with `submit`, `grow` and `stuck`, registered by a name (`registry`). Each
+replica of a service's deployment `executor` runs one, and knows no more of it than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+
+from cmoe.serving.messages import AnswerPart, Location, Prompt, Sampling
+from cmoe.serving.settings import ServeConfig
+from cmoe.store.log import Store
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class Executor(Protocol):
+    """Answers prompts, many at a time, and grows with its store meanwhile.
+
+    Attributes:
+        tasks: Names of the tasks that it answers with, in the store's order.
+        running: Number of answers under way.
+        waiting: Number of prompts that wait for a place.
+    """
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    @staticmethod
+    def require_servable(base: PretrainedConfig) -> None:
+        """Refuse a base by its configuration alone, before anything is loaded.
+
+        Raises:
+            UnservedBaseError: Names the base's type, and why it can't be served.
+        """
+
+    @classmethod
+    async def load(cls, store: Store, config: ServeConfig) -> Self:
+        """An executor that can answer with what the store has.
+
+        Raises:
+            StoreError: The store was written for another base.
+            UnservedBaseError: The base can't be served.
+        """
+
+    def submit(
+        self, prompt: Prompt, task: int | None, sampling: Sampling, *, stream: bool
+    ) -> AsyncGenerator[AnswerPart]:
+        """Answer a prompt.
+
+        Args:
+            prompt: The base's inputs.
+            task: Index of the primitive that answers, -1 for the base alone; None locates the
+                prompt, where the store's locator is placed inline.
+            sampling: How the answer is sampled.
+            stream: Whether the parts are wanted as they come; else the whole answer is one part.
+
+        Yields:
+            The answer's parts. Closing the generator cancels the answer.
+
+        Raises:
+            ValueError: The prompt and its longest answer never fit.
+        """
+
+    async def grow(self, store: Store) -> None:
+        """Answer with the primitives that were committed since, without an interruption.
+
+        Args:
+            store: Its log, refreshed by the caller.
+
+        Raises:
+            StorageError: A primitive can't be read or doesn't fit. Those before it are taken up.
+        """
+
+    def stuck(self) -> str | None:
+        """Why this executor has to be started anew; None while it works."""
+
+
+@runtime_checkable
+class LocatingExecutor(Protocol):
+    """An executor that can also locate prompts without answering them.
+
+    A store whose locator is placed inline needs one: its service has no other locator.
+    """
+
+    async def locate(self, prompts: Sequence[Prompt]) -> list[Location]:
+        """The prompts' tasks."""

@@ -1,0 +1,38 @@
+"""Executors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from cmoe.common.nearest import unknown
+from cmoe.serving.engines.executor import Executor
+
+DEFAULT = "builtin"
+"""Name of the executor of a service."""
+
+E = TypeVar("E", bound=type[Executor])
+_EXECUTORS: dict[str, type[Executor]] = {}
+
+
+def register_executor(name: str) -> Callable[[E], E]:
+    """A decorator that registers a class as the executor of a name."""
+
+    def register(executor: E) -> E:
+        _EXECUTORS[name] = executor
+        return executor
+
+    return register
+
+
+def executor_class(name: str) -> type[Executor]:
+    """The executor that is registered by a name.
+
+    Raises:
+        ValueError: There is none; names those that there are.
+    """
+    import cmoe.serving.engines.builtin.executor  # noqa: F401 - registers itself
+
+    if name not in _EXECUTORS:
+        raise ValueError(f"there is no executor {name!r}; {unknown(name, _EXECUTORS)}")
+    return _EXECUTORS[name]

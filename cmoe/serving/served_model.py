@@ -1,0 +1,128 @@
+"""A model that grows with its store while it is being used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self
+
+import torch
+
+from cmoe.common.storage import StorageError
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.routers import BASE
+from cmoe.serving.bases import base_of
+from cmoe.serving.messages import Location, Prompt
+from cmoe.serving.prompts import batched, pad_token, to_tensors
+from cmoe.serving.settings import ServeConfig
+from cmoe.store.log import Store, StoreError
+from cmoe.store.model import load_model
+
+RunAlone = Callable[[Callable[[], None]], Awaitable[None]]
+"""Runs a call while nothing else uses the model."""
+
+
+async def run_at_once(call: Callable[[], None]) -> None:
+    """Runs the call in the event loop: alone, where all that uses the model runs there, too."""
+    call()
+
+
+class ServedModel:
+    """A base, the primitives of its store, and the locator among them.
+
+    Args:
+        model: The base with nothing learned yet.
+        processor: The base's.
+    """
+
+    def __init__(self, model: GrowingVLM, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.pad = pad_token(processor.tokenizer)
+        self._broken: str | None = None
+
+    @classmethod
+    async def load(cls, store: Store, config: ServeConfig) -> Self:
+        """Load a store's base; the model has learned nothing before it grows.
+
+        Raises:
+            StoreError: The store was written for another base or by another method.
+        """
+        return cls(*await asyncio.to_thread(_load, store, config))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.model.tasks
+
+    async def grow(self, store: Store, run_alone: RunAlone = run_at_once) -> None:
+        """Append the primitives that the store has and this model hasn't.
+
+        Args:
+            store: Refreshed by the caller.
+            run_alone: Runs the appending.
+
+        Raises:
+            StorageError: A primitive can't be read or doesn't fit the model. Those before it are
+                appended; it and those behind it wait until the store is mended.
+        """
+        fresh, error = await asyncio.to_thread(_read_from, store, len(self.tasks))
+        if fresh:
+            await run_alone(lambda: self._append(fresh, store.url))
+        if error is not None:
+            raise error
+
+    def _append(self, primitives: Sequence[Primitive], url: str) -> None:
+        for primitive in primitives:
+            try:
+                self.model.append(primitive)
+            except ValueError as error:
+                raise StoreError(f"{url}: {error}") from error
+            except Exception as error:
+                self._broken = f"{url}: {error!r}"
+                raise StoreError(self._broken) from error
+
+    def locate(self, prompts: Sequence[Prompt]) -> list[Location]:
+        """The tasks of prompts, in one pass; without tasks all are unknown."""
+        if not self.tasks:
+            return [Location(BASE, (), True)] * len(prompts)
+        inputs = batched([to_tensors(prompt) for prompt in prompts], self.pad)
+        found = self.model.locate({n: t.to(self.model.device) for n, t in inputs.items()})
+        return [
+            Location(task, tuple(scores), unknown)
+            for task, scores, unknown in zip(
+                self.model.claimed(found),
+                found.scores.tolist(),
+                found.unknown.tolist(),
+                strict=True,
+            )
+        ]
+
+    def stuck(self) -> str | None:
+        """Why the model can't be used any more: a primitive was appended only in part."""
+        return self._broken and f"a primitive was taken in part: {self._broken}"
+
+
+def _read_from(store: Store, start: int) -> tuple[list[Primitive], StorageError | None]:
+    """The primitives from `start` up to the first that can't be read, and why it can't be."""
+    found: list[Primitive] = []
+    try:
+        for index in range(start, len(store)):
+            found.append(store.read(index))
+    except StorageError as error:
+        return found, error
+    return found, None
+
+
+def _load(store: Store, config: ServeConfig) -> tuple[GrowingVLM, Any]:
+    named = base_of(store, config)
+    base, processor = load_base(
+        named.path,
+        revision=named.revision,
+        dtype=getattr(torch, named.dtype),
+        device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        pad=named.pad,
+    )
+    model = load_model(store, base, prefix=0)
+    model.reject_unknown = config.reject_unknown
+    return model, processor
