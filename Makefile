@@ -20,15 +20,15 @@ browser:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 stream: install
-	$(BIN)/python ray_jobs/coin_stream.py --config configs/coin_mini.yaml
+	$(BIN)/cmoe run --config coin_mini
 
 # All methods side by side, three seeds; its page is runs/compare_mini/comparison.html.
 compare: install
-	$(BIN)/python ray_jobs/coin_stream.py --config configs/compare_mini.yaml
+	$(BIN)/cmoe compare --config compare_mini
 
 # The store of `make stream`, or a small one made on the spot. Without API keys, for this machine alone.
 serve: install
-	$(BIN)/python ray_jobs/coin_serve.py --config configs/serve_mini.yaml --no-auth --make
+	$(BIN)/cmoe serve --config serve_mini --no-auth --make
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
@@ -48,7 +48,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python ray_jobs/bench.py
+	$(BIN)/cmoe bench
 
 base: install
 	$(BIN)/python -m cmoe.mini.build_base --out cmoe/mini/base

@@ -21,6 +21,7 @@ from cmoe.common.command_line import did_you_mean, is_flag, listed
 from cmoe.common.nearest import near
 from cmoe.common.parsing import compose_yaml
 from cmoe.config.keys import Tree, key_type, tree_of, unknown_key, wrong_type
+from cmoe.config.shipped import find_config, with_files
 
 FILE = "config"
 OTHERS = {FILE: str, "help": bool, "print_config": str}  # flags that are no settings
@@ -61,7 +62,7 @@ class ConfigParser(ArgumentParser):
         Raises:
             ConfigError: Unknown keys, values of the wrong type, files that can't be read.
         """
-        words = list(sys.argv[1:] if args is None else args)
+        words = [*with_files(sys.argv[1:] if args is None else args, f"--{FILE}")]
         self._given = _Given(self.tree, self._option_string_actions)
         if not any(word in self._given.flags and word.endswith(("-h", "help")) for word in words):
             self._given.read(words)
@@ -162,7 +163,7 @@ class _Given:
         if flag.startswith("--"):
             hint = key_type(self._tree, key)
         if flag == f"--{FILE}" and value is not None:
-            self._file(value)
+            self._named_file(value)
         elif hint is None:
             if flag not in self.flags:
                 self.problems.append(unknown_key(key, self._tree | OTHERS, flag, "--"))
@@ -172,6 +173,14 @@ class _Given:
             self._section(value, hint, key, flag, Path())
         elif get_origin(hint) not in (dict, list, tuple) or self._composed(value, flag):
             self._values.append(_Value(key, flag, value, text=True))
+
+    def _named_file(self, name: str) -> None:
+        try:
+            find_config(name)
+        except ValueError as error:
+            self.problems.append(str(error))
+        else:
+            self._file(name)
 
     def _file(self, name: str, prefix: str = "", folder: Path = Path()) -> None:
         file = folder / name

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.errors import KnownError
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.run import TRAIN
@@ -23,7 +24,7 @@ from cmoe.run.worker import work
 HEALTH_S = 600  # Ray Train's own limit for a worker's process that doesn't answer
 
 
-class RunError(Exception):
+class RunError(KnownError):
     """A run can't start or go on; the message says why, and what would help."""
 
 

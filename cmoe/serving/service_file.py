@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cmoe.common.errors import KnownError
 from cmoe.common.parsing import parse_yaml
 from cmoe.serving.known_keys import did_you_mean, require_known
 from cmoe.serving.settings import ServeConfig
@@ -16,7 +17,7 @@ BUILD = "cmoe.serving.app:build"
 DEPLOYMENTS = ("gateway", "locator", "executor")
 
 
-class ServiceError(Exception):
+class ServiceError(KnownError):
     """A service that can't be started; says why."""
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
         StorageError: A folder can't be used.
     """
     run = config.run
+    require_installed(config.search)
     require_lasting(run.runs)
     require_same(run, run.folder)
     said = _said_before(run.folder / SWEEP, config)
@@ -268,6 +270,19 @@ def task_work(config: SweepConfig, run: RunConfig, name: str) -> Work:
             "added to; sweep another task"
         )
     return Work(run, config.search, config.store, index, name, folder)
+
+
+def require_installed(search: SearchConfig) -> None:
+    """Refuse Optuna's proposals where Optuna isn't installed.
+
+    Raises:
+        RunError: Says how it is installed.
+    """
+    if search.by == "optuna" and find_spec("optuna") is None:
+        raise RunError(
+            "search.by is optuna, and Optuna isn't installed; `pip install 'cmoe[sweep]'` installs "
+            "it, and search.by grid and random need nothing more"
+        )
 
 
 def require_affordable(every: Sequence[Candidate], limit: int | None, task: str) -> None:

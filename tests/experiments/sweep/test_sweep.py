@@ -21,6 +21,7 @@ from support.paths import ROOT
 from support.workers import small_config
 
 from cmoe.config.tree import RunConfig
+from cmoe.experiments.sweep import sweep as sweep_module
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Probed, candidate, points
 from cmoe.experiments.sweep.sweep import SweepConfig, require_affordable, sweep, task_work
@@ -303,6 +304,16 @@ def test_optuna_and_asha_find_winners_too(root: Path, cluster: str) -> None:
     assert task["winner"] in task["front"]
     assert all((r["accuracy"] is None) == r["stopped"] for r in task["results"])
     Store.open(config.run.folder / "store").verify()
+
+
+def test_proposals_by_optuna_are_refused_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "find_spec", lambda name: None if name == "optuna" else name)
+    config = small_sweep(tmp_path, "alone")
+    with pytest.raises(RunError, match=r"`pip install 'cmoe\[sweep\]'`"):
+        sweep(replace(config, search=replace(config.search, by="optuna")))
+    assert not config.run.folder.exists()
 
 
 @pytest.mark.parametrize(
