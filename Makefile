@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install browser stream compare serve test chaos check format bench base clean
+.PHONY: install browser stream compare serve test chaos check format bench base docs clean
 
 install: $(VENV)/.installed
 
@@ -52,6 +52,10 @@ bench: install
 
 base: install
 	$(BIN)/python -m cmoe.mini.build_base --out cmoe/mini/base
+
+# The pages of docs/ as a site, build/site/index.html; a broken link is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
