@@ -20,9 +20,9 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from cmoe.cli.main import COMMANDS, main
 from support.documented import PAGES, ROOT, RUN, Command, appended, commands, snippets
 
+from cmoe.cli.main import COMMANDS, main
 from cmoe.config.keys import key_type, tree_of
 from cmoe.config.tree import PlanConfig, RunConfig, parse
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
