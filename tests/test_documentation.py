@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -62,6 +63,16 @@ def names_tests(command: str) -> None:
     named = [word for word in words(command) if word.startswith("tests/")]
     assert named
     assert all((ROOT / name).exists() for name in named), named
+
+
+def has_the_extra(command: str) -> None:
+    (extra,) = re.findall(r"\[(\w+)\]", command)
+    assert (
+        extra
+        in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+            "optional-dependencies"
+        ]
+    )
 
 
 def known_flags(program: list[str], arguments: list[str]) -> None:
@@ -158,6 +169,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "CMOE_TEST_DEVICE=cuda python -m pytest .*": ("needs a GPU", names_tests),
     "\\. \\.venv/bin/activate": ("of the virtual environment that make made", lambda _: None),
     "apt install .*": ("needs root", lambda _: None),
+    "pip install .*": ("fetches packages", has_the_extra),
     "serve deploy .*": ("needs a Ray cluster for good", deploys),
     "docker .*": ("needs Docker and a registry", names_files),
     "aws .*": ("needs an account", names_files),
@@ -201,6 +213,7 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         (parses, "cmoe run --config coin_minni"),
         (parses, "cmoe bench serve [--devise cuda]"),
         (is_a_subcommand, "cmoe rum"),
+        (has_the_extra, "pip install 'cmoe[sweeps]'"),
         (names_tests, "python -m pytest tests/modelling"),
         (makes, "make streams"),
         (names_files, "docker build -f cluster/Dockerfile"),
