@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install browser stream compare serve test chaos check format bench base clean
+.PHONY: install browser stream compare serve test chaos check format bench base docs clean
 
 install: $(VENV)/.installed
 
@@ -20,15 +20,15 @@ browser:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 stream: install
-	$(BIN)/python ray_jobs/coin_stream.py --config configs/coin_mini.yaml
+	$(BIN)/cmoe run --config coin_mini
 
 # All methods side by side, three seeds; its page is runs/compare_mini/comparison.html.
 compare: install
-	$(BIN)/python ray_jobs/coin_stream.py --config configs/compare_mini.yaml
+	$(BIN)/cmoe compare --config compare_mini
 
 # The store of `make stream`, or a small one made on the spot. Without API keys, for this machine alone.
 serve: install
-	$(BIN)/python ray_jobs/coin_serve.py --config configs/serve_mini.yaml --no-auth --make
+	$(BIN)/cmoe serve --config serve_mini --no-auth --make
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
@@ -48,10 +48,14 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python ray_jobs/bench.py
+	$(BIN)/cmoe bench
 
 base: install
 	$(BIN)/python -m cmoe.mini.build_base --out cmoe/mini/base
+
+# The pages of docs/ as a site, build/site/index.html; a broken link is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

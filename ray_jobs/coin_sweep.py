@@ -1,76 +1,12 @@
 """Search how much to grow, task by task: `python ray_jobs/coin_sweep.py --config FILE`.
 
-The winners make a stream of their own in the run's folder. At the end it is judged on the test
-split, beside the stream of the configuration itself and beside one that grows everywhere. With
-`--task NAME --store FOLDER` one task is swept, and its winner added to a store that is there.
+The same as `cmoe sweep`.
 """
 
-from __future__ import annotations
-
 import sys
-from dataclasses import replace
-from typing import Any
 
-from cmoe.common.command_line import refuse
-from cmoe.config.parse import parse_with
-from cmoe.config.tree import RunConfig
-from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
-
-
-def main() -> int:
-    sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
-    run, parts = parse_with(sections, prog="coin_sweep.py")
-    from cmoe.common.errors import DataError, RunError
-    from cmoe.common.storage import StorageError, explained
-    from cmoe.experiments.sweep.sweep import SweepConfig, sweep
-    from cmoe.reports.sweep_page import write_sweep_report
-
-    try:
-        config = SweepConfig(run, parts["search"], parts["budget"], parts[""])
-    except ValueError as error:
-        refuse("coin_sweep.py", [str(error)])
-    try:
-        with explained(None):
-            said = sweep(config)
-            write_sweep_report(run.folder, said, {})
-            streams = {} if config.branch.task else compared(run)
-            write_sweep_report(run.folder, said, streams)
-    except (RunError, DataError, StorageError) as error:
-        print(f"coin_sweep.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    for name, found in streams.items():
-        measures, added = found["metrics"], found["parameters"]["added"]
-        print(f"{name}: Last {measures['last']:.1f}, BWT {measures['bwt']:+.1f}, {added:,} added")
-    print(run.folder / "sweep.html")
-    return 0
-
-
-def compared(run: RunConfig) -> dict[str, Any]:
-    """On the test split: the winners' stream, the configuration's, one that grows everywhere."""
-    from cmoe.evaluation.data_identity import claim_data, trained_on
-    from cmoe.folder import RunFolder
-    from cmoe.reports.run_page import write_run_page
-    from cmoe.run.launch import run as run_stream
-
-    runs = {
-        "winners": run,
-        "default": replace(run, name=f"{run.name}_default"),
-        "expand_all": replace(
-            run, name=f"{run.name}_expand_all", probe=replace(run.probe, enabled=False)
-        ),
-    }
-    for one in runs.values():  # all learn from the data that was swept
-        RunFolder(one.folder, one.url).claim(one.as_dict())
-        claim_data(one.folder, trained_on(run.folder))
-    found = {}
-    for name, one in runs.items():
-        found[name] = run_stream(one)
-        write_run_page(one.url)
-    return found
-
+from cmoe.cli.main import execute
+from cmoe.cli.sweep import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main, "coin_sweep.py"))

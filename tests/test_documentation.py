@@ -11,20 +11,24 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
-from support.documented import LEARNING, PAGES, ROOT, RUN, Command, appended, commands
+from support.documented import PAGES, ROOT, RUN, Command, appended, commands, snippets
 
+from cmoe.cli.main import COMMANDS, main
 from cmoe.config.keys import key_type, tree_of
-from cmoe.config.parse import parse, parse_job, parse_with
+from cmoe.config.parse import parse
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
-from cmoe.experiments.comparison.settings import CompareConfig
-from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
+from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 
 WRITTEN = commands()
 
@@ -32,25 +36,45 @@ WRITTEN = commands()
 # What isn't run, and how far it is checked without
 
 
+CONFIGURED = ("run", "compare", "plan", "sweep", "locate")  # subcommands that read a run's tree
+
+
 def words(command: str) -> list[str]:
     return shlex.split(command.split(" && ")[0].split(" | ")[0])
 
 
 def parses(command: str) -> None:
-    """A job of ours takes every word."""
-    _, script, *arguments = words(re.sub(r"^.* -- (?=python )", "", command))
-    if script == "ray_jobs/coin_stream.py":
-        parse_job({"": CompareConfig}, arguments, script)
-    elif script == "ray_jobs/coin_sweep.py":
-        sections = {"search": SearchConfig, "budget": BudgetConfig, "": BranchConfig}
-        if arguments != ["--help"]:
-            parse_with(sections, arguments, script)
-    elif script == "ray_jobs/coin_locate.py":
-        parse(arguments, script)
-    elif script == "-m":
-        known_flags(["-m", arguments[0]], arguments[1:])
+    """A command of ours takes every word: it says what it would run, or has the flags."""
+    _, name, *arguments = words(command)
+    assert name in COMMANDS, name
+    if name in CONFIGURED:
+        ends = [] if "--help" in arguments else ["--print_config"]
+        with pytest.raises(SystemExit) as end:
+            main([name, *arguments, *ends])
+        assert end.value.code == 0
     else:
-        known_flags([script], arguments)
+        known_flags(["-m", "cmoe", name], arguments)
+
+
+def is_a_subcommand(command: str) -> None:
+    assert words(command)[1] in COMMANDS
+
+
+def names_tests(command: str) -> None:
+    """The tests that it runs are there."""
+    named = [word for word in words(command) if word.startswith("tests/")]
+    assert named
+    assert all((ROOT / name).exists() for name in named), named
+
+
+def has_the_extra(command: str) -> None:
+    (extra,) = re.findall(r"\[(\w+)\]", command)
+    assert (
+        extra
+        in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+            "optional-dependencies"
+        ]
+    )
 
 
 def known_flags(program: list[str], arguments: list[str]) -> None:
@@ -68,6 +92,10 @@ def helped(program: tuple[str, ...]) -> str:
     return done.stdout.replace("\n", " ").replace(",", " ")
 
 
+def builds_the_base(command: str) -> None:
+    known_flags(words(command)[1:3], words(command)[3:])
+
+
 def makes(command: str) -> None:
     """The target is there; what it runs of ours takes every word."""
     done = subprocess.run(
@@ -78,8 +106,10 @@ def makes(command: str) -> None:
         check=True,
     )
     for line in done.stdout.splitlines():
-        if match := re.match(r"\.venv/bin/python (ray_jobs/\S+|-m cmoe\.\S+)(.*)", line):
-            parses(f"python {match[1]}{match[2]}")
+        if match := re.match(r"\.venv/bin/(cmoe .*)", line):
+            parses(match[1])
+        if match := re.match(r"\.venv/bin/(python -m cmoe\.\S+ .*)", line):
+            builds_the_base(match[1])
 
 
 def names_files(command: str) -> None:
@@ -127,13 +157,21 @@ def is_rays(command: str) -> None:
 
 NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "make .*": ("minutes to hours; what they run of ours is checked", makes),
-    f"{re.escape(LEARNING)} --name mini_lora .*": ("the same job with another method", parses),
-    "python ray_jobs/coin_stream.py --config configs/coin_llava_.*": ("needs GPUs", parses),
-    "python ray_jobs/coin_stream.py --config configs/(compare|study)_mini.*": ("an hour", parses),
-    "python ray_jobs/coin_sweep.py .*": ("half an hour", parses),
-    "python ray_jobs/coin_serve.py --config configs/serve_mini.yaml": ("the same service", parses),
-    "python ray_jobs/bench.py .*": ("minutes, alone on a machine", parses),
-    "python -m cmoe.mini.build_base --seed 0": ("an hour", parses),
+    "cmoe [a-z]+": ("a name", is_a_subcommand),
+    "cmoe run --config coin_mini --name .*": ("the same job with another method", parses),
+    "cmoe run --config coin_llava_7b.*": ("needs GPUs", parses),
+    "cmoe run --config coin_real .*": ("needs the reader's data", parses),
+    "cmoe plan --config coin_llava_(7|13)b": ("the same for another base", parses),
+    "cmoe compare --config (compare|study)_mini.*": ("an hour", parses),
+    "cmoe (compare|sweep) --help all": ("the same help", parses),
+    "cmoe sweep --config sweep_mini.*": ("half an hour", parses),
+    "cmoe serve --config serve_mini": ("the same service", parses),
+    "cmoe bench .*": ("minutes, alone on a machine", parses),
+    "python -m cmoe.mini.build_base --seed 0": ("an hour", builds_the_base),
+    "CMOE_TEST_DEVICE=cuda python -m pytest .*": ("needs a GPU", names_tests),
+    "\\. \\.venv/bin/activate": ("of the virtual environment that make made", lambda _: None),
+    "apt install .*": ("needs root", lambda _: None),
+    "pip install .*": ("fetches packages", has_the_extra),
     "serve deploy .*": ("needs a Ray cluster for good", deploys),
     "docker .*": ("needs Docker and a registry", names_files),
     "aws .*": ("needs an account", names_files),
@@ -173,11 +211,12 @@ def test_what_is_not_run_is_checked(command: Command, monkeypatch: pytest.Monkey
 def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for check, wrong in (
-        (
-            parses,
-            "python ray_jobs/coin_stream.py --config configs/coin_mini.yaml --trainig.steps 3",
-        ),
-        (parses, "python ray_jobs/bench.py serve [--devise cuda]"),
+        (parses, "cmoe run --config coin_mini --trainig.steps 3"),
+        (parses, "cmoe run --config coin_minni"),
+        (parses, "cmoe bench serve [--devise cuda]"),
+        (is_a_subcommand, "cmoe rum"),
+        (has_the_extra, "pip install 'cmoe[sweeps]'"),
+        (names_tests, "python -m pytest tests/modelling"),
         (makes, "make streams"),
         (names_files, "docker build -f cluster/Dockerfile"),
         (names_resources, "kubectl -n cmoe get rayjob coin-streams"),
@@ -188,22 +227,139 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
             check(wrong)
 
 
+def test_every_snippet_of_python_is_run() -> None:
+    """By `test_documented_commands.py`, each by a word of its own."""
+    found = {page: snippets(page) for page in PAGES if snippets(page)}
+    assert {page: [text.count("\n") > 1 for text in texts] for page, texts in found.items()} == {
+        "docs/own-base.md": [True],
+        "docs/serving.md": [True],
+    }
+
+
 # What the pages name
+
+OURS = r"(?:cmoe|ray_jobs|configs|cluster|tests|docs)"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_and_links_are_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    for link in links:
-        assert ((ROOT / page).parent / link.partition("#")[0]).exists(), link
-    named = re.findall(r"`((?:cmoe|ray_jobs|configs|cluster|tests|docs)/[\w./-]*\w)`", text)
-    for path in named:
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    for path in re.findall(rf"`({OURS}/[\w./-]*\w)`", text):
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`(\w+\.yaml)`", text):
         assert [*(ROOT / "configs").glob(name), *(ROOT / "cluster").glob(name)] or name in (
             "config.yaml",
         ), name
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_and_their_names_are_there(page: str) -> None:
+    """Written as `cmoe.store.log` or `cmoe.store.log.Store`; the sources are looked at."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"(?:`|::: |from |-m |=)(cmoe(?:\.\w+)+)", text)
+    for name in named:
+        assert is_module(name) or has_name(name), name
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def has_name(name: str) -> bool:
+    """Whether the module before the last dot defines what is behind it."""
+    module, _, last = name.rpartition(".")
+    path = ROOT / module.replace(".", "/")
+    files = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    defined = rf"^(?:def|class) {last}\b|^{last}\b.* = "
+    return any(re.search(defined, file.read_text("utf-8"), re.MULTILINE) for file in files)
+
+
+def test_a_name_that_is_not_there_would_be_found() -> None:
+    assert is_module("cmoe.store")
+    assert is_module("cmoe.store.log")
+    assert has_name("cmoe.store.log.Store")
+    assert not is_module("cmoe.stores")
+    assert not has_name("cmoe.store.log.Storage")
+    assert not has_name("cmoe.stores.log")
+
+
+def test_pictures_are_well_formed_and_say_what_they_show() -> None:
+    pictures = sorted((ROOT / "docs").rglob("*.svg"))
+    assert pictures
+    for picture in pictures:
+        root = ElementTree.parse(picture).getroot()
+        names = {child.tag.rpartition("}")[2]: child.text for child in root}
+        assert root.get("viewBox")
+        assert names["title"]
+        assert names["desc"]
+        text = picture.read_text(encoding="utf-8")
+        assert "prefers-color-scheme: dark" in text
+        assert not re.search(r"<script|href=|url\(http", text)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_page_of_results_says_when_it_was_measured() -> None:
+    for page in (ROOT / "docs/results").glob("*.md"):
+        if page.name == "index.md":
+            continue
+        date = re.match(r"\d{4}-\d{2}-\d{2}", page.name)
+        assert date, page.name
+        assert date[0] in page.read_text(encoding="utf-8").splitlines()[0]
+        assert f"({page.name})" in (ROOT / "docs/results/index.md").read_text(encoding="utf-8")
+
+
+def test_rows_of_the_page_are_rows(tmp_path: Path) -> None:
+    """What a reader would copy into files of a task is read as one."""
+    from PIL import Image
+
+    from cmoe.data.coin import read_tasks
+    from cmoe.data.settings import DataConfig
+
+    train, test = map(json.loads, snippets("docs/own-data.md", "json"))
+    folder = tmp_path / "Instructions_Original" / "GQA"
+    folder.mkdir(parents=True)
+    for name, row in (("train", train), ("test", test)):
+        (folder / f"{name}.json").write_text(json.dumps([row]))
+        image = tmp_path / row["image"]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(image)
+    (task,) = read_tasks(DataConfig(root=str(tmp_path), tasks=("GQA",)), seed=0)
+    assert (task.train[0].text, task.train[0].answer) == ("Is the car red?", "yes")
+    assert (task.test[0].text, task.test[0].answer) == ("Is the car red?", "no")
+
+
+@pytest.mark.skipif(
+    find_spec("mkdocs") is None, reason="the extra `docs` isn't installed: pip install -e '.[docs]'"
+)
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    reference = (tmp_path / "api.html").read_text(encoding="utf-8")
+    for name in ("GrowingVLM", "Store", "load_base"):
+        assert re.search(rf'id="cmoe\.[\w.]+\.{name}"', reference), name
 
 
 SECTIONS = (
@@ -226,7 +382,7 @@ def test_keys_that_are_named_are_there(page: str) -> None:
         for key in named
         if key_type(tree, key) is None and not key.endswith((".json", ".safetensors"))
     ] == []
-    assert named or page != "README.md"
+    assert named or page != "docs/runs.md"
 
 
 def test_variables_that_are_named_are_read() -> None:
@@ -236,7 +392,8 @@ def test_variables_that_are_named_are_read() -> None:
         *("RAY_JOB_SUBMIT_HOOK", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "IMAGE", "KEY", "PATH"),
         *("RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS", "PIP_FLAGS", "HOME"),
     }
-    sources = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "cmoe").rglob("*.py"))
+    files = [p for room in ("cmoe", "tests/support") for p in (ROOT / room).rglob("*.py")]
+    sources = "".join(file.read_text(encoding="utf-8") for file in files)
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for name in set(re.findall(r"\b(?:CMOE|HF|AWS|RAY|RAYJOB|WANDB)_[A-Z_]+\b", text)):

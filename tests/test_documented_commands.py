@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 from conftest import S3Server
 from support.documented import (
-    JOB,
     KEYS,
     LEARNING,
     ROOT,
     SERVING,
     SHORT,
+    SUBMITTING,
     Command,
     appended,
     commands,
@@ -77,7 +77,7 @@ class Walk:
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("README.md", ".gitignore", "cmoe", "configs", "cluster", "ray_jobs"):
+    for name in ("README.md", "docs", ".gitignore", "cmoe", "configs", "cluster", "ray_jobs"):
         (folder / name).symlink_to(ROOT / name)
     write_mini_coin(folder / "data" / "coin", train=8, test=4)
     home = folder / "home"
@@ -103,18 +103,18 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
 
 @pytest.fixture(scope="module")
 def head(walk: Walk) -> Iterator[Head]:
-    """A job server with the token that the documented commands make."""
+    """A cluster with the token that the documented commands make; all commands work on it."""
     done = walk.do("ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token")
     assert done.returncode == 0, done.stdout
     token = Path(walk.environment["HOME"], ".ray", "auth_token")
     log = walk.folder / "head.log"
     with running_head(token, log, walk.environment, walk.folder) as head:
-        walk.environment["RAY_API_SERVER_ADDRESS"] = head.url
+        walk.environment |= {"RAY_API_SERVER_ADDRESS": head.url, "RAY_ADDRESS": head.address}
         yield head
 
 
 @pytest.fixture(scope="module")
-def learned(walk: Walk) -> str:
+def learned(walk: Walk, head: Head) -> str:
     """What the documented stream says, and `runs/coin_mini` in the folder."""
     done = walk.do(f"{LEARNING} {SHORT}")
     assert done.returncode == 0, done.stdout
@@ -124,10 +124,9 @@ def learned(walk: Walk) -> str:
 @pytest.fixture(scope="module")
 def service(walk: Walk, learned: str) -> Iterator[str]:
     """The documented service's URL, on a free port."""
-    (command,) = [c.text for c in WRITTEN if c.text.startswith(SERVING)]
     port = free_port()
     process = subprocess.Popen(
-        ["bash", "-ec", f"{KEYS}; exec {command} --port {port}"],
+        ["bash", "-ec", f"{KEYS}; exec {SERVING} --port {port}"],
         cwd=walk.folder,
         env=walk.environment,
         stdin=subprocess.PIPE,
@@ -148,17 +147,16 @@ def service(walk: Walk, learned: str) -> Iterator[str]:
         process.wait(MINUTES)
 
 
+OF_OTHER_TESTS = "|".join(map(re.escape, (LEARNING, SERVING))) + f"|{SUBMITTING}"
 RUN_ALONE = [
-    c
-    for c in WRITTEN
-    if appended(c.text) is not None and not c.text.startswith((SERVING, LEARNING))
+    c for c in WRITTEN if appended(c.text) is not None and not re.fullmatch(OF_OTHER_TESTS, c.text)
 ]
 
 
 @pytest.mark.parametrize("command", RUN_ALONE, ids=lambda c: f"{c.place} {c.text[:60]}")
-def test_what_is_run_ends_well(walk: Walk, learned: str, head: Head, command: Command) -> None:
+def test_what_is_run_ends_well(walk: Walk, learned: str, command: Command) -> None:
     text = command.text
-    if "scorers" in text:  # of the run that was just made
+    if text.startswith("cmoe score"):  # of the run that was just made
         text = text.replace("gqa.jsonl", "runs/coin_mini/coin/GQA.jsonl")
         text = text.replace("test.json", "runs/data/coin_mini/Instructions_Original/GQA/test.json")
     done = walk.do(f"{text} {appended(command.text)}".strip())
@@ -167,8 +165,8 @@ def test_what_is_run_ends_well(walk: Walk, learned: str, head: Head, command: Co
 
 
 def test_the_stream_leaves_what_the_page_says(walk: Walk, learned: str) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.partition("What a run leaves in")[2].partition("\n\n**")[0]
+    text = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
+    table = text.partition("## What a run leaves in")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert len(named) > 8
@@ -181,7 +179,7 @@ def test_the_stream_leaves_what_the_page_says(walk: Walk, learned: str) -> None:
 
 
 def test_the_client_of_the_page_is_answered(service: str) -> None:
-    (snippet,) = [text for text in snippets("README.md") if "OpenAI(" in text]
+    (snippet,) = [text for text in snippets("docs/serving.md") if "OpenAI(" in text]
     picture = next((ROOT / "cmoe").rglob("*.png"), None) or png()
     data = base64.b64encode(picture if isinstance(picture, bytes) else picture.read_bytes())
     for written, here in (
@@ -191,7 +189,7 @@ def test_the_client_of_the_page_is_answered(service: str) -> None:
         assert written in snippet
         snippet = snippet.replace(written, here)
     names: dict[str, Any] = {"key": "key"}
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(snippet, "serving.md", "exec"), names)
     found = names["found"]
     assert isinstance(found.choices[0].message.content, str)
     assert {"task", "probability", "store_version"} & set(found.cmoe)
@@ -216,7 +214,7 @@ def test_a_model_grows_as_the_page_says(walk: Walk, monkeypatch: pytest.MonkeyPa
     from cmoe.modeling.settings import MINI_BASE
 
     monkeypatch.chdir(walk.folder)
-    (snippet,) = [text for text in snippets("README.md") if "GrowingVLM(" in text]
+    (snippet,) = [text for text in snippets("docs/own-base.md") if "GrowingVLM(" in text]
     assert "features: model.features(prompts)" in snippet
     (task,) = read_tasks(DataConfig(root="data/coin", tasks=("VQAv2",)), seed=0)
     collator = Collator(load_base(str(MINI_BASE))[1], 512, 4)
@@ -225,7 +223,7 @@ def test_a_model_grows_as_the_page_says(walk: Walk, monkeypatch: pytest.MonkeyPa
         "task": collator.prompts(task.train[:8]),
     }
     snippet = snippet.replace("(features,", "(model.features(task),")
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(snippet, "own-base.md", "exec"), names)
     assert names["same"].tasks == names["model"].tasks
     assert Path("runs/demo/store/000.json").is_file()
 
@@ -235,9 +233,7 @@ def test_a_model_grows_as_the_page_says(walk: Walk, monkeypatch: pytest.MonkeyPa
 
 def test_coin_where_the_pages_put_it_is_not_uploaded(walk: Walk, head: Head) -> None:
     """CoIN lies in `data/coin`, and is far too large for Ray's job server."""
-    (command,) = [
-        c.text for c in WRITTEN if re.fullmatch(f"{JOB}.*", c.text) and "no-wait" not in c.text
-    ]
+    (command,) = [c.text for c in WRITTEN if re.fullmatch(SUBMITTING, c.text)]
     for large in (walk.folder / "data/coin/images.zip", walk.folder / "runs/large"):
         with large.open("wb") as file:
             file.truncate(200_000_000)

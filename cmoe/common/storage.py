@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.errors import KnownError
 from cmoe.common.storage_errors import LISTED, READ, WRITTEN, answer_of, of_disk, of_server
 
 __all__ = [
@@ -45,7 +46,7 @@ FIRST_ATTEMPTS = 6  # before there is work to lose: what is away is told after a
 _ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/?(?!/)")
 
 
-class StorageError(Exception):
+class StorageError(KnownError):
     """A path or URL can't be used; says which, why, and what helps.
 
     Attributes:

@@ -20,6 +20,7 @@ from cmoe.common.command_line import is_flag
 from cmoe.common.nearest import did_you_mean, listed, near
 from cmoe.common.parsing import compose_yaml
 from cmoe.config.keys import Tree, key_type, unknown_key, wrong_type
+from cmoe.config.shipped import find_config
 
 FILE = "config"
 OTHERS = {FILE: str, "help": bool, "print_config": str}  # flags that are no settings
@@ -103,7 +104,7 @@ class Given:
         if flag.startswith("--"):
             hint = key_type(self._tree, key)
         if flag == f"--{FILE}" and value is not None:
-            self._file(value)
+            self._named_file(value)
         elif hint is None:
             if flag not in self.flags:
                 self.problems.append(unknown_key(key, self._tree | OTHERS, flag, "--"))
@@ -113,6 +114,14 @@ class Given:
             self._section(value, hint, key, flag, Path())
         elif get_origin(hint) not in (dict, list, tuple) or self._composed(value, flag):
             self._values.append(_Value(key, flag, value, text=True))
+
+    def _named_file(self, name: str) -> None:
+        try:
+            find_config(name)
+        except ValueError as error:
+            self.problems.append(str(error))
+        else:
+            self._file(name)
 
     def _file(self, name: str, prefix: str = "", folder: Path = Path()) -> None:
         file = folder / name

@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cmoe.config.help import EVERYTHING, asked_help, short_help
 from cmoe.config.keys import Tree, tree_of
-from cmoe.config.mistakes import Given, cleaned
+from cmoe.config.mistakes import FILE, Given, cleaned
+from cmoe.config.shipped import with_files
 
 
 class ConfigError(Exception):
@@ -48,7 +49,7 @@ class ConfigParser(ArgumentParser):
         Raises:
             ConfigError: Unknown keys, values of the wrong type, files that can't be read.
         """
-        words = list(sys.argv[1:] if args is None else args)
+        words = [*with_files(sys.argv[1:] if args is None else args, f"--{FILE}")]
         if (topic := asked_help(words)) is not None:
             shown = self.format_help() if topic == EVERYTHING else short_help(self, self.tree)
             sys.stdout.write(shown)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from cmoe.common.errors import KnownError
 from cmoe.modeling.settings import Pooling
 
 Context = AbstractContextManager[None]
@@ -27,7 +28,7 @@ PLACEHOLDER_NAMES = ("image_token_id", "video_token_id")
 FINGERPRINT_ELEMENTS = 65_536
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(KnownError, ValueError):
     """A model in which no decoder layers with linear FFNs were found."""
 
 

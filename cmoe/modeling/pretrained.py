@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cmoe.common.errors import KnownError
 from cmoe.modeling.base import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-class MissingModelError(OSError):
+class MissingModelError(KnownError, OSError):
     """A base that isn't there; the message says where it was looked for and how to fetch it."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cmoe.common.errors import KnownError
 from cmoe.common.nearest import did_you_mean, near
 from cmoe.common.parsing import parse_yaml
 from cmoe.serving.known_keys import require_known
@@ -17,8 +18,8 @@ BUILD = "cmoe.serving.app:build"
 DEPLOYMENTS = ("gateway", "locator", "executor")
 
 
-class ServiceError(Exception):
-    """Why a service can't be started."""
+class ServiceError(KnownError):
+    """A service that can't be started; says why."""
 
 
 class ServiceFile(NamedTuple):

@@ -74,11 +74,11 @@ def judge(
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m cmoe.tasks.scorers") -> int:
     """The program; returns its exit status, 2 where a file can't be used."""
     modes = get_args(Mode)
     parser = Parser(
-        prog="python -m cmoe.tasks.scorers",
+        prog=prog,
         description=__doc__,
         formatter_class=RawDescriptionHelpFormatter,
     )

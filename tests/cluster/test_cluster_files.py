@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 
 import pytest
 from support.cluster_files import (
@@ -21,6 +20,8 @@ from support.cluster_files import (
     said,
     text_of,
 )
+
+import cmoe
 
 PINNED = dict(
     re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
@@ -74,8 +75,7 @@ def test_the_image_runs_as_a_user_and_asks_for_the_token() -> None:
 
 def test_versions_are_the_projects() -> None:
     assert cluster_of("raycluster.yaml")["rayVersion"] == PINNED["ray"]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert launcher()["docker"]["image"].rpartition(":")[2] == project["version"]
+    assert launcher()["docker"]["image"].rpartition(":")[2] == cmoe.__version__
 
 
 SECRETS = {

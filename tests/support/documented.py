@@ -8,9 +8,16 @@ from dataclasses import dataclass
 
 from support.paths import ROOT
 
-PAGES = ("README.md", "SECURITY.md", "cluster/README.md", "cmoe/mini/base/README.md")
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *("cluster/README.md", "cmoe/mini/base/README.md"),
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
+)
 COMMENTED = ("configs/*.yaml", "cluster/*.yaml", "cluster/Containerfile")
-PROGRAMS = ("python", "make", "ray", "serve", "kubectl", "helm", "docker", "aws", "grep", "printf")
+PROGRAMS = (
+    *("cmoe", "python", "pip", "apt", "make", "ray", "serve", "kubectl", "helm", "docker", "aws"),
+    *("grep", "printf"),
+)
 
 SHORT = (
     "--data.tasks '[GQA, VizWiz]' --data.train_samples 32 --data.test_samples 4 "
@@ -18,22 +25,24 @@ SHORT = (
     "--locator.steps 20 --cluster.workers 1 --wandb.mode disabled"
 )
 ON_THE_MINI_BASE = "--model.name mini --model.revision null --model.dtype float32"
-LEARNING = "python ray_jobs/coin_stream.py --config configs/coin_mini.yaml"
+LEARNING = "cmoe run --config coin_mini"
 KEYS = "read -rs CMOE_API_KEYS && export CMOE_API_KEYS"
-SERVING = "python ray_jobs/coin_serve.py --config configs/serve_mini.yaml --store"
-JOB = "ray job submit (--no-wait )?--working-dir \\. -- python ray_jobs/coin_stream.py "
+SERVING = "cmoe serve --config serve_mini --store runs/coin_mini/store"
+SUBMITTING = "ray job submit --working-dir \\. -- python ray_jobs/coin_stream.py .*"
 
 RUN = {
-    re.escape(LEARNING): SHORT,
-    "python ray_jobs/coin_stream.py --help": "",
-    "python ray_jobs/coin_stream.py .* --plan.gpus 8 --plan.memory 80": ON_THE_MINI_BASE,
-    "python ray_jobs/coin_locate.py --config configs/coin_mini.yaml": SHORT,
-    "python ray_jobs/coin_prepare.py --root data/coin --dry-run": "",
-    "python ray_jobs/coin_prepare.py --root data/coin --out .*": "",
-    "python -m cmoe.tasks.scorers .*": "",
+    LEARNING: SHORT,
+    f"{LEARNING} --print_config": "",
+    "cmoe run --help( all)?": "",
+    "cmoe plan --config coin_llava_7b --plan.gpus 8 --plan.memory 80": ON_THE_MINI_BASE,
+    "cmoe locate --config coin_mini": SHORT,
+    "cmoe prepare --root data/coin --dry-run": "",
+    "cmoe prepare --root data/coin --out .*": "",
+    "cmoe score .*": "",
     KEYS: "",
-    f"{SERVING} runs/coin_mini/store": "",
-    f"{JOB}.*": "--print_config",
+    SERVING: "",
+    SUBMITTING: "--print_config",
+    SUBMITTING.replace("submit ", "submit --no-wait "): "--print_config",
     "ray job (logs --follow|stop) raysubmit_\\.\\.\\.": "",
     "ray get-auth-token --generate > /dev/null": "",
     "(chmod 600 ~/.ray/auth_token|export .*|IMAGE=.*)": "",
@@ -69,9 +78,9 @@ def appended(command: str) -> str | None:
     return next((more for each, more in RUN.items() if re.fullmatch(each, command)), None)
 
 
-def snippets(page: str) -> list[str]:
-    """The blocks of Python of a page."""
-    return [text for _, text in _blocks(page, "python")]
+def snippets(page: str, language: str = "python") -> list[str]:
+    """A page's blocks of a language."""
+    return [text for _, text in _blocks(page, language)]
 
 
 def _blocks(page: str, language: str) -> Iterator[tuple[int, str]]:

@@ -22,8 +22,9 @@ AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 @dataclass(frozen=True)
 class Head:
-    """A head's job server, and the environment of those who may use it."""
+    """A head and its job server, and the environment of those who may use them."""
 
+    address: str
     url: str
     environment: dict[str, str]
     token: str
@@ -97,7 +98,7 @@ def running_head(
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=cwd)
         try:
             url = f"http://127.0.0.1:{dashboard}"
-            found = Head(url, environment, token.read_text().strip())
+            found = Head(f"127.0.0.1:{port}", url, environment, token.read_text().strip())
             until(found.up, minutes=2)
             yield found
         finally:

@@ -171,14 +171,6 @@ def placement(device: str, dtype: torch.dtype) -> list[Row]:
     ]
 
 
-SECTIONS = {
-    "experts": experts_of_one_ffn,
-    "mixed": mixed_batch,
-    "locate": locating,
-    "placement": placement,
-}
-
-
 def _base(layers: int, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """A LLaVA with random weights and a Llama-shaped decoder of width 1024."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig

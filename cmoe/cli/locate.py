@@ -1,0 +1,42 @@
+"""`cmoe locate`: compare the locator's features and scores.
+
+Needs the frozen base alone, and neither Ray nor training: choose `locator.layer`, `.pooling` and
+`.score` by it before a stream. It never reads the test splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cmoe.config.parse import parse
+
+SELECTION = 0.1  # of the training samples, where the configuration holds none back
+
+
+def main(words: Sequence[str], prog: str) -> int:
+    config = parse(words, prog)
+    import torch
+
+    from cmoe.data.coin import read_tasks
+    from cmoe.data.texts import reserved_tokens
+    from cmoe.experiments.benchmarks.locating import accuracies
+    from cmoe.mini.tasks import ensure_data
+    from cmoe.modeling.pretrained import load_processor
+    from cmoe.modeling.settings import MIN_SAMPLES
+    from cmoe.run.stream import load
+
+    data = replace(
+        config.data, selection=config.data.selection or SELECTION, evaluate_on="selection"
+    )
+    ensure_data(data)
+    processor = load_processor(config.model.path, revision=config.model.revision)
+    tokens = reserved_tokens(processor)
+    tasks = read_tasks(data, config.seed, tokens=tokens, least=MIN_SAMPLES)
+    base, collator = load(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    batch = config.evaluation.batch_size
+    print(f"{len(tasks)} tasks, {sum(len(t.test) for t in tasks)} selection samples; percent")
+    for row in accuracies(base, collator, tasks, config.locator, batch, config.seed):
+        shown = (f"{n} {v:.1f}" if isinstance(v, float) else f"{n} {v}" for n, v in row.items())
+        print("  ".join(shown), flush=True)
+    return 0
