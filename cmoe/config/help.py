@@ -29,10 +29,10 @@ WIDTH = 26  # of the first column
 
 def asked_help(words: Sequence[str]) -> str | None:
     """What a command line asks help on: "" for the short one; None if it doesn't."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, topic = word.partition("=")
+    for position, word in enumerate(words):
+        name, _, topic = word.partition("=")
         if name in ("-h", "--help"):
-            return topic if equals else following * (following == EVERYTHING)
+            return EVERYTHING if EVERYTHING in (topic, *words[position + 1 : position + 2]) else ""
     return None
 
 
