@@ -14,11 +14,18 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Any
 
 from cmoe.common.nearest import unknown
 from cmoe.methods import builtin  # noqa: F401  registers cmoe's own
-from cmoe.methods.entry import ENTRIES, MethodEntry, RegistryError, registering_for
+from cmoe.methods.entry import (
+    ENTRIES,
+    MethodEntry,
+    RegistryError,
+    register_method,
+    registering_for,
+)
+
+__all__ = ["method_entry", "methods", "problems", "register_method", "unusable"]
 
 GROUP = "cmoe.methods"
 """Of a package's entry points."""
@@ -40,11 +47,6 @@ def method_entry(name: str) -> MethodEntry:
     if name not in known:
         raise ValueError("; ".join([f"method is {name!r}; {unknown(name, known)}", *problems()]))
     return known[name]
-
-
-def sections() -> dict[str, type[Any]]:
-    """The sections of all methods, by key."""
-    return {key: kind for each in methods().values() for key, kind in each.sections.items()}
 
 
 @cache
