@@ -16,6 +16,9 @@ from cmoe.common.nearest import did_you_mean, near
 LISTED_BY_HELP = "; --help lists all"
 """What follows an unknown word that is near to no known one."""
 
+KINDS = {"int": "an integer", "float": "a number"}
+"""What argparse's types are in words."""
+
 
 class Parser(ArgumentParser):
     """argparse's, with every flag by its whole name, and each mistake in a sentence."""
@@ -32,7 +35,24 @@ class Parser(ArgumentParser):
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        refuse(self.prog, [message])
+        refuse(self.prog, [self._told(message)])
+
+    def _told(self, message: str) -> str:
+        """What argparse says, in our words where it is known."""
+        if message.startswith(missing := "the following arguments are required: "):
+            names = message.removeprefix(missing).split(", ")
+            return f"no {listed(names)}; --help explains {'them' if names[1:] else 'it'}"
+        if message.startswith(strays := "unrecognized arguments: "):
+            return f"{message.removeprefix(strays)!r} stands behind no flag; --help lists all"
+        if bare := re.fullmatch(r"argument (\S+): expected .*arguments?", message):
+            return f"{bare[1]} needs a value; one that begins with - is given as {bare[1]}=VALUE"
+        if wrong := re.match(r"argument (\S+): invalid (\w+)(?: value)?: '(.*?)'", message):
+            flag, kind, value = wrong.groups()
+            choices = self._option_string_actions[flag].choices if kind == "choice" else ()
+            needed = f"one of {', '.join(choices)}" if choices else KINDS.get(kind, kind)
+            meant = did_you_mean(close) if (close := near(value, choices or ())) else ""
+            return f"{flag} is {value!r}; {needed} is needed{meant}"
+        return message
 
 
 def refuse(prog: str, problems: Sequence[str]) -> NoReturn:

@@ -18,8 +18,6 @@ gone is a shorter log: nothing in it can tell.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,29 +28,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from cmoe.common.exclusive import create, require_exclusive
-from cmoe.common.storage import (
-    LISTED,
-    READ,
-    StorageError,
-    explained,
-    filesystem,
-    is_missing,
-    require_url,
-)
 from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
+from cmoe.store.files import HEADER as HEADER
+from cmoe.store.files import Folder, plain, record_name, seal, unseal
+from cmoe.store.files import StoreError as StoreError
 
-SCHEMA = 1
-HEADER = "stream.json"
-_RECORD = re.compile(r"\d{3,}\.json")
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class StoreError(StorageError):
-    """A store or a primitive was refused; the message names the file, the cause and a way out.
-
-    Where its storage fails, it is a `StorageError`.
-    """
 
 
 @dataclass(frozen=True)
@@ -116,13 +97,13 @@ class Record:
 class Store:
     """One log of primitives, as far as this instance has read it: `append` and `refresh` go on."""
 
-    def __init__(self, folder: _Folder, *, read: bool = True) -> None:
+    def __init__(self, folder: Folder, *, read: bool = True) -> None:
         self.url = folder.url
-        self._folder = folder
+        self.folder = folder
         self._proven = False  # that nobody's files are overwritten
         self._records: tuple[Record, ...] = ()
         data = folder.read(HEADER, "there is no store here; create one first")
-        fields = _unseal(f"{self.url}/{HEADER}", data)
+        fields = unseal(f"{self.url}/{HEADER}", data)
         self.header = Header(base=BaseId(**fields.pop("base")), **fields)
         if read:
             self.refresh()
@@ -141,9 +122,9 @@ class Store:
         where a store is there already, or a value isn't JSON; StorageError where the storage
         fails, or would overwrite what another writer creates.
         """
-        folder = _Folder.at(url, storage_options)
+        folder = Folder.at(url, storage_options)
         header = {"base": asdict(base), "settings": settings, "config": config}
-        data = _seal(_plain(header, "header"))
+        data = seal(plain(header, "header"))
         folder.require_exclusive()
         if not folder.create(HEADER, data):
             raise StoreError(f"{folder.url}/{HEADER}: a store is here already; open it instead")
@@ -156,12 +137,12 @@ class Store:
         """Read the log at `url`, without its tensors; StoreError where there is none, its schema
         version is unknown, or a file, the chain of digests or the sequence of indices is broken.
         """
-        return cls(_Folder.at(url, storage_options))
+        return cls(Folder.at(url, storage_options))
 
     @classmethod
     def follow(cls, url: str | os.PathLike[str], **storage_options: Any) -> Store:
         """As `open`, but no record is read yet: `refresh` does, up to a broken one."""
-        return cls(_Folder.at(url, storage_options), read=False)
+        return cls(Folder.at(url, storage_options), read=False)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -181,9 +162,9 @@ class Store:
         front of a broken one are read then.
         """
         seen = self._records
-        length = 1 + max(self._folder.record_indices(), default=-1)
+        length = 1 + max(self.folder.record_indices(), default=-1)
         if length < len(seen):
-            where = f"{self.url}/{_record_name(length)}"
+            where = f"{self.url}/{record_name(length)}"
             raise StoreError(f"{where}: gone, though it was read before; restore it from a copy")
         for index in range(len(seen), length):
             self._records = (*self._records, self._read_record(index, self._records))
@@ -198,9 +179,9 @@ class Store:
         StorageError as in `create`.
         """
         if not self._proven:
-            self._folder.require_exclusive()
+            self.folder.require_exclusive()
             self._proven = True
-        index, name = len(self), _record_name(len(self))
+        index, name = len(self), record_name(len(self))
         blobs = {part: _dump(tensors) for part, tensors in primitive.parts().items()}
         files = {
             part: File(f"{part}.safetensors", len(blob), sha256(blob).hexdigest())
@@ -218,13 +199,13 @@ class Store:
             "decision": primitive.decision,
             "parent": self._tip(self._records),
         }
-        data = _seal(_plain(fields, "record"))
+        data = seal(plain(fields, "record"))
         # What a reader would refuse is refused here, before anything is written.
         record = self._parse_record(data, index, self._records)
         for part, blob in blobs.items():
-            if not self._folder.create(f"{record.folder}/{files[part].name}", blob):
-                self._read_data(record, part)  # A crash left it; the folder's name is a promise.
-        if not self._folder.create(name, data):
+            if not self.folder.create(f"{record.folder}/{files[part].name}", blob):
+                self.read_data(record, part)  # A crash left it; the folder's name is a promise.
+        if not self.folder.create(name, data):
             holder = self._read_record(index, self._records)
             raise StoreError(
                 f"{self.url}/{name}: index {index} is held by another writer's task "
@@ -239,21 +220,21 @@ class Store:
             raise StoreError(f"{self.url}: no primitive {index}; there are {len(self)}")
         record = self._records[index]
         parts = {
-            part: safetensors.torch.load(self._read_data(record, part)) for part in record.files
+            part: safetensors.torch.load(self.read_data(record, part)) for part in record.files
         }
         primitive = Primitive(
             record.task, record.rank, record.lora_alpha, **parts, decision=record.decision
         )
         if (counts := primitive.parameter_counts()) != record.parameters:
             raise StoreError(
-                f"{self.url}/{_record_name(index)}: counts {record.parameters} "
+                f"{self.url}/{record_name(index)}: counts {record.parameters} "
                 f"parameters, but its files hold {counts}; it was written for other tensors"
             )
         return primitive
 
     def verify(self) -> None:
         """Read every file afresh; StoreError where one is missing, damaged or of another log."""
-        fresh = Store(self._folder)
+        fresh = Store(self.folder)
         if fresh.header != self.header or fresh.records()[: len(self)] != self._records:
             raise StoreError(f"{self.url}: another log now lies here; open it again")
         for index in range(len(fresh)):
@@ -274,12 +255,12 @@ class Store:
 
     def _read_record(self, index: int, before: Sequence[Record]) -> Record:
         gap = "a gap in the log, as later records exist; restore it from a copy"
-        return self._parse_record(self._folder.read(_record_name(index), gap), index, before)
+        return self._parse_record(self.folder.read(record_name(index), gap), index, before)
 
     def _parse_record(self, data: bytes, index: int, before: Sequence[Record]) -> Record:
         """The record in `data`, if it is fit to stand at `index` after the records `before`."""
-        where = f"{self.url}/{_record_name(index)}"
-        fields = _unseal(where, data)
+        where = f"{self.url}/{record_name(index)}"
+        fields = unseal(where, data)
         files = {part: File(**file) for part, file in fields.pop("files").items()}
         record = Record(files=files, **fields)
         if set(files) - {MEMORY} != set(PARTS):
@@ -292,15 +273,15 @@ class Store:
         if record.task in (other.task for other in before):
             raise StoreError(f"{where}: task {record.task!r} is in the log already; rename it")
         if record.parent != (tip := self._tip(before)):
-            last = _record_name(index - 1) if index else HEADER
+            last = record_name(index - 1) if index else HEADER
             raise StoreError(f"{where}: its parent is {record.parent}, but {last} has digest {tip}")
         return record
 
-    def _read_data(self, record: Record, part: str) -> bytes:
-        """One data file of `record`, read once and checked."""
-        file, owner = record.files[part], _record_name(record.index)
+    def read_data(self, record: Record, part: str) -> bytes:
+        """One data file of a record; StoreError where it isn't what the record describes."""
+        file, owner = record.files[part], record_name(record.index)
         path = f"{record.folder}/{file.name}"
-        data = self._folder.read(path, f"{owner} lists it; restore it from a copy")
+        data = self.folder.read(path, f"{owner} lists it; restore it from a copy")
         digest = sha256(data).hexdigest()
         if (len(data), digest) != (file.size, file.sha256):
             raise StoreError(
@@ -310,90 +291,8 @@ class Store:
         return data
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """A folder on a local disk or S3 whose files are created whole, once, and never changed."""
-
-    fs: Any
-    root: str
-    url: str
-
-    @classmethod
-    def at(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any]) -> _Folder:
-        url = require_url(url).rstrip("/")
-        fs, root = filesystem(url, **storage_options)
-        if not {"file", "s3"} & set(fs.protocol):
-            raise StoreError(f"{url}: a store is on a local path or s3://, not {fs.protocol}")
-        return cls(fs, root, url)
-
-    def record_indices(self) -> list[int]:
-        with explained(self.url, LISTED):
-            names = [path.rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)]
-        return [int(name.removesuffix(".json")) for name in names if _RECORD.fullmatch(name)]
-
-    def read(self, name: str, missing: str) -> bytes:
-        """The whole file; StoreError without one, `missing` saying what that means."""
-        where = f"{self.url}/{name}"
-        with explained(where, READ):
-            try:
-                return bytes(self.fs.cat_file(f"{self.root}/{name}"))
-            except FileNotFoundError as error:
-                if is_missing(error):
-                    raise StoreError(f"{where}: missing; {missing}") from error
-                raise
-
-    def create(self, name: str, data: bytes) -> bool:
-        """Create a file, whole and durable; where there is one change nothing and return False."""
-        return create(self.fs, f"{self.root}/{name}", data, f"{self.url}/{name}")
-
-    def require_exclusive(self) -> None:
-        """Refuse a server that overwrites what exists; a disk's links never do."""
-        if "s3" in self.fs.protocol:
-            require_exclusive(self.fs, self.root, self.url)
-
-
-def _record_name(index: int) -> str:
-    return f"{index:03d}.json"
-
-
 def _dump(tensors: Mapping[str, torch.Tensor]) -> bytes:
     # safetensors refuses views and shared memory; a copy of each tensor is neither.
     layout = torch.contiguous_format
     copies = {name: tensor.detach().clone(memory_format=layout) for name, tensor in tensors.items()}
     return safetensors.torch.save(copies, metadata={"format": "pt"})
-
-
-def _seal(fields: Mapping[str, Any]) -> bytes:
-    """The file of `fields`: canonical JSON, with the schema version and the digest of all else."""
-    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
-    body = {**fields, "schema": SCHEMA}
-    return encode({**body, "digest": sha256(encode(body).encode()).hexdigest()}).encode()
-
-
-def _unseal(where: str, data: bytes) -> dict[str, Any]:
-    """The fields of a sealed file; StoreError for another schema version or one changed byte."""
-    try:
-        fields = json.loads(data)
-        schema, digest = fields.pop("schema"), fields.pop("digest")
-        if schema != SCHEMA:
-            raise StoreError(f"{where}: has schema version {schema}; this program reads {SCHEMA}")
-        if _seal(fields) != data:
-            raise ValueError(f"its digest is not {digest}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{where}: damaged: {error!r}; restore it from a copy") from error
-    return {**fields, "digest": digest}
-
-
-def _plain(value: Any, key: str) -> Any:
-    """`value` in types that JSON gives back (tuples as lists); StoreError names the key if none."""
-    if isinstance(value, Mapping):
-        if odd := [name for name in value if not isinstance(name, str)]:
-            raise StoreError(f"{key}: JSON's keys are strings, not {odd[0]!r}")
-        return {name: _plain(item, f"{key}.{name}") for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{key}.{place}") for place, item in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise StoreError(f"{key}: {value} is not JSON; give a finite number, or null")
-    if value is not None and not isinstance(value, str | int | float):
-        raise StoreError(f"{key}: a {type(value).__name__} is not JSON; give a plain value")
-    return value

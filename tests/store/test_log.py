@@ -31,7 +31,7 @@ from support.flaky import flaky
 from cmoe.common import exclusive
 from cmoe.common.storage import StorageError
 from cmoe.modeling.primitive import PARTS, Primitive
-from cmoe.store import log as store_module
+from cmoe.store import files as store_files
 from cmoe.store.log import BaseId, Store, StoreError
 
 BASE = BaseId(name="mini-llava", revision="v1", digest="b" * 64)
@@ -665,7 +665,7 @@ def test_writer_overtaken_before_its_first_or_its_last_file(
     """Another writer commits the same task and tensors, other tensors, or another task."""
     place.create().append(primitive("GQA"))
     loser, winner = place.open(), place.open()
-    create, count = store_module._Folder.create, itertools.count()
+    create, count = store_files.Folder.create, itertools.count()
 
     def overtaken(self: Any, name: str, data: bytes) -> bool:
         if next(count) == turn:
@@ -674,7 +674,7 @@ def test_writer_overtaken_before_its_first_or_its_last_file(
         return create(self, name, data)
 
     files: dict[str, bytes] = {}
-    monkeypatch.setattr(store_module._Folder, "create", overtaken)
+    monkeypatch.setattr(store_files.Folder, "create", overtaken)
     with pytest.raises(StoreError, match=rf"001\.json: index 1 is held by .*{task!r}"):
         loser.append(primitive("VQAv2", 2))
     assert files.items() <= place.files().items()

@@ -1,0 +1,52 @@
+"""Copy what a run has learned, for others to load.
+
+OUT receives the store, every file checked, and the run's model card as README.md. It receives no
+checkpoint, no prediction, and no absolute path of this machine. Interrupted, it is no store to any
+reader; the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cmoe.common.command_line import Parser
+
+
+def main(words: Sequence[str], prog: str) -> int:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("source", metavar="RUN_OR_STORE", help="a folder or an s3:// prefix")
+    parser.add_argument("out", metavar="OUT", help="the same; nothing else may be there")
+    parser.add_argument("--tasks", type=int, metavar="N", help="the first N tasks; else all")
+    asked = parser.parse_args(words)
+    if asked.tasks is not None and asked.tasks < 1:
+        parser.error(f"--tasks is {asked.tasks}; 1 or more")
+    from cmoe.common.storage import exists
+    from cmoe.store.export import export
+    from cmoe.store.log import HEADER, Store, StoreError
+
+    url = asked.source.rstrip("/")
+    found = next((u for u in (url, f"{url}/store") if exists(f"{u}/{HEADER}")), None)
+    if found is None:
+        raise StoreError(
+            f"{url}: neither a store nor a run with one; give the folder that has {HEADER}, or the "
+            "one that has store/"
+        )
+    store = Store.open(found)
+    whole = asked.tasks in (None, len(store))  # the card is about all tasks
+    made = export(store, asked.out, tasks=asked.tasks, card=card_of(url) if whole else None)
+    parameters = sum(sum(record.parameters.values()) for record in made.records())
+    print(f"{made.url}: {', '.join(made.tasks)}; {parameters:,} parameters")
+    return 0
+
+
+def card_of(run: str) -> str | None:
+    """The model card that a run has left; None where there is none."""
+    from cmoe.common.storage import READ, exists, explained, filesystem
+    from cmoe.reports.run_page import MARKDOWN
+
+    file = f"{run}/{MARKDOWN}"
+    if not exists(file):
+        return None
+    fs, path = filesystem(file)
+    with explained(file, READ):
+        return str(fs.cat_file(path).decode())
