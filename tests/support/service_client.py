@@ -18,7 +18,7 @@ from support.service import RunningService
 from cmoe.data.samples import Sample
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
-from cmoe.serving.load import Reply, drive
+from cmoe.serving.load import Outcome, drive
 
 TOKENS = 12  # of an answer
 
@@ -72,14 +72,14 @@ class ServiceClient:
         """What a replica of a deployment says of itself; nothing where none does."""
         return self.get("/healthz")[1][deployment] or {}
 
-    def drive(self, bodies: Sequence[bytes], clients: int) -> list[Reply]:
+    def drive(self, bodies: Sequence[bytes], clients: int) -> list[Outcome]:
         return drive(self.url, bodies, clients=clients, key=self.key)
 
     def load(
         self, bodies: Sequence[bytes], clients: int = 8
-    ) -> tuple[threading.Thread, list[Reply]]:
+    ) -> tuple[threading.Thread, list[Outcome]]:
         """Requests of several clients, while something else happens."""
-        replies: list[Reply] = []
+        replies: list[Outcome] = []
         thread = threading.Thread(target=lambda: replies.extend(self.drive(bodies, clients)))
         thread.start()
         return thread, replies
