@@ -21,6 +21,8 @@ from support.ports import free_port
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from cmoe.data.samples import Task
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 # Tests run side by side: threads of torch's that wait for each other's cores would take a tiny
@@ -74,6 +76,14 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     s3fs.S3FileSystem().mkdir(name)
     yield f"s3://{name}/prepared"
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, ...]:
+    """Three tasks of the mini CoIN."""
+    from support.mini_store import make_data
+
+    return make_data(tmp_path_factory.mktemp("data") / "coin")
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.engines.registry import register_executor
 from cmoe.serving.launch import read_service, serving
-from cmoe.serving.load import Reply, drive, request_of
-from cmoe.serving.messages import AnswerPart, Prompt, Sampling
+from cmoe.serving.load import Outcome, drive, request_of
+from cmoe.serving.messages import AnswerPart, Location, Prompt, Sampling
 from cmoe.serving.prompts import TensorPrompt, to_arrays
 from cmoe.serving.settings import ServeConfig
 from cmoe.serving.store_follower import readable
@@ -144,7 +144,7 @@ def _spent(url: str) -> dict[str, float]:
     }
 
 
-def _rate(replies: Sequence[Reply]) -> float:
+def _rate(replies: Sequence[Outcome]) -> float:
     """Requests per second, from the first one's beginning to the last one's end."""
     begun = min(r.begun for r in replies)
     return len(replies) / (max(r.begun + r.seconds for r in replies) - begun)
@@ -153,7 +153,7 @@ def _rate(replies: Sequence[Reply]) -> float:
 def _row(
     name: str,
     rate: float,
-    replies: Sequence[Reply] | None,
+    replies: Sequence[Outcome] | None,
     answers: Sequence[Answer] | None = None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"load": name, "per second": rate, "p50 ms": None, "p99 ms": None}
@@ -192,6 +192,9 @@ class InstantExecutor:
         self, prompt: Prompt, task: int | None, sampling: Sampling, *, stream: bool
     ) -> AsyncGenerator[AnswerPart]:
         yield AnswerPart(tokens=1, task=BASE if task is None else task, finish="stop")
+
+    async def locate(self, prompts: Sequence[Prompt]) -> list[Location]:
+        return [Location(BASE, (), True)] * len(prompts)
 
     async def grow(self, store: Store) -> None:
         self.tasks = store.tasks

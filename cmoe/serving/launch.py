@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmoe.common.storage import StorageError, require_reachable
 from cmoe.modeling.pretrained import MissingModelError, load_config
@@ -21,6 +21,9 @@ from cmoe.serving.gateway.keys import Keys, is_loopback
 from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 LOOPBACK = "localhost"
 
@@ -127,10 +130,16 @@ def serving(service: Service, executor: str = DEFAULT) -> Iterator[None]:
     Raises:
         ServiceError: The service doesn't start.
     """
+    from cmoe.serving.app import application
+
     _require_base(service.config, executor)
+    try:
+        app = application(service.config, service.deployments, executor)
+    except ValueError as error:
+        raise ServiceError(str(error)) from error
     with _cluster(service):
         _start_proxies(service)
-        _start_application(service, executor)
+        _start_application(service, app)
         yield
 
 
@@ -195,14 +204,12 @@ def _start_proxies(service: Service) -> None:
         ) from error
 
 
-def _start_application(service: Service, executor: str) -> None:
+def _start_application(service: Service, app: Application) -> None:
     from ray import serve
-
-    from cmoe.serving.app import application
 
     try:
         serve.run(
-            application(service.config, service.deployments, executor),
+            app,
             name=service.name,
             route_prefix=service.prefix,
             logging_config=service.logging,

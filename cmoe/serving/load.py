@@ -1,4 +1,4 @@
-"""Load for a service, from processes of its own: what was asked, what was answered, and when."""
+"""Load for a service: many clients in processes of their own, and what became of each request."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cmoe.data.samples import Sample
 
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
 
 @dataclass(frozen=True)
-class Reply:
+class Outcome:
     """What became of one request.
 
     Attributes:
-        number: Of the request.
-        status: HTTP's; 0 where the connection was lost.
-        seconds: Until its last byte.
-        text: The answer, or what was said instead.
-        task: Located.
-        begun: Seconds on the machine's clock.
+        number: The request's place among all.
+        status: HTTP status; 0 where the connection was lost.
+        seconds: Time until the last byte of the response.
+        text: The answer, or the error's message.
+        task: The task that answered.
+        begun: When the request was sent, in seconds of the machine's clock.
     """
 
     number: int
@@ -41,7 +45,7 @@ def request_of(sample: Sample, model: str = "cmoe", tokens: int = 16) -> bytes:
     if sample.image is not None:
         with sample.image.open("rb") as file:
             data = base64.b64encode(file.read()).decode()
-        url = f"data:image/png;base64,{data}"  # the service looks into the file itself
+        url = f"data:image/png;base64,{data}"  # the service finds the format in the file itself
         content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     messages = [{"role": "user", "content": content}]
     return json.dumps({"model": model, "messages": messages, "max_tokens": tokens}).encode()
@@ -55,19 +59,19 @@ def drive(
     processes: int = 2,
     key: str | None = None,
     timeout_s: float = 120.0,
-) -> list[Reply]:
-    """Ask a service, each client one request after the other.
+) -> list[Outcome]:
+    """Send requests to a service, each client one after the other.
 
     Args:
-        url: Of the service.
-        requests: Bodies.
-        clients: That ask at the same time, over all processes.
-        processes: That they are spread over.
-        key: API key.
-        timeout_s: Until a client gives up.
+        url: The service's URL.
+        requests: The requests' bodies.
+        clients: Number of clients that ask at the same time.
+        processes: Number of processes that the clients are spread over.
+        key: The API key.
+        timeout_s: Seconds after which a client gives up.
 
     Returns:
-        Replies in the order of the requests.
+        Outcomes in the order of the requests.
     """
     processes = min(processes, clients)
     numbered = list(enumerate(requests))
@@ -84,54 +88,53 @@ def drive(
             )
             for part in range(processes)
         ]
-        replies = [reply for share in shares for reply in share.result()]
-    return sorted(replies, key=lambda reply: reply.number)
+        outcomes = [outcome for share in shares for outcome in share.result()]
+    return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
 def _clients(
     url: str, requests: list[tuple[int, bytes]], clients: int, key: str | None, timeout_s: float
-) -> list[Reply]:
+) -> list[Outcome]:
     return asyncio.run(_ask_all(url, requests, clients, key, timeout_s))
 
 
 async def _ask_all(
     url: str, requests: list[tuple[int, bytes]], clients: int, key: str | None, timeout_s: float
-) -> list[Reply]:
+) -> list[Outcome]:
     import aiohttp
 
     headers = {"Content-Type": "application/json"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    waiting, replies = iter(requests), []
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     connector = aiohttp.TCPConnector(limit=clients)
+    waiting, outcomes = iter(requests), []
     async with aiohttp.ClientSession(
         connector=connector, headers=headers, timeout=timeout
     ) as session:
 
         async def client() -> None:
             for number, body in waiting:
-                start, begun = time.monotonic(), time.time()
-                status, text, task = 0, "", None
-                try:
-                    async with session.post(f"{url}/v1/chat/completions", data=body) as response:
-                        status = response.status
-                        said = await response.json(content_type=None)
-                        if status == 200:
-                            text = said["choices"][0]["message"]["content"]
-                            task = said["cmoe"]["task"]
-                        else:
-                            text = said["error"]["message"]
-                except (
-                    aiohttp.ClientError,
-                    TimeoutError,
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                ) as error:
-                    text = text or repr(error)
-                seconds = time.monotonic() - start
-                replies.append(Reply(number, status, seconds, text, task, begun))
+                outcomes.append(await _ask(session, url, number, body))
 
         await asyncio.gather(*(client() for _ in range(clients)))
-    return replies
+    return outcomes
+
+
+async def _ask(session: ClientSession, url: str, number: int, body: bytes) -> Outcome:
+    from aiohttp import ClientError
+
+    start, begun = time.monotonic(), time.time()
+    status, text, task = 0, "", None
+    try:
+        async with session.post(f"{url}/v1/chat/completions", data=body) as response:
+            status = response.status
+            found = await response.json(content_type=None)
+        if status == 200:
+            text = found["choices"][0]["message"]["content"]
+            task = found["cmoe"]["task"]
+        else:
+            text = found["error"]["message"]
+    except (ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        text = text or repr(error)
+    return Outcome(number, status, time.monotonic() - start, text, task, begun)

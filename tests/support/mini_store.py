@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -69,3 +70,10 @@ def make_store(folder: Path, tasks: Sequence[Task], placement: str = "front") ->
     for task in tasks:
         store.append(make_primitive(model, task))
     return store
+
+
+def copy_prefix(store: Store, folder: Path, count: int) -> Store:
+    """The first tasks of a store, as a store of their own: a log's prefix is a log."""
+    later = {f"{index:03}*" for index in range(count, len(store))}
+    shutil.copytree(store.url, folder, ignore=shutil.ignore_patterns(*later))
+    return Store.open(folder)

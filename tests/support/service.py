@@ -3,26 +3,66 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from support.paths import ROOT
+import psutil
+import yaml
+from support.paths import CONFIGS, ROOT
 from support.ports import free_port
 
+DEPLOYMENTS = ("gateway", "locator", "executor")
 START_S, END_S = 240.0, 60.0
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A service that answers.
+
+    Attributes:
+        url: Its URL, without a slash at the end.
+        pid: Id of the process that started it.
+    """
+
+    url: str
+    pid: int
+
+    def replicas(self) -> dict[str, psutil.Process]:
+        """Processes of its replicas, by deployment."""
+        found = {}
+        for process in psutil.Process(self.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                title = " ".join(process.cmdline())
+                if title.startswith("ray::ServeReplica:cmoe:"):
+                    name = re.split(r"[ .]", title.removeprefix("ray::ServeReplica:cmoe:"))[0]
+                    found[name] = process
+        return found
+
+
+def service_file(folder: Path, deployments: Sequence[str] = DEPLOYMENTS, **arguments: Any) -> Path:
+    """The file of the mini service in a folder, with some deployments and other `args`."""
+    values = yaml.safe_load((CONFIGS / "serve_mini.yaml").read_text())
+    (application,) = values["applications"]
+    application["args"] |= arguments
+    application["deployments"] = [d for d in application["deployments"] if d["name"] in deployments]
+    file = folder / "serve.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
 
 
 @contextmanager
 def running_service(
     store: Path | str, *arguments: str, environment: Mapping[str, str] | None = None
-) -> Iterator[str]:
-    """The URL of a service on a free port of this machine, without a slash at its end.
+) -> Iterator[RunningService]:
+    """A service on a free port of this machine, for as long as the body runs.
 
     Args:
         store: What it answers from.
@@ -46,7 +86,7 @@ def running_service(
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the service didn't come up:\n{_written(errors)}")
                 time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
+            yield RunningService(f"http://127.0.0.1:{port}", process.pid)
         finally:
             process.terminate()
             try:

@@ -1,4 +1,4 @@
-"""The page in a real browser, against the real service."""
+"""The page in a real browser, against the real service; its executor locates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import openai
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect
-from support.mini_store import make_data, make_store
-from support.service import running_service
+from support.service import RunningService, running_service, service_file
+from support.service_client import TOKENS, answer_alone, asking
+
+from cmoe.data.samples import Task
+from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.settings import MINI_BASE
+from cmoe.store.log import Store
+from cmoe.store.model import load_model
 
 WAIT_MS = 30_000
 COMPLETIONS = "/v1/chat/completions"
@@ -22,11 +29,14 @@ expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("page")
-    make_store(folder / "store", make_data(folder / "data"))
-    with running_service(folder / "store", "--no-auth") as url:
-        yield url
+def service(
+    tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Store]
+) -> Iterator[RunningService]:
+    """Without API keys and without a locator deployment: the answering pass finds the task."""
+    file = service_file(tmp_path_factory.mktemp("inline"), deployments=("gateway", "executor"))
+    store = stores["inline"].url
+    with running_service(store, "--config", str(file), "--no-auth") as running:
+        yield running
 
 
 class Visit:
@@ -78,13 +88,13 @@ class Visit:
 
 
 @pytest.fixture
-def visit(browser: Browser, service: str) -> Iterator[Visit]:
+def visit(browser: Browser, service: RunningService) -> Iterator[Visit]:
     """A page that has spoken to the service alone, and had nothing to complain of."""
     page = browser.new_page()
-    visit = Visit(page, service)
+    visit = Visit(page, service.url)
     yield visit
     page.close()
-    assert visit.origins() == {service}
+    assert visit.origins() == {service.url}
     assert visit.errors == []
 
 
@@ -268,3 +278,22 @@ def test_a_key_is_asked_for_when_it_is_needed_and_kept_in_memory_alone(visit: Vi
     assert page.evaluate(kept) == [[], [], ""]
     assert [text for text in visit.errors if "401" not in text] == []
     visit.errors.clear()
+
+
+def test_an_executor_locates_where_its_store_says_so(
+    service: RunningService, stores: dict[str, Store], tasks: tuple[Task, ...]
+) -> None:
+    """The answering pass finds the task, and answers as the model alone does."""
+    model = load_model(stores["inline"], load_base(MINI_BASE)[0])
+    model.reject_unknown = True
+    client = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
+    answered_by = set()
+    for task in tasks:
+        found: Any = client.chat.completions.create(
+            model="cmoe", messages=asking(task.test[0]), max_tokens=TOKENS
+        )
+        text, by = answer_alone(model, task.test[0])
+        assert (found.choices[0].message.content, found.cmoe["task"]) == (text, by)
+        assert found.cmoe["located"]
+        answered_by.add(by)
+    assert len(answered_by - {None}) > 1

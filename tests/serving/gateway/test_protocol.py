@@ -12,15 +12,15 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_cr
 
 from cmoe.serving.gateway.completion import Completion
 from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.gateway.protocol import (
-    ASKING_NOTHING,
+    UNSUPPORTED_FIELDS,
     ChatRequest,
     Conversation,
-    asked,
     conversation,
     read_located,
+    sampling,
 )
-from cmoe.serving.settings import LimitsConfig
 
 LIMITS = LimitsConfig()
 ASKING = {"model": "cmoe", "messages": [{"role": "user", "content": "Which?"}]}
@@ -150,7 +150,7 @@ def test_what_cannot_be_given_is_refused(name: str, value: Any, cause: str) -> N
 def test_no_neutral_value_is_another_in_json() -> None:
     """`false` isn't 0 and `true` isn't 1, though Python says so."""
     for name, value in (("n", True), ("store", 0), ("frequency_penalty", False), ("logprobs", 0)):
-        assert name in ASKING_NOTHING
+        assert name in UNSUPPORTED_FIELDS
         assert said(**{name: value})
 
 
@@ -158,7 +158,7 @@ def test_numbers_are_numbers_of_json() -> None:
     assert read(temperature=1).temperature == 1.0
     assert read(max_tokens=5.0).max_tokens == 5
     assert read(max_tokens=3, max_completion_tokens=4).max_tokens == 4
-    assert asked(read(top_p=0), LIMITS).top_p == 0
+    assert sampling(read(top_p=0), LIMITS).top_p == 0
     assert read(stop="a").stop == read(stop=["a"]).stop == ("a",)
     for wrong in (
         {"temperature": "0.5"},
@@ -388,6 +388,6 @@ def test_a_picture_keeps_its_turn_and_its_place() -> None:
                     {"role": "user", "content": content, "name": "me"})  # fmt: skip
         assert [turn.role for turn in made.turns] == ["system", "user", "assistant", "user"]
         assert made.turns[3].parts == parts
-        assert made.pictures == [URL]
+        assert made.image_urls == [URL]
     with pytest.raises(RequestError, match="the question is empty"):
         talk({"role": "user", "content": [PICTURE, {"type": "text", "text": " "}]})

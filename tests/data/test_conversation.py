@@ -6,10 +6,12 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from support.mini_store import processor
+from support.mini_store import collator, processor
 
 from cmoe.data.batches import ChatTurn, Collator, ConversationError
+from cmoe.data.samples import Task
 
 # As LLaVA 1.5's and Qwen2-VL's: pictures of a turn first, and where they stand.
 PICTURES_FIRST_IN_TURN = (
@@ -70,3 +72,18 @@ def test_a_picture_that_the_template_would_move_is_refused() -> None:
     first = [ChatTurn("system", ("Be short.",)), ChatTurn("user", ("One?", None))]
     assert rendered(IN_FRONT, first) == "<image>system: Be short. user: One?"
     assert rendered(IN_FRONT, LATER[:2], None) == "system: Be short. user: One?"
+
+
+def test_a_question_is_prompted_as_evaluation_prompts_it(tasks: tuple[Task, ...]) -> None:
+    """Token for token and pixel for pixel: else the answers would not be those of the reports."""
+    for task in tasks:
+        for sample in task.test[:4]:
+            picture = None
+            if sample.image is not None:
+                with sample.image.open("rb") as file:
+                    picture = Image.open(file).convert("RGB")
+            parts = (sample.text,) if picture is None else (None, sample.text)
+            made = collator().conversation([ChatTurn("user", parts)], picture)
+            whole = collator().prompts([sample])
+            assert made.keys() == whole.keys()
+            assert all(torch.equal(made[name], whole[name]) for name in whole)

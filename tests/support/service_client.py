@@ -1,0 +1,107 @@
+"""A client of a running service: requests of any kind, and load."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from support.mini_store import collator
+from support.service import RunningService
+
+from cmoe.data.samples import Sample
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.routers import BASE
+from cmoe.serving.load import Outcome, drive
+
+TOKENS = 12  # of an answer
+
+Response = tuple[int, Any, Mapping[str, str]]
+"""Status, JSON and headers."""
+
+
+@dataclass(frozen=True)
+class ServiceClient:
+    """A client with an API key.
+
+    Attributes:
+        running: The service that it asks.
+        key: The API key.
+    """
+
+    running: RunningService
+    key: str
+
+    @property
+    def url(self) -> str:
+        return self.running.url
+
+    def post(self, path: str, body: bytes | Iterator[bytes], **headers: str) -> Response:
+        """Send a body, whatever it is made of; an empty header isn't sent."""
+        sent = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        return self._request("POST", path, body, {k: v for k, v in sent.items() if v})
+
+    def get(self, path: str) -> tuple[int, Any]:
+        status, found, _ = self._request("GET", path, None, {"Authorization": f"Bearer {self.key}"})
+        return status, found
+
+    def _request(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Response:
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), dict(response.getheaders())
+        finally:
+            connection.close()
+
+    def replicas(self) -> dict[str, psutil.Process]:
+        return self.running.replicas()
+
+    def chat(self, messages: Any, **more: Any) -> Response:
+        body = json.dumps({"model": "cmoe", "messages": messages} | more)
+        return self.post("/v1/chat/completions", body.encode())
+
+    def state(self, deployment: str = "executor") -> dict[str, Any]:
+        """What a replica of a deployment says of itself; nothing where none does."""
+        return self.get("/healthz")[1][deployment] or {}
+
+    def drive(self, bodies: Sequence[bytes], clients: int) -> list[Outcome]:
+        return drive(self.url, bodies, clients=clients, key=self.key)
+
+    def load(
+        self, bodies: Sequence[bytes], clients: int = 8
+    ) -> tuple[threading.Thread, list[Outcome]]:
+        """Requests of several clients, while something else happens."""
+        replies: list[Outcome] = []
+        thread = threading.Thread(target=lambda: replies.extend(self.drive(bodies, clients)))
+        thread.start()
+        return thread, replies
+
+
+def asking(sample: Sample) -> list[Any]:
+    """A sample's question as messages."""
+    content: list[Any] = [{"type": "text", "text": sample.text}]
+    if sample.image is not None:
+        with sample.image.open("rb") as file:
+            url = "data:image/png;base64," + base64.b64encode(file.read()).decode()
+        content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+    return [{"role": "user", "content": content}]
+
+
+def answer_alone(
+    model: GrowingVLM, sample: Sample, task: str | None = None
+) -> tuple[str, str | None]:
+    """Answer and task of a sample alone, by the base's own `generate`; no task for the base."""
+    inputs = collator().prompts([sample])
+    found = model.generate(inputs, task, max_new_tokens=TOKENS, do_sample=False)
+    new = found.sequences[:, inputs["input_ids"].shape[1] :]
+    (text,) = collator().tokenizer.batch_decode(new, skip_special_tokens=True)
+    (by,) = found.tasks
+    return text.strip(), None if by == BASE else model.tasks[by]
