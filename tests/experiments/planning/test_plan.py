@@ -21,14 +21,9 @@ from cmoe.config.parse import parse
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
-from cmoe.experiments.planning.plan import (
-    GIB,
-    adapter_flops,
-    lines,
-    make_plan,
-    operations,
-    samples_of,
-)
+from cmoe.experiments.planning.operations import adapter_flops, operations
+from cmoe.experiments.planning.plan import GIB, lines, make_plan
+from cmoe.experiments.planning.samples import samples_of
 from cmoe.experiments.planning.sizes import shape_of, worst_growth
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
