@@ -21,7 +21,7 @@ from cmoe.reports.comparison_charts import (
 from cmoe.reports.comparison_numbers import entries_of, headline, measure_groups
 from cmoe.reports.pages import needing_fields, rendered
 
-HTML = "comparison.html"
+PAGE = "comparison.html"
 
 
 def write_comparison(folder: Path, said: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ def write_comparison(folder: Path, said: Mapping[str, Any]) -> None:
         if not any(method["runs"] for method in said["methods"].values()):
             raise ValueError(f"{folder}: no method has run yet")
         page = comparison_page(said)
-    with whole(folder / HTML) as beside:
+    with whole(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
 
 
@@ -59,4 +59,4 @@ def comparison_page(said: Mapping[str, Any]) -> str:
         "last": last_chart(entries, said["tasks"]),
         "study": study_shown(said, entries) if said["study"] else None,
     }
-    return rendered(HTML, shown, json=lambda value: json.dumps(value, ensure_ascii=False))
+    return rendered(PAGE, shown, json=lambda value: json.dumps(value, ensure_ascii=False))

@@ -14,7 +14,7 @@ from cmoe.reports.pages import needing_fields, rendered
 from cmoe.reports.sweep_charts import growth_chart, task_shown
 from cmoe.reports.sweep_numbers import learned_rows, stream_row, sums_of_tasks
 
-HTML = "sweep.html"
+PAGE = "sweep.html"
 
 
 def write_sweep_report(
@@ -37,7 +37,7 @@ def write_sweep_report(
     remedy = "what was swept stays; a sweep of another name has a page"
     with needing_fields(folder / "sweep.json", remedy):
         page = sweep_page(folder.name, said, streams)
-    with whole(folder / HTML) as beside:
+    with whole(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
 
 
@@ -53,7 +53,7 @@ def sweep_page(name: str, said: Mapping[str, Any], streams: Mapping[str, Mapping
         "streams": {label: stream_row(found) for label, found in streams.items()},
         "learned": learned_rows(said["tasks"], streams),
     }
-    return rendered(HTML, shown, took=_took, setting=_setting)
+    return rendered(PAGE, shown, took=_took, setting=_setting)
 
 
 # How values are written
