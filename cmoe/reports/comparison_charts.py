@@ -53,11 +53,11 @@ def last_chart(entries: Sequence[Entry], tasks: Sequence[str]) -> str:
 # The study
 
 
-def study_shown(said: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
+def study_shown(data: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
     """What the page shows of the study: its figures beside what is said of it."""
-    study, tasks = said["study"], said["tasks"]
+    study, tasks = data["study"], data["tasks"]
     studied = next(entry for entry in entries if entry.name == study["method"])
-    base = said["base"]["parameters"]
+    base = data["base"]["parameters"]
     variants = [
         [entry_of(one["label"], one, base) for one in group["variants"]]
         for group in study["groups"]
@@ -67,7 +67,7 @@ def study_shown(said: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, 
         **study,
         "decomposition": _decomposition(studied, tasks, entries),
         "groups": [
-            _group(number, group["name"], [studied, *others], said)
+            _group(number, group["name"], [studied, *others], data)
             for number, (group, others) in enumerate(zip(study["groups"], variants, strict=True))
         ],
         "runs": [run for others in variants for entry in others for run in entry.runs],
@@ -101,12 +101,12 @@ def _decomposition(
 
 
 def _group(
-    number: int, name: str, entries: Sequence[Entry], said: Mapping[str, Any]
+    number: int, name: str, entries: Sequence[Entry], data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The method as it was compared, and its variants."""
-    rows = [last_by_task(entry, said["tasks"]) for entry in entries]
+    rows = [last_by_task(entry, data["tasks"]) for entry in entries]
     first, *others = [entry.method["settings"] for entry in entries]
-    before = said["shared"] | first
+    before = data["shared"] | first
     varied = {key: before.get(key) for settings in others for key in settings}
     return {
         "name": name,

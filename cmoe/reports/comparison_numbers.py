@@ -70,11 +70,11 @@ class Measure:
         return None if value is None else value / self.scale
 
 
-def entries_of(said: Mapping[str, Any]) -> list[Entry]:
+def entries_of(data: Mapping[str, Any]) -> list[Entry]:
     """Rivals, then bounds, each by their Last; methods without a run are left out."""
     made = [
-        entry_of(name, method, said["base"]["parameters"])
-        for name, method in said["methods"].items()
+        entry_of(name, method, data["base"]["parameters"])
+        for name, method in data["methods"].items()
         if method["runs"]
     ]
     return sorted(made, key=lambda e: (e.bound, -e.mean["last"]))

@@ -24,12 +24,12 @@ from cmoe.reports.pages import needing_fields, rendered
 PAGE = "comparison.html"
 
 
-def write_comparison(folder: Path, said: Mapping[str, Any]) -> None:
+def write_comparison(folder: Path, data: Mapping[str, Any]) -> None:
     """Write `comparison.html` into a folder, whole or not at all.
 
     Args:
         folder: Of the comparison.
-        said: The contents of its `comparison.json`, with at least one run.
+        data: The contents of its `comparison.json`, with at least one run.
 
     Raises:
         ValueError: No method has run yet.
@@ -37,26 +37,26 @@ def write_comparison(folder: Path, said: Mapping[str, Any]) -> None:
     """
     remedy = "the same command writes it again"
     with needing_fields(folder / "comparison.json", remedy):
-        if not any(method["runs"] for method in said["methods"].values()):
+        if not any(method["runs"] for method in data["methods"].values()):
             raise ValueError(f"{folder}: no method has run yet")
-        page = comparison_page(said)
+        page = comparison_page(data)
     with whole(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
 
 
-def comparison_page(said: Mapping[str, Any]) -> str:
+def comparison_page(data: Mapping[str, Any]) -> str:
     """The page's text, from the contents of `comparison.json`."""
-    entries = entries_of(said)
+    entries = entries_of(data)
     shown = {
-        "said": said,
+        "comparison": data,
         "entries": entries,
-        "missing": [name for name, method in said["methods"].items() if not method["runs"]],
+        "missing": [name for name, method in data["methods"].items() if not method["runs"]],
         "headline": headline(entries),
         "groups": measure_groups(entries),
-        "hues": [hue(n) for n in range(len(said["tasks"]))],
+        "hues": [hue(n) for n in range(len(data["tasks"]))],
         "trade_off": trade_off_chart(entries),
         "curves": forgetting_charts(entries),
-        "last": last_chart(entries, said["tasks"]),
-        "study": study_shown(said, entries) if said["study"] else None,
+        "last": last_chart(entries, data["tasks"]),
+        "study": study_shown(data, entries) if data["study"] else None,
     }
     return rendered(PAGE, shown, json=lambda value: json.dumps(value, ensure_ascii=False))

@@ -18,13 +18,13 @@ PAGE = "sweep.html"
 
 
 def write_sweep_report(
-    folder: Path, said: Mapping[str, Any], streams: Mapping[str, Mapping[str, Any]]
+    folder: Path, data: Mapping[str, Any], streams: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write `sweep.html` into a run's folder, whole or not at all.
 
     Args:
         folder: Of the sweep's run.
-        said: The contents of its `sweep.json`, with at least one task.
+        data: The contents of its `sweep.json`, with at least one task.
         streams: The contents of `matrix.json` by stream: of the winners, and of those they are
             compared with. Those that haven't run yet are left out.
 
@@ -32,26 +32,26 @@ def write_sweep_report(
         ValueError: No task has been swept yet.
         RunFileError: A field is missing: an earlier version wrote it.
     """
-    if not said["tasks"]:
+    if not data["tasks"]:
         raise ValueError(f"{folder}: no task has been swept yet")
     remedy = "what was swept stays; a sweep of another name has a page"
     with needing_fields(folder / "sweep.json", remedy):
-        page = sweep_page(folder.name, said, streams)
+        page = sweep_page(folder.name, data, streams)
     with whole(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
 
 
-def sweep_page(name: str, said: Mapping[str, Any], streams: Mapping[str, Mapping[str, Any]]) -> str:
+def sweep_page(name: str, data: Mapping[str, Any], streams: Mapping[str, Mapping[str, Any]]) -> str:
     """The page's text; arguments as of `write_sweep_report`."""
     shown = {
         "name": name,
-        "search": said["search"],
-        "settings": {part: said[part] for part in ("search", "budget")},
-        "tasks": [task_shown(n, task, said["search"]) for n, task in enumerate(said["tasks"])],
-        "growth": growth_chart(said["tasks"]),
-        "sums": sums_of_tasks(said["tasks"]),
+        "search": data["search"],
+        "settings": {part: data[part] for part in ("search", "budget")},
+        "tasks": [task_shown(n, task, data["search"]) for n, task in enumerate(data["tasks"])],
+        "growth": growth_chart(data["tasks"]),
+        "sums": sums_of_tasks(data["tasks"]),
         "streams": {label: stream_row(found) for label, found in streams.items()},
-        "learned": learned_rows(said["tasks"], streams),
+        "learned": learned_rows(data["tasks"], streams),
     }
     return rendered(PAGE, shown, took=_took, setting=_setting)
 
