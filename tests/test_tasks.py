@@ -19,7 +19,7 @@ from cmoe.data.settings import TASKS, DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.experiments.comparison.runs import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
-from cmoe.experiments.planning.plan import samples_of
+from cmoe.experiments.planning.samples import samples_of
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.sweep import SweepConfig, sweep
 from cmoe.mini.tasks import ensure_data

@@ -17,7 +17,7 @@ from typing import Any
 
 from cmoe.common.command_line import Parser
 
-MODELING = {
+GROWING = {
     "experts": "experts_of_one_ffn",
     "mixed": "mixed_batch",
     "locate": "locating",
@@ -29,7 +29,7 @@ SERVING = "serve"
 
 def main(words: Sequence[str], prog: str) -> int:
     parser = Parser(prog=prog, description=__doc__)
-    known = (*MODELING, SERVING)
+    known = (*GROWING, SERVING)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(known))
     parser.add_argument("--device", help="by itself cuda, where there is a GPU")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -60,7 +60,7 @@ def measure(asked: argparse.Namespace) -> None:
     print(" · ".join(f"{name} {value}" for name, value in machine.items()))
     figures: dict[str, Any] = {"machine": machine}
     with torch.no_grad():
-        for name in asked.sections or MODELING:
+        for name in asked.sections or GROWING:
             section = loaded(name, asked, device)
             print(f"\n{name}: {(section.func.__doc__ or '').splitlines()[0]}")
             figures[name] = section()
@@ -79,9 +79,9 @@ def loaded(name: str, asked: argparse.Namespace, device: str) -> partial[list[di
         return partial(load, find_config(asked.service), asked.store, asked.data, asked.samples)
     import torch
 
-    from cmoe.experiments.benchmarks import modeling
+    from cmoe.experiments.benchmarks import growing
 
-    section = getattr(modeling, MODELING[name])
+    section = getattr(growing, GROWING[name])
     return partial(section, device, getattr(torch, asked.dtype))
 
 

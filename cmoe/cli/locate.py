@@ -20,7 +20,7 @@ def main(words: Sequence[str], prog: str) -> int:
 
     from cmoe.data.coin import read_tasks
     from cmoe.data.texts import reserved_tokens
-    from cmoe.experiments.benchmarks.locating import accuracies
+    from cmoe.experiments.locator_choice import accuracies
     from cmoe.mini.tasks import ensure_data
     from cmoe.modeling.pretrained import load_processor
     from cmoe.modeling.settings import MIN_SAMPLES

@@ -40,13 +40,14 @@ def coin_stream(words: Sequence[str], prog: str) -> int:
 
 def _learn(config: RunConfig) -> int:
     from cmoe.evaluation.results import table
-    from cmoe.reports.run_page import HTML, write_run_page
+    from cmoe.folder import PAGE
+    from cmoe.reports.run_page import write_run_page
     from cmoe.run import launch
 
     found = launch.run(config)
     write_run_page(config.url)
     print(f"\n{table(found)}")
-    print(f"\n{config.url}/{HTML}")
+    print(f"\n{config.url}/{PAGE}")
     return 0
 
 
@@ -55,14 +56,14 @@ def _compare(config: RunConfig, how: CompareConfig, prog: str) -> int:
     from cmoe.experiments.comparison import compare as comparison
     from cmoe.experiments.comparison.runs import require_possible
     from cmoe.experiments.comparison.summary import table
-    from cmoe.reports.comparison_page import HTML
+    from cmoe.reports.comparison_page import PAGE
 
     try:
         require_possible(config, how)
     except RunError as error:
         refuse(prog, [str(error)])
     print(f"\n{table(comparison.compare(config, how))}")
-    print(f"\n{config.url}/{HTML}")
+    print(f"\n{config.url}/{PAGE}")
     return 0
 
 

@@ -6,7 +6,6 @@ again from that file.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -15,24 +14,12 @@ from typing import Any
 from cmoe.common.files import whole
 from cmoe.common.mirror import mirrored
 from cmoe.common.run_files import read_object
-from cmoe.evaluation.metrics import forgetting
-from cmoe.folder import ALONE, REPORT
+from cmoe.folder import CARD, PAGE, REPORT
 from cmoe.reports.pages import needing_fields, rendered
 from cmoe.reports.run_charts import run_charts
+from cmoe.reports.run_numbers import run_numbers
 
-HTML, MARKDOWN = "report.html", "report.md"
 REMEDY = "remove it, and the command that carried the run writes it again"
-
-_PAPER = {
-    "probe.fraction": "0.1",
-    "probe.score": "frequency",
-    "probe.count": "fixed by its algorithm, per_probe by its text",
-    "probe.init": "used",
-    "locator.layer": "-1",
-    "locator.pooling": "last",
-    "locator.score": "z",
-}
-"""What the paper says of settings that decide where experts grow and how tasks are found."""
 
 
 def write_run_page(run: str | Path) -> None:
@@ -48,11 +35,11 @@ def write_run_page(run: str | Path) -> None:
         StorageError: The folder can't be used.
     """
     with mirrored(str(run)) as mirror:
-        mirror.fetch(REPORT, HTML, MARKDOWN)
-        file, html = mirror.folder / REPORT, mirror.folder / HTML
+        mirror.fetch(REPORT, PAGE, CARD)
+        file, page = mirror.folder / REPORT, mirror.folder / PAGE
         data = read_object(file, REMEDY)
         digest = sha256(file.read_bytes()).hexdigest()
-        if html.is_file() and digest in html.read_text(encoding="utf-8"):
+        if page.is_file() and digest in page.read_text(encoding="utf-8"):
             return
         with needing_fields(f"{run}/{REPORT}", REMEDY):
             pages = run_pages(data, digest)
@@ -70,93 +57,6 @@ def run_pages(data: Mapping[str, Any], digest: str) -> dict[str, str]:
     """
     shown = {"run": data, "digest": digest, **run_numbers(data)}
     return {
-        MARKDOWN: rendered(MARKDOWN, shown),
-        HTML: rendered(HTML, {**shown, **run_charts(data, shown)}),
+        CARD: rendered(CARD, shown),
+        PAGE: rendered(PAGE, {**shown, **run_charts(data, shown)}),
     }
-
-
-def run_numbers(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What both pages say in numbers."""
-    found, names = data["results"], data["learned"]
-    other = "strict" if found["scoring"] == "official" else "official"
-    parameters = _parameters(data)
-    parts = sorted({part for row in parameters for part, n in row["parts"].items() if n})
-    together = [parameters[i] for i in found["parameters"]["answering"]]
-    seconds = {name: found["seconds"].get(name, {}) for name in names}
-    seconds = {"base alone": found["seconds"].get(ALONE, {})} | seconds
-    located = [row[: len(names)] for row in found["located"]]
-    ticks = re.findall("`+", data["config_text"])
-    return {
-        "metrics": _metrics(found, other),
-        "located": located,
-        "oracle": found["oracle"][-1] if found["oracle"] else None,
-        "forgotten": forgetting(located),
-        "parameters": parameters,
-        "parts": parts,
-        "added": {
-            **{part: sum(row["parts"].get(part, 0) for row in together) for part in parts},
-            "total": found["parameters"]["added"],
-        },
-        "seconds": seconds,
-        "spent": {p: sum(s.get(p, 0.0) for s in seconds.values()) for p in _phases(seconds)},
-        "generated": sum(found["generated"].values()),
-        "located_right": _located_right(data) if data["location"] else None,
-        "fence": max(["```", *(f"{run}`" for run in ticks)], key=len),
-        "choices": _choices(data["config"]) if found["method"] == "cmoe" else [],
-    }
-
-
-def _metrics(found: Mapping[str, Any], other: str) -> list[dict[str, Any]]:
-    """The measures by both scorings, as located and by the oracle."""
-    rows = []
-    for scoring, table in ((found["scoring"], found), (other, found[other])):
-        for key, how in (("metrics", "located"), ("oracle_metrics", "oracle")):
-            if table[key] is not None:
-                rows.append({"scoring": scoring, "how": how, "fwt": None, **table[key]})
-    return rows
-
-
-def _parameters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each task adds: scalars by part, and operations per token."""
-    found = data["results"]
-    flops = found["flops_per_token"]
-    rows = []
-    for name in data["learned"]:
-        parts, added = found["parameters"]["tasks"][name], flops["added"][name]
-        share = 100 * added / flops["base"]
-        rows.append({"task": name, "parts": parts, "total": data["added"][name], "flops": share})
-    return rows
-
-
-def _phases(seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """All phases in their order: a later task has more of them than the first."""
-    longest = sorted(seconds.values(), key=len, reverse=True)
-    return list(dict.fromkeys(phase for phases in longest for phase in phases))
-
-
-def _located_right(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per task in percent: located right, unknown; and where most of the wrong ones went."""
-    rows, names = [], data["learned"]
-    confusion = data["results"]["location"]["confusion"]
-    for i, (name, counts) in enumerate(zip(names, confusion, strict=True)):
-        wrong = {names[j]: n for j, n in enumerate(counts) if j != i and n}
-        rows.append(
-            {
-                "task": name,
-                "samples": sum(counts),
-                "right": 100 * counts[i] / sum(counts),
-                "unknown": data["location"][name]["unknown"],
-                "mistaken": max(wrong, key=lambda n: wrong[n]) if wrong else None,
-                "times": max(wrong.values(), default=0),
-            }
-        )
-    return rows
-
-
-def _choices(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Setting, this run's value, the paper's."""
-    rows = []
-    for key, paper in _PAPER.items():
-        part, name = key.split(".")
-        rows.append((key, str(config[part][name]), paper))
-    return rows

@@ -14,7 +14,7 @@ from support.devices import DEVICE, on_device
 from support.tiny_models import make_base, make_inputs
 from torch import Tensor, nn
 
-from cmoe.experiments.benchmarks.modeling import forced
+from cmoe.experiments.benchmarks.growing import forced
 from cmoe.modeling import experts
 from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, Gates
 from cmoe.modeling.growing import GrowingVLM

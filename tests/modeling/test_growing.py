@@ -13,7 +13,7 @@ from support.tiny_models import CONFIGS, LAYERS, WIDTH, make_base, make_inputs, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, MixtralConfig
 
-from cmoe.experiments.benchmarks.modeling import forced
+from cmoe.experiments.benchmarks.growing import forced
 from cmoe.modeling.base import UnsupportedModelError, fingerprint
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive

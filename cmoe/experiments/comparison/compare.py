@@ -24,7 +24,7 @@ from cmoe.evaluation.data_identity import read_and_claim
 from cmoe.experiments.comparison.parallel_runs import run_parallel
 from cmoe.experiments.comparison.runs import candidate, of_method, require_possible, study_name
 from cmoe.experiments.comparison.settings import STUDIED, CompareConfig
-from cmoe.experiments.comparison.study import diversity, location, unknown
+from cmoe.experiments.comparison.study import expert_diversity, location_by_tasks, unknown_curves
 from cmoe.experiments.comparison.summary import nothing_yet, of_base, row, summed
 from cmoe.folder import APART, DATA, PREDICTIONS, STORE
 from cmoe.mini.tasks import ensure_data
@@ -199,10 +199,10 @@ def _studied(
             "method": STUDIED,
             "run": first["run"],
             "groups": groups,
-            "location": location(mirror.folder, store, tasks),
+            "location": location_by_tasks(mirror.folder, store, tasks),
             "unknown": {
                 "reject": store.header.settings["locator"]["reject"],
-                "curves": unknown(mirror.folder, tasks),
+                "curves": unknown_curves(mirror.folder, tasks),
             },
-            "diversity": diversity(first["similarity"], store),
+            "diversity": expert_diversity(first["similarity"], store),
         }

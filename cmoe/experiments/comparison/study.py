@@ -29,7 +29,7 @@ POINTS = 101
 """Of a curve."""
 
 
-def location(folder: Path, store: Store, tasks: Sequence[str]) -> list[dict[str, Any]]:
+def location_by_tasks(folder: Path, store: Store, tasks: Sequence[str]) -> list[dict[str, Any]]:
     """How well and how fast tasks are found, by the number of tasks learned.
 
     Args:
@@ -72,7 +72,7 @@ def location(folder: Path, store: Store, tasks: Sequence[str]) -> list[dict[str,
     return rows
 
 
-def unknown(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
+def unknown_curves(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     """Whether samples of a task that isn't learned yet are known to be such.
 
     After every stage the next task's test samples are held out: the best of a sample's scores
@@ -104,7 +104,7 @@ def unknown(folder: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     return curves
 
 
-def diversity(similarity: Sequence[float | None], store: Store) -> list[dict[str, Any]]:
+def expert_diversity(similarity: Sequence[float | None], store: Store) -> list[dict[str, Any]]:
     """By layer its experts, and the mean cosine between two of them.
 
     Args:

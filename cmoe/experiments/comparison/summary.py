@@ -116,10 +116,10 @@ def summed(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"mean": mean, "deviation": deviation}
 
 
-def table(said: Mapping[str, Any]) -> str:
+def table(comparison: Mapping[str, Any]) -> str:
     """The comparison, to be read on a screen: the best Last first, bounds behind."""
     order = sorted(
-        said["methods"].items(),
+        comparison["methods"].items(),
         key=lambda item: (bool(item[1]["knows"]), -item[1]["mean"]["last"]),
     )
     columns = ("last", "mft", "maa", "bwt", "location")

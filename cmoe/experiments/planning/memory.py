@@ -98,11 +98,29 @@ def _training(
     master = 0 if size == 4 and zero == 0 else 4
     return {
         "experts": size * (earlier + trained * (share if zero == 3 else 1)),
-        "gradients": trained * (size * (share if zero > 1 else 1) + 4 * share),
+        "gradients": trained * _gradient_bytes(size, zero, share),
         "optimizer": trained * (master + 8) * share,
         "activations": training_activations(config, shape),
         "DeepSpeed's buffers": gathered + (size * min(trained, BUCKET) if zero else 0),
     }
+
+
+def _gradient_bytes(size: int, zero: int, share: float) -> float:
+    """Bytes of a trained parameter's gradients: those of a micro-batch, and their fp32 sums.
+
+    From ZeRO 2 on a micro-batch's are reduced as they come, and only this worker's sums stay.
+
+    Args:
+        size: Bytes of the parameter.
+        zero: The stage.
+        share: Of the parameters that are this worker's.
+    """
+    if zero == 0:
+        return 4  # they are summed where they are
+    if zero == 1:
+        # DeepSpeed's optimizer for bf16 has the sums of all parameters on each worker.
+        return size + 4 * (share if size == 4 else 1)
+    return 4 * share
 
 
 def training_activations(config: RunConfig, shape: Shape) -> float:

@@ -2,182 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
-from cmoe.data.coin import count_rows, held_out, require_enough
-from cmoe.data.shards import HUB, read_manifest
-from cmoe.data.texts import reserved_tokens
 from cmoe.experiments.planning.memory import PARTS, Memory, memory, remedies
+from cmoe.experiments.planning.operations import ANSWERED, work
+from cmoe.experiments.planning.samples import Samples, samples_of
 from cmoe.experiments.planning.sizes import (
     Added,
     Shape,
     added,
     element_size,
-    one_adapter,
-    probes,
     shape_of,
     tokens,
-    widths_of,
     worst_growth,
 )
-from cmoe.modeling.pretrained import load_processor, load_shape
+from cmoe.modeling.pretrained import load_shape
 
 GIB = 2**30
-ANSWERED = 3  # times that a test sample is answered: by the base, before its task, and after it
-# Training samples of CoIN's tasks, rounded, as its paper reports them (arXiv 2403.08350) to our
-# knowledge; neither read there nor counted by us.
-COIN_SAMPLES = {
-    "ScienceQA": 12_000,
-    "TextVQA": 34_000,
-    "ImageNet": 129_000,
-    "GQA": 72_000,
-    "VizWiz": 20_000,
-    "Grounding": 55_000,
-    "VQAv2": 82_000,
-    "OCRVQA": 165_000,
-}
-
-
-@dataclass(frozen=True)
-class Samples:
-    """How many samples a task has.
-
-    Attributes:
-        train: To train on.
-        test: To be answered; None where they aren't there to be counted.
-        published: Whether `train` is what was published, as the files aren't there.
-    """
-
-    train: int
-    test: int | None
-    published: bool
-
-
-def samples_of(config: RunConfig) -> dict[str, Samples]:
-    """How many samples each task has: counted where the data is, else as asked for or published.
-
-    Rows of CoIN's files are held to what a run holds them to, but their pictures needn't be there.
-    A data set on the hub is not fetched to be counted.
-
-    Raises:
-        DataError: The data can't be used, or is too little.
-    """
-    data = config.data
-    manifest = None if data.root.startswith(HUB) else read_manifest(data.root)
-    found = {}
-
-    @cache
-    def tokens() -> tuple[str, ...]:
-        return reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
-
-    for task in data.tasks:
-        if manifest is not None:
-            splits = manifest["tasks"].get(task, {})
-            train, test = (splits.get(s, {}).get("rows") for s in ("train", "test"))
-        else:
-            train = count_rows(data, task, "train", tokens)
-            test = (
-                None if data.evaluate_on == "selection" else count_rows(data, task, "test", tokens)
-            )
-        published = train is None
-        if train is None:
-            train = data.train_samples if data.generate else COIN_SAMPLES[task]
-            test = data.test_samples if data.generate else None
-        assert train is not None, "generated data says how much"
-        train = min(train, data.train_samples or train)
-        held = held_out(train, data, task)
-        require_enough(train - held, config.least_samples, data, task)
-        if held and data.evaluate_on == "selection":
-            test = held
-        test = test and min(test, data.test_samples or test)
-        found[task] = Samples(train - held, test, published and not data.generate)
-    return found
-
-
-@dataclass(frozen=True)
-class Operations:
-    """Operations of one sample; two per weight that a token meets, and attention's own.
-
-    Attributes:
-        forward: A pass with its logits.
-        training: The same with its backward pass.
-        feature: The locator's pass, up to its layer.
-        answer: Prompt and answer, at its longest.
-    """
-
-    forward: float
-    training: float
-    feature: float
-    answer: float
-
-
-def operations(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> Operations:
-    """What a sample of the last task of a growth takes."""
-    length = tokens(config, shape)
-    base = shape.flops + 4 * length * shape.width * shape.layers  # attention meets all tokens twice
-    own = adapter_flops(config, shape, growth)
-    head, vision = 2 * shape.width * shape.vocabulary, 2 * shape.vision * shape.image_tokens
-    again = int(config.training.gradient_checkpointing)
-    reached = shape.layers if config.locator.layer < 0 else config.locator.layer
-    locates = config.entry.locates
-    return Operations(
-        forward=length * (base + own + head) + vision,
-        # Frozen weights take the gradient of their inputs alone, experts that of weights, too. The
-        # vision tower needs none.
-        training=length * ((2 + again) * base + (3 + again) * own + 2 * head) + vision,
-        feature=locates * (length * base * reached / shape.layers + vision),
-        answer=length * (base + own)
-        + config.evaluation.max_new_tokens * (base + own + head)
-        + vision,
-    )
-
-
-def adapter_flops(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> int:
-    """Operations per token that the last task adds, as the methods' `flops_per_token`."""
-    if one_adapter(config):
-        return 2 * config.lora.rank * widths_of(shape.linears)
-    total = 0
-    for layer, maps in enumerate(shape.maps):
-        count = sum(grown.get(layer, 0) for grown in growth)
-        used = min(config.experts.top_k, count)
-        total += 2 * (used * config.experts.rank * widths_of(maps) + count * shape.width)
-    return total
-
-
-@dataclass(frozen=True)
-class Work:
-    """Operations of a task by what is done."""
-
-    probe: float
-    train: float
-    locate: float
-    answer: float
-
-
-def work(
-    config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]], samples: Samples
-) -> Work:
-    """What learning and answering the last task of a growth takes."""
-    each = operations(config, shape, growth)
-    step = config.training.global_batch * each.training
-    probe = 0.0
-    if probes(config) and len(growth) > 1:
-        share = min(max(1, round(config.probe.fraction * samples.train)), config.probe.max_samples)
-        gains = min(config.probe.gain_samples, share) * (1 + shape.layers)
-        probe = config.probe.steps * step + (share + gains) * each.forward
-    return Work(
-        probe=probe,
-        train=config.training.steps_for(samples.train) * step,
-        locate=samples.train * each.feature,
-        answer=(samples.test or 0) * (ANSWERED * each.answer + each.feature),
-    )
-
-
-# The page
 
 
 @dataclass(frozen=True)

@@ -133,19 +133,19 @@ def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str,
     require_installed(config.search)
     require_lasting(run.runs)
     RunFolder(run.folder, run.url).require_same(run.as_dict())
-    said = _said_before(run.folder / SWEEP, config)
-    if len(said["tasks"]) == len(config.tasks):
+    found = _found_before(run.folder / SWEEP, config)
+    if len(found["tasks"]) == len(config.tasks):
         show(f"{run.folder}: this sweep is finished; another name starts another sweep")
-        return said
+        return found
     try:
         with held(str(run.folder), show):
-            return _swept(config, said, show)
+            return _swept(config, found, show)
     except LeaseError as error:
         raise RunError(str(error)) from error
 
 
 def _swept(
-    config: SweepConfig, said: dict[str, Any], show: Callable[[str], None]
+    config: SweepConfig, found: dict[str, Any], show: Callable[[str], None]
 ) -> dict[str, Any]:
     run = config.run
     check_model(run)
@@ -153,17 +153,17 @@ def _swept(
         require_exclusive(*filesystem(config.store), config.store)
     ensure_data(run.data)
     _claim_data(config)
-    write_json(run.folder / SWEEP, said)
+    write_json(run.folder / SWEEP, found)
     run = rooted(run)
     with cluster(run):
         require_store(run, config.store, start=config.branch.store is None)
         for number, task in enumerate(config.tasks):
-            if len(said["tasks"]) > number:
+            if len(found["tasks"]) > number:
                 continue
             show(f"task {number + 1}/{len(config.tasks)} {task}")
-            said["tasks"].append(_task(config, run, task, show))
-            write_json(run.folder / SWEEP, said)
-    return said
+            found["tasks"].append(_task(config, run, task, show))
+            write_json(run.folder / SWEEP, found)
+    return found
 
 
 def _claim_data(config: SweepConfig) -> None:
@@ -182,7 +182,7 @@ def _claim_data(config: SweepConfig) -> None:
     claim_data(run.folder, fingerprints(tasks, targets, data, run.evaluation))
 
 
-def _said_before(file: Path, config: SweepConfig) -> dict[str, Any]:
+def _found_before(file: Path, config: SweepConfig) -> dict[str, Any]:
     """What a sweep of this name has found so far.
 
     Raises:
@@ -193,16 +193,16 @@ def _said_before(file: Path, config: SweepConfig) -> dict[str, Any]:
     if not file.is_file():
         return {**plain, "tasks": []}
     remedy = "restore it from a copy, or give this sweep another name"
-    said = read_object(file, remedy, *plain, "tasks")
+    found = read_object(file, remedy, *plain, "tasks")
     for part, values in plain.items():
         for name, value in values.items():
-            if said[part].get(name) != value:
-                before = said[part].get(name)
+            if found[part].get(name) != value:
+                before = found[part].get(name)
                 raise RunError(
                     f"{file}: this sweep has {part}.{name} {before!r}, not {value!r}; set it back, "
                     "or give this sweep another name"
                 )
-    return said
+    return found
 
 
 def _task(

@@ -95,10 +95,10 @@ class Bench:
 
     def _scored(self, asked: Sequence[Sample], length: int) -> list[float]:
         evaluation = self.config.evaluation
-        said = texts(
+        answers = texts(
             self.method, self.session, asked, self.index, length, evaluation.max_new_tokens
         )
-        return score(self.task.name, evaluation.scoring, said, [target(s) for s in asked])
+        return score(self.task.name, evaluation.scoring, answers, [target(s) for s in asked])
 
     def _lengths(self, samples: Sequence[Sample]) -> list[int]:
         rows = self.session.over(
@@ -136,12 +136,12 @@ def probe(bench: Bench, folder: Path, link: Link) -> None:
 def read_probed(folder: Path) -> tuple[Probed, Primitive]:
     """What `probe` left in a folder: what candidates are made of, and what they start from."""
     primitive = Store.open(folder / PRIMITIVE).read(0)
-    said = primitive.decision
+    found = primitive.decision
     probed = Probed(
-        probing=Probing.of(said["probing"]) if said["probing"] else None,
-        older=tuple(said["older"]),
-        widths=tuple(said["widths"]),
-        hidden=said["hidden"],
+        probing=Probing.of(found["probing"]) if found["probing"] else None,
+        older=tuple(found["older"]),
+        widths=tuple(found["widths"]),
+        hidden=found["hidden"],
         locator=sum(t.numel() for t in primitive.locator.values()),
     )
     return probed, primitive

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cmoe.reports.charts.drawing import ACCENT, BAD, FAINT, GOOD, MUTED, drawn
+from cmoe.reports.sweep_numbers import Tried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,33 +14,6 @@ if TYPE_CHECKING:
 
 _PALE, _DEEP = "#c9d9ec", "#123a66"
 """Colours of the lowest and the highest accuracy."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A candidate as tables and figures show it.
-
-    Attributes:
-        number: Its mark in the task's figures.
-        name: See `Candidate`.
-        experts: New experts by layer.
-        points: Those that came to it, in order, by setting.
-        parameters: Scalars that it adds.
-        accuracy: Percent of the selection split; None if it was stopped or not tried.
-        error: Standard error of the accuracy, in points.
-        seconds: Of its trial; None if it came to no end.
-        state: `wins`, `front`, `beaten`, `stopped`, or `over budget`.
-    """
-
-    number: int
-    name: str
-    experts: Mapping[int, int]
-    points: Sequence[Mapping[str, Any]]
-    parameters: int
-    accuracy: float | None
-    error: float | None
-    seconds: float | None
-    state: str
 
 
 def trade_off(name: str, label: str, tried: Sequence[Tried], limit: int | None) -> str:

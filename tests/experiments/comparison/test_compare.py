@@ -10,21 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from support.jobs import JOB, finish, matrix_of, same_run, start, undisturbed, until
 from support.workers import TASKS, small_config
 
-from cmoe.common.errors import RunError
 from cmoe.config.parse import parse
-from cmoe.config.tree import RunConfig
-from cmoe.experiments.comparison.runs import of_method, require_possible, slug
-from cmoe.experiments.comparison.settings import CompareConfig
-from cmoe.experiments.comparison.study import location, roc, unknown
-from cmoe.experiments.comparison.summary import summed, table
+from cmoe.experiments.comparison.study import location_by_tasks, unknown_curves
 from cmoe.store.log import Store
 
 METHODS = ("zero_shot", "lora", "cmoe")
@@ -154,12 +146,12 @@ def test_the_study_is_of_the_same_stream(compared: dict[str, Any]) -> None:
     assert variant["runs"][0]["last"] == matrix_of(other)["metrics"]["last"]
     # What was located in the end, and who was called unknown, counted again by themselves.
     matrix = matrix_of(folder)
-    rows = location(folder, Store.open(folder / "store"), tasks)
+    rows = location_by_tasks(folder, Store.open(folder / "store"), tasks)
     assert [r["tasks"] for r in rows] == [1, 2]
     assert rows[0]["accuracy"] == 100
     assert rows[1]["accuracy"] == pytest.approx(matrix["location"]["accuracy"])
     assert all(r["score_us"] > 0 for r in rows)
-    (curve,) = unknown(folder, tasks)
+    (curve,) = unknown_curves(folder, tasks)
     assert (curve["held_out"], curve["known"]) == (tasks[1], 1)
     assert curve == study["unknown"]["curves"][0]
     records = Store.open(folder / "store").records()
@@ -183,103 +175,3 @@ def test_what_can_not_be_compared_ends_by_name(
     assert job.returncode == status
     assert said in out
     assert "Traceback" not in out
-
-
-# What needs no run
-
-
-CONFIG = RunConfig("all", runs="there")
-
-
-def test_a_method_runs_in_the_comparisons_folder_with_its_own_settings() -> None:
-    one = of_method(CONFIG, "ewc", {"ewc.weight": 7, "lora.rank": 3}, "ewc-4", 4)
-    assert (one.url, one.method, one.seed) == ("there/all/ewc-4", "ewc", 4)
-    assert (one.ewc.weight, one.lora.rank) == (7.0, 3)
-    assert one.training == CONFIG.training
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"methods": "cmoe,magic"}, "'magic' is none; there are zero_shot, lora"),
-        ({"methods": "cmoe,cmoe"}, "each once"),
-        ({"seeds": ()}, "one or more"),
-        ({"seeds": (1, 1)}, "each once"),
-        ({"settings": {"magic": {}}}, "'magic' is none"),
-        ({"candidate_tasks": 0}, "at least 1, or null"),
-        ({"candidates": {"cmoe": [{}, {}], "lwf": [{}], "ewc": []}}, "2 of cmoe, 1 of lwf; as"),
-        ({"methods": "lora", "study": {"rank": {"4": {}}}}, "a study is of cmoe"),
-    ],
-)
-def test_an_impossible_comparison_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        CompareConfig(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"settings": {"lora": {"lora.size": 3}}}, "method lora: .*lora.size"),
-        ({"settings": {"lora": {"lora.rank": 0}}}, "method lora: .*lora.rank is 0"),
-        ({"candidates": {"lora": [{"training.zero": 7}]}}, "method lora: .*zero"),
-        ({"candidates": {"lora": [{"lora.rank": 3}]}}, "data.selection is 0"),
-        ({"methods": "cmoe", "study": {"a": {"b": {"experts.rank": "x"}}}}, "method cmoe: .*rank"),
-    ],
-)
-def test_settings_are_refused_before_anything_starts(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(RunError, match=said):
-        require_possible(CONFIG, CompareConfig(**({"methods": "lora"} | changes)))
-
-
-@given(st.lists(st.floats(0, 100), min_size=2, max_size=5))
-def test_means_and_sample_deviations_are_over_the_seeds(values: list[float]) -> None:
-    runs = [
-        {"seed": n, "run": f"a-{n}", "last": v, "location": None, "located": [[v]]}
-        for n, v in enumerate(values)
-    ]
-    found = summed(runs)
-    assert found["mean"] == {"last": pytest.approx(np.mean(values)), "location": None}
-    assert found["deviation"]["last"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
-    assert summed(runs[:1])["deviation"] == {"last": None, "location": None}
-
-
-@given(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9), min_size=1))
-def test_the_area_is_how_often_a_held_out_score_is_larger(
-    known: list[int], held_out: list[int]
-) -> None:
-    pairs = [(h > k) + (h == k) / 2 for h in held_out for k in known]
-    fpr, tpr, auc = roc(known, held_out)
-    assert auc == pytest.approx(fmean(pairs))
-    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
-    assert fpr == sorted(fpr)
-    assert tpr == sorted(tpr)
-
-
-def test_every_point_of_a_curve_is_a_thresholds() -> None:
-    known, held_out = [0.0, 1.0, 2.0, 3.0], [2.5, 3.5]
-    fpr, tpr, _ = roc(known, held_out)
-    reached = set(zip(fpr, tpr, strict=True))
-    for threshold in known:
-        false = fmean(k >= threshold for k in known)
-        assert (false, fmean(h >= threshold for h in held_out)) in reached
-
-
-def test_rows_on_the_screen_are_the_best_first_and_bounds_last() -> None:
-    def method(last: float, knows: str = "") -> dict[str, Any]:
-        mean = {"last": last, "mft": 1.0, "maa": 1.0, "bwt": -2.0, "location": None, "added": 5.0}
-        deviation = dict.fromkeys(mean, 0.25)
-        return {"knows": knows, "mean": mean, "deviation": deviation}
-
-    said = {"methods": {"a": method(10), "b": method(90, "the task"), "c": method(30)}}
-    lines = table(said).splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["c", "a", "b"]
-    assert "30.0 ± 0.2" in lines[1]
-    assert lines[3].endswith("(given the task)")
-
-
-def test_labels_name_folders_and_each_its_own() -> None:
-    assert slug("All layers, r/2") == "all-layers-r-2"
-    assert slug("-0.5") != slug("0.5")
-    how = CompareConfig("cmoe", study={"a": {"x y": {}, "x/y": {}}})
-    with pytest.raises(RunError, match=r"two labels .* study-a-x-y"):
-        require_possible(CONFIG, how)

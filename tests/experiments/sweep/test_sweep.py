@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
-from support.paths import ROOT
-from support.workers import small_config
+from support.workers import METHOD, small_config
 
 from cmoe.common.errors import RunError
-from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep import sweep as sweep_module
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Probed, candidate, points
@@ -31,16 +30,6 @@ from cmoe.store.log import Store, StoreError
 
 TASKS = ("ScienceQA", "VizWiz")
 SEARCH = SearchConfig(alpha=(-1.0, 3.0), score=("frequency", "loss_gain"), trials=4)
-SCRIPT = """
-import json, signal, sys
-from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
-from test_sweep import small_sweep
-from cmoe.experiments.sweep.sweep import sweep
-root, name, changes = sys.argv[1:]
-sweep(small_sweep(Path(root), name, json.loads(changes)))
-"""
-
 Swept = tuple[SweepConfig, dict[str, Any]]
 
 
@@ -70,9 +59,9 @@ def decisions(said: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def weights(run: RunConfig) -> list[dict[str, str]]:
-    """Digests of every file of a run's store."""
-    records = Store.open(run.folder / "store").records()
+def weights(store: str) -> list[dict[str, str]]:
+    """Digests of every file of a store."""
+    records = Store.open(store).records()
     return [{part: file.sha256 for part, file in r.files.items()} for r in records]
 
 
@@ -103,33 +92,46 @@ def comes_to_rest() -> None:
         time.sleep(0.5)
 
 
-def started(
-    root: Path, name: str, cluster: str, changes: Mapping[str, Any] | None = None
-) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT), str(ROOT / "tests")])
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(root), name, json.dumps(changes or {})],
-        env=os.environ | {"PYTHONPATH": path, "RAY_ADDRESS": cluster},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@dataclass(frozen=True)
+class Started:
+    """A sweep in a process of its own, and the file of its output."""
+
+    process: BaseProcess
+    output: Path
+
+    def until(self, folder: Path, pattern: str) -> None:
+        deadline = time.monotonic() + 300
+        while not list(folder.glob(pattern)):
+            assert self.process.is_alive(), self.output.read_text()
+            assert time.monotonic() < deadline, f"no {pattern}"
+            time.sleep(0.1)
+
+    def ended(self, *, well: bool) -> str:
+        """What it said; nothing of it is left on the cluster."""
+        self.process.join(timeout=300)
+        output = self.output.read_text()
+        assert self.process.exitcode is not None, output
+        assert (self.process.exitcode == 0) == well, output
+        comes_to_rest()
+        return output
 
 
-def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
-    while not list(folder.glob(pattern)):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"no {pattern}"
-        time.sleep(0.1)
+def started(root: Path, name: str, cluster: str, changes: Mapping[str, Any]) -> Started:
+    """A sweep as a user starts it, but for its imports: they are done by then."""
+    output = root / f"{name}.txt"
+    work = (root, name, cluster, changes, output)
+    process = multiprocessing.get_context(METHOD).Process(target=_sweep, args=work)
+    process.start()
+    return Started(process, output)
 
 
-def ended(process: subprocess.Popen[str], *, well: bool) -> str:
-    """What a sweep said; nothing of it is left on the cluster."""
-    output, _ = process.communicate(timeout=300)
-    assert (process.returncode == 0) == well, output
-    comes_to_rest()
-    return output
+def _sweep(root: Path, name: str, cluster: str, changes: Mapping[str, Any], output: Path) -> None:
+    os.environ["RAY_ADDRESS"] = cluster
+    with open(output, "w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests are in background
+    sweep(small_sweep(root, name, changes))
 
 
 def swept_as(root: Path, name: str, changes: Mapping[str, Any] | None = None) -> Swept:
@@ -199,13 +201,14 @@ def test_a_finished_sweep_does_nothing_and_another_search_is_refused(swept: Swep
 
 @pytest.fixture(scope="module")
 def resumed(root: Path, cluster: str, swept: Swept) -> tuple[Swept, dict[str, str]]:
-    """A sweep that failed, was interrupted and then killed, before it came to its end.
+    """One task is added to a log that is there; the sweep fails, is interrupted and killed.
 
     What the test split says is noise. With it is what the sweep said when it failed, and when it
     was interrupted.
     """
-    noisy = root / "noisy"
-    shutil.copytree(swept[0].run.data.root, noisy)
+    run = swept[0].run
+    noisy, log = root / "noisy", root / "log"
+    shutil.copytree(run.data.root, noisy)
     files = [*noisy.glob("Instructions_Original/*/test.json"), *noisy.glob("*/*/val.json")]
     assert len(files) == 8
     for file in files:
@@ -213,30 +216,34 @@ def resumed(root: Path, cluster: str, swept: Swept) -> tuple[Swept, dict[str, st
         for number, row in enumerate(rows):
             row["answer"] = f"noise {number}"
         file.write_text(json.dumps(rows))
-    changes = {"data": {"root": str(noisy)}}
+    shutil.copytree(run.folder / "store", log)
+    (log / "001.json").unlink()
+    branch = {"task": TASKS[1], "store": str(log)}
+    changes = {"data": {"root": str(noisy)}, "branch": branch}
     config = small_sweep(root, "killed", changes)
     folder, outputs = config.run.folder, {}
 
-    def until(pattern: str) -> subprocess.Popen[str]:
-        process = started(root, "killed", cluster, changes)
-        wait_for(folder, pattern, process)
-        return process
+    def until(pattern: str) -> Started:
+        begun = started(root, "killed", cluster, changes)
+        begun.until(folder / "sweep/001-VizWiz", pattern)
+        return begun
 
-    process = until("sweep/000-ScienceQA/tune-*/*/")
-    header = folder / "store" / "stream.json"
+    begun = until("tune-probe/*/")
+    header = log / "stream.json"
     text = header.read_text()
     header.write_text("{}")
-    outputs["failed"] = ended(process, well=False)
+    outputs["failed"] = begun.ended(well=False)
     header.write_text(text)
-    process = until("sweep/001-VizWiz/tune-*/*/")
-    process.send_signal(signal.SIGINT)
-    outputs["interrupted"] = ended(process, well=False)
-    process = until("sweep/001-VizWiz/*x*/result.json")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    begun = until("tune-[0-9a-f]*/*/")
+    assert begun.process.pid is not None
+    os.kill(begun.process.pid, signal.SIGINT)
+    outputs["interrupted"] = begun.ended(well=False)
+    begun = until("*x*/result.json")
+    begun.process.kill()
+    begun.process.join()
     comes_to_rest()
-    assert len(weights(config.run)) == 1, "in the middle of the second task"
-    ended(started(root, "killed", cluster, changes), well=True)
+    assert len(Store.open(log)) == 1, "in the middle of the task"
+    started(root, "killed", cluster, changes).ended(well=True)
     return (config, json.loads((folder / "sweep.json").read_text(encoding="utf-8"))), outputs
 
 
@@ -244,9 +251,9 @@ def test_killed_and_with_noise_for_test_labels_it_comes_to_the_same_winners(
     resumed: tuple[Swept, dict[str, str]], swept: Swept
 ) -> None:
     """Neither SIGKILL nor what the test split says changes a decision or a weight."""
-    (config, again), _ = resumed
-    assert decisions(again) == decisions(swept[1])
-    assert weights(config.run) == weights(swept[0].run)
+    (config, found), _ = resumed
+    assert decisions(found) == decisions(swept[1])[1:]
+    assert weights(config.store) == weights(swept[0].store)
 
 
 @pytest.mark.parametrize(
@@ -259,19 +266,31 @@ def test_nothing_of_a_sweep_that_ends_early_stays_on_the_cluster(
     assert cause in resumed[1][end]
 
 
-def test_one_task_is_added_to_a_store_that_is_there(root: Path, swept: Swept) -> None:
-    """It comes to what the whole sweep came to; another model's store is refused at once."""
-    config, said = swept
-    whole, log = Store.open(config.run.folder / "store"), root / "log"
-    shutil.copytree(config.run.folder / "store", log)
-    (log / "001.json").unlink()
-    changes = {"branch": {"task": TASKS[1], "store": str(log)}}
-    _, found = swept_as(root, "branch", changes)
-    assert decisions(found) == decisions(said)[1:]
-    assert [r.files for r in Store.open(log).records()] == [r.files for r in whole.records()]
-    again = small_sweep(root, "again", changes)
+def test_a_task_that_the_store_has_learned_is_not_added_again(
+    root: Path, resumed: tuple[Swept, dict[str, str]]
+) -> None:
+    (config, _), _ = resumed
+    branch = {"task": TASKS[1], "store": config.store}
+    again = small_sweep(root, "again", {"branch": branch})
     with pytest.raises(RunError, match="has learned 'VizWiz' before, as task 1"):
         task_work(again, again.run, TASKS[1])
+
+
+def test_a_sweep_resumes_behind_the_winners_that_are_committed(
+    tmp_path: Path, swept: Swept
+) -> None:
+    """Killed before it committed the second task's: its probes and trials are there."""
+    config, said = swept
+    moved = replace(config, run=replace(config.run, runs=str(tmp_path)))
+    shutil.copytree(config.run.folder, moved.run.folder)
+    (moved.run.folder / "store" / "001.json").unlink()
+    file = moved.run.folder / "sweep.json"
+    file.write_text(json.dumps(said | {"tasks": said["tasks"][:1]}))
+    lines: list[str] = []
+    found = sweep(moved, lines.append)
+    assert [line for line in lines if line.startswith("task ")] == ["task 2/2 VizWiz"]
+    assert decisions(found) == decisions(said)
+    assert weights(moved.store) == weights(config.store)
 
 
 @pytest.mark.parametrize("other", ["base", "settings"])
@@ -316,12 +335,12 @@ def test_a_budget_below_the_smallest_candidate_is_refused() -> None:
 
 def test_optuna_and_asha_find_winners_too(root: Path, swept: Swept) -> None:
     axes = {"alpha": (0.0,), "per_layer": (1, 2), "rank": (4, 8)}
-    search = axes | {"by": "optuna", "batch": 2, "scheduler": "asha"}
+    search = axes | {"by": "optuna", "trials": 3, "batch": 3, "scheduler": "asha"}
     changes = {"search": search, "data": {"tasks": TASKS[:1]}}
     config, said = swept_as(root, "optuna", changes)
     (task,) = said["tasks"]
-    assert len(task["points"]) == 4
-    assert 1 < task["trials"] <= 4
+    assert len(task["points"]) == 3
+    assert 1 < task["trials"] <= 3
     assert task["winner"] in task["front"]
     assert all((r["accuracy"] is None) == r["stopped"] for r in task["results"])
     Store.open(config.run.folder / "store").verify()

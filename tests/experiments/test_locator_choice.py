@@ -8,7 +8,7 @@ import torch
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.settings import DataConfig
-from cmoe.experiments.benchmarks.locating import accuracies, features
+from cmoe.experiments.locator_choice import accuracies, features
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base

@@ -1,0 +1,97 @@
+"""Operations of a run: of a sample by what is done with it, and of a whole task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cmoe.config.tree import RunConfig
+from cmoe.experiments.planning.samples import Samples
+from cmoe.experiments.planning.sizes import (
+    Shape,
+    one_adapter,
+    probes,
+    tokens,
+    widths_of,
+)
+
+ANSWERED = 3  # times that a test sample is answered: by the base, before its task, and after it
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of one sample; two per weight that a token meets, and attention's own.
+
+    Attributes:
+        forward: A pass with its logits.
+        training: The same with its backward pass.
+        feature: The locator's pass, up to its layer.
+        answer: Prompt and answer, at its longest.
+    """
+
+    forward: float
+    training: float
+    feature: float
+    answer: float
+
+
+def operations(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> Operations:
+    """What a sample of the last task of a growth takes."""
+    length = tokens(config, shape)
+    base = shape.flops + 4 * length * shape.width * shape.layers  # attention meets all tokens twice
+    own = adapter_flops(config, shape, growth)
+    head, vision = 2 * shape.width * shape.vocabulary, 2 * shape.vision * shape.image_tokens
+    again = int(config.training.gradient_checkpointing)
+    reached = shape.layers if config.locator.layer < 0 else config.locator.layer
+    locates = config.entry.locates
+    return Operations(
+        forward=length * (base + own + head) + vision,
+        # Frozen weights take the gradient of their inputs alone, experts that of weights, too. The
+        # vision tower needs none.
+        training=length * ((2 + again) * base + (3 + again) * own + 2 * head) + vision,
+        feature=locates * (length * base * reached / shape.layers + vision),
+        answer=length * (base + own)
+        + config.evaluation.max_new_tokens * (base + own + head)
+        + vision,
+    )
+
+
+def adapter_flops(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> int:
+    """Operations per token that the last task adds, as the methods' `flops_per_token`."""
+    if one_adapter(config):
+        return 2 * config.lora.rank * widths_of(shape.linears)
+    total = 0
+    for layer, maps in enumerate(shape.maps):
+        count = sum(grown.get(layer, 0) for grown in growth)
+        used = min(config.experts.top_k, count)
+        total += 2 * (used * config.experts.rank * widths_of(maps) + count * shape.width)
+    return total
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of a task by what is done."""
+
+    probe: float
+    train: float
+    locate: float
+    answer: float
+
+
+def work(
+    config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]], samples: Samples
+) -> Work:
+    """What learning and answering the last task of a growth takes."""
+    each = operations(config, shape, growth)
+    step = config.training.global_batch * each.training
+    probe = 0.0
+    if probes(config) and len(growth) > 1:
+        share = min(max(1, round(config.probe.fraction * samples.train)), config.probe.max_samples)
+        gains = min(config.probe.gain_samples, share) * (1 + shape.layers)
+        probe = config.probe.steps * step + (share + gains) * each.forward
+    return Work(
+        probe=probe,
+        train=config.training.steps_for(samples.train) * step,
+        locate=samples.train * each.feature,
+        answer=(samples.test or 0) * (ANSWERED * each.answer + each.feature),
+    )

@@ -1,0 +1,108 @@
+"""What a run's pages say in numbers, from the contents of its `report.json`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cmoe.evaluation.metrics import forgetting
+from cmoe.folder import ALONE
+
+_PAPER = {
+    "probe.fraction": "0.1",
+    "probe.score": "frequency",
+    "probe.count": "fixed by its algorithm, per_probe by its text",
+    "probe.init": "used",
+    "locator.layer": "-1",
+    "locator.pooling": "last",
+    "locator.score": "z",
+}
+"""What the paper says of settings that decide where experts grow and how tasks are found."""
+
+
+def run_numbers(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What both pages say in numbers."""
+    found, names = data["results"], data["learned"]
+    other = "strict" if found["scoring"] == "official" else "official"
+    parameters = _parameters(data)
+    parts = sorted({part for row in parameters for part, n in row["parts"].items() if n})
+    together = [parameters[i] for i in found["parameters"]["answering"]]
+    seconds = {name: found["seconds"].get(name, {}) for name in names}
+    seconds = {"base alone": found["seconds"].get(ALONE, {})} | seconds
+    located = [row[: len(names)] for row in found["located"]]
+    ticks = re.findall("`+", data["config_text"])
+    return {
+        "metrics": _metrics(found, other),
+        "located": located,
+        "oracle": found["oracle"][-1] if found["oracle"] else None,
+        "forgotten": forgetting(located),
+        "parameters": parameters,
+        "parts": parts,
+        "added": {
+            **{part: sum(row["parts"].get(part, 0) for row in together) for part in parts},
+            "total": found["parameters"]["added"],
+        },
+        "seconds": seconds,
+        "spent": {p: sum(s.get(p, 0.0) for s in seconds.values()) for p in _phases(seconds)},
+        "generated": sum(found["generated"].values()),
+        "located_right": _located_right(data) if data["location"] else None,
+        "fence": max(["```", *(f"{run}`" for run in ticks)], key=len),
+        "choices": _choices(data["config"]) if found["method"] == "cmoe" else [],
+    }
+
+
+def _metrics(found: Mapping[str, Any], other: str) -> list[dict[str, Any]]:
+    """The measures by both scorings, as located and by the oracle."""
+    rows = []
+    for scoring, table in ((found["scoring"], found), (other, found[other])):
+        for key, how in (("metrics", "located"), ("oracle_metrics", "oracle")):
+            if table[key] is not None:
+                rows.append({"scoring": scoring, "how": how, "fwt": None, **table[key]})
+    return rows
+
+
+def _parameters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each task adds: scalars by part, and operations per token."""
+    found = data["results"]
+    flops = found["flops_per_token"]
+    rows = []
+    for name in data["learned"]:
+        parts, added = found["parameters"]["tasks"][name], flops["added"][name]
+        share = 100 * added / flops["base"]
+        rows.append({"task": name, "parts": parts, "total": data["added"][name], "flops": share})
+    return rows
+
+
+def _phases(seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """All phases in their order: a later task has more of them than the first."""
+    longest = sorted(seconds.values(), key=len, reverse=True)
+    return list(dict.fromkeys(phase for phases in longest for phase in phases))
+
+
+def _located_right(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per task in percent: located right, unknown; and where most of the wrong ones went."""
+    rows, names = [], data["learned"]
+    confusion = data["results"]["location"]["confusion"]
+    for i, (name, counts) in enumerate(zip(names, confusion, strict=True)):
+        wrong = {names[j]: n for j, n in enumerate(counts) if j != i and n}
+        rows.append(
+            {
+                "task": name,
+                "samples": sum(counts),
+                "right": 100 * counts[i] / sum(counts),
+                "unknown": data["location"][name]["unknown"],
+                "mistaken": max(wrong, key=lambda n: wrong[n]) if wrong else None,
+                "times": max(wrong.values(), default=0),
+            }
+        )
+    return rows
+
+
+def _choices(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Setting, this run's value, the paper's."""
+    rows = []
+    for key, paper in _PAPER.items():
+        part, name = key.split(".")
+        rows.append((key, str(config[part][name]), paper))
+    return rows
