@@ -123,12 +123,13 @@ def learned(walk: Walk, head: Head) -> str:
 
 @pytest.fixture(scope="module")
 def service(walk: Walk, learned: str) -> Iterator[str]:
-    """The documented service's URL, on a free port."""
+    """The documented service's URL, on a free port and a Ray of its own."""
     port = free_port()
+    alone = {name: value for name, value in walk.environment.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         ["bash", "-ec", f"{KEYS}; exec {SERVING} --port {port}"],
         cwd=walk.folder,
-        env=walk.environment,
+        env=alone,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
