@@ -42,9 +42,9 @@ def main(words: Sequence[str], prog: str) -> int:
 def card_of(run: str) -> str | None:
     """The model card that a run has left; None where there is none."""
     from cmoe.common.storage import READ, exists, explained, filesystem
-    from cmoe.reports.run_page import MARKDOWN
+    from cmoe.folder import CARD
 
-    file = f"{run}/{MARKDOWN}"
+    file = f"{run}/{CARD}"
     if not exists(file):
         return None
     fs, path = filesystem(file)

@@ -16,7 +16,7 @@ from cmoe.common.command_line import Parser
 from cmoe.data.settings import TASKS, require_known
 
 if TYPE_CHECKING:
-    from cmoe.data.prepare import Preparation
+    from cmoe.data.survey import Preparation
 
 
 def main(words: Sequence[str], prog: str) -> int:
@@ -36,7 +36,7 @@ def main(words: Sequence[str], prog: str) -> int:
         parser.error(str(error))
     if not asked.dry_run and is_prepared(asked.out):
         return 0
-    from cmoe.data.prepare import Preparation
+    from cmoe.data.survey import Preparation
     from cmoe.data.texts import reserved_tokens
     from cmoe.modeling.pretrained import load_processor
     from cmoe.modeling.settings import ModelConfig
@@ -68,7 +68,8 @@ def is_prepared(out: str) -> bool:
 
 def run(job: Preparation, *, dry: bool) -> int:
     """Report what is wrong, or write the shards; returns the exit status."""
-    from cmoe.data.prepare import prepare, survey
+    from cmoe.data.prepare import prepare
+    from cmoe.data.survey import survey
     from cmoe.run.all_cores import on_all_cores
 
     start = time.monotonic()

@@ -11,7 +11,7 @@ from argparse import ArgumentParser
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from cmoe.common.nearest import did_you_mean, near
+from cmoe.common.nearest import did_you_mean, listed, near
 
 LISTED_BY_HELP = "; --help lists all"
 """What follows an unknown word that is near to no known one."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from cmoe.common.storage import WRITTEN, StorageError, explained
+from cmoe.common.storage import WRITTEN, StorageError, explained, filesystem
 
 WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
 
@@ -26,6 +26,25 @@ def whole(file: Path) -> Iterator[Path]:
             beside.rename(file)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def publish(content: bytes | Path, url: str) -> None:
+    """Put a file where it belongs, whole or not at all; a folder for it is made."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    fs, path = filesystem(url)
+    with explained(url, WRITTEN):
+        if isinstance(fs, LocalFileSystem):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with whole(Path(path)) as beside:
+                if isinstance(content, Path):
+                    fs.put_file(str(content), str(beside))
+                else:
+                    beside.write_bytes(content)
+        elif isinstance(content, Path):  # an object store shows an upload once it is complete
+            fs.put_file(str(content), path)
+        else:
+            fs.pipe_file(path, content)
 
 
 class Log:

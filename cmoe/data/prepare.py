@@ -14,55 +14,29 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cmoe.common.errors import DataError
-from cmoe.common.files import whole
-from cmoe.common.parsing import parse_json
+from cmoe.common.files import publish
 from cmoe.common.storage import READ, WRITTEN, exists, explained, filesystem
-from cmoe.data import boxes
 from cmoe.data.boxes import BOXED
-from cmoe.data.coin import read_json, split_file
 from cmoe.data.image_limits import ImageLimits
-from cmoe.data.images import ImageError, open_image, read_image, to_rgb
-from cmoe.data.row_rules import Ids, RowRule, Split, named
-from cmoe.data.rows import read_row
-from cmoe.data.samples import Sample, name_of
+from cmoe.data.images import read_image
+from cmoe.data.row_rules import Split
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
+from cmoe.data.survey import PARTIAL, SPLITS, Each, Preparation, Scan, Survey, usable_rows, with_box
 
-SPLITS: tuple[Split, ...] = ("train", "test")
-PARTIAL = "partial"  # finished scans, until the manifest is there
-CHUNK = 256  # pictures a scan
 GROUP_BYTES = 1 << 20  # of pictures in a row group, one picture at least
 SHARD_BYTES = 256 << 20  # of pictures in a shard, one row group at least
 SHARD_ROWS = 50_000
 COMMON = 10  # answers that the statistics name
-
-
-class Each(Protocol):
-    """Applies a function to every item, anywhere; yields the results in the items' order."""
-
-    def __call__(
-        self, function: Callable[[Any], Any], items: Iterable[Any], /
-    ) -> Iterator[Any]: ...
-
-
-class Scan(NamedTuple):
-    """A picture as it was found: digest, bytes, width and height; or what is wrong, by its name."""
-
-    sha256: str = ""
-    bytes: int = 0
-    width: int = 0
-    height: int = 0
-    wrong: str = ""
 
 
 class Place(NamedTuple):
@@ -75,170 +49,6 @@ class Place(NamedTuple):
 
 Group = tuple[tuple[str, str], ...]
 """Pictures that share a row group: path and digest of each."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """CoIN's files on one side, Parquet on the other.
-
-    Attributes:
-        root: Folder with `Instructions_Original/`.
-        images: Folder that picture paths are relative to; itself relative to `root`.
-        tasks: Which to prepare, in the order of the stream.
-        out: Where the shards go: a folder or a URL that fsspec knows.
-        tokens: Of the base (`reserved_tokens`), which no text may hold.
-        limits: Of pictures.
-    """
-
-    root: Path
-    images: str
-    tasks: tuple[str, ...]
-    out: str
-    tokens: tuple[str, ...] = ()
-    limits: ImageLimits = field(default_factory=ImageLimits)
-
-    @property
-    def pictures(self) -> Path:
-        return self.root / self.images
-
-
-@dataclass
-class Survey:
-    """All that is known before a shard is written.
-
-    Attributes:
-        problems: What keeps rows and pictures from being used, each with its file and row.
-        pictures: By path, in the order of first use.
-        rows: How many were read.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    pictures: dict[str, Scan] = field(default_factory=dict)
-    rows: int = 0
-
-
-# Reading: everything that is wrong, at once
-
-
-def survey(job: Preparation, each: Each, *, keep: bool) -> Survey:
-    """Read every row and every picture.
-
-    Args:
-        job: What to read.
-        each: Scans pictures.
-        keep: Keep finished scans for the next start.
-    """
-    found = Survey()
-    users: dict[str, tuple[str, str]] = {}
-    boxed: list[tuple[str, str, Sample]] = []
-    for task in job.tasks:
-        for split in SPLITS:
-            for where, sample, name in _rows(job, task, split, found.problems):
-                found.rows += 1
-                if name:
-                    users.setdefault(name, (where, sample.id))
-                if task == BOXED:
-                    boxed.append((where, name, sample))
-    names = list(users)
-    chunks = [tuple(names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
-    kept = f"{job.out}/{PARTIAL}" if keep else None
-    scanning = partial(scan, job.pictures, kept, job.limits)
-    for chunk, scans in zip(chunks, each(scanning, chunks), strict=True):
-        found.pictures |= zip(chunk, scans, strict=True)
-    for name, one in found.pictures.items():
-        if one.wrong:
-            where, known = users[name]
-            found.problems.append(f"{where}: {named(DataError(one.wrong), known)}")
-    for where, name, sample in boxed:
-        picture = found.pictures.get(name)
-        if picture is not None and picture.wrong:
-            continue
-        try:
-            with_box(sample, picture)
-        except DataError as error:
-            found.problems.append(f"{where}: {named(error, sample.id)}")
-    return found
-
-
-def with_box(sample: Sample, picture: Scan | None) -> Sample:
-    """A sample of Grounding, with the size that its box needs.
-
-    Args:
-        sample: With its answer.
-        picture: As its picture was found; None for a sample without.
-
-    Raises:
-        DataError: As `boxes.checked`.
-    """
-    return boxes.checked(sample, lambda: picture and (picture.width, picture.height))
-
-
-def _rows(
-    job: Preparation, task: str, split: Split, problems: list[str] | None = None
-) -> Iterator[tuple[str, Sample, str]]:
-    """A split's usable rows: where each stands, what it says, and its picture's path or ''."""
-    problems = [] if problems is None else problems
-    try:
-        file = split_file(job.root, task, split)
-        rows = read_json(file)
-    except DataError as error:
-        problems.append(str(error))
-        return
-    rule, ids = RowRule(task, split, job.tokens), Ids(split)
-    for number, row in enumerate(rows):
-        where = f"{file}, row {number}"
-        try:
-            sample = read_row(row, job.pictures, rule)
-            ids.add(sample.id, number)
-        except DataError as error:
-            problems.append(f"{where}: {error}")
-            continue
-        yield where, sample, row["image"] if sample.image is not None else ""
-
-
-def scan(
-    pictures: Path, kept: str | None, limits: ImageLimits, names: tuple[str, ...]
-) -> list[Scan]:
-    """Read, hash and decode some pictures; those kept from an earlier start are read from there.
-
-    Scans are kept where nothing is wrong, so that what is mended is scanned again; and under the
-    size and times of the files, so that what is replaced is.
-    """
-    files = [pictures / name for name in names]
-    known = "\n".join([repr(limits), *(f"{_state(file)} {file}" for file in files)])
-    digest = hashlib.sha256(known.encode(errors="surrogatepass")).hexdigest()
-    if kept is not None and exists(f"{kept}/{digest}.json"):
-        fs, path = filesystem(f"{kept}/{digest}.json")
-        with explained(f"{kept}/{digest}.json", READ):
-            return [Scan(*row) for row in parse_json(fs.cat_file(path))]
-    scans = [_scan(file, limits) for file in files]
-    if kept is not None and not any(one.wrong for one in scans):
-        publish(json.dumps(scans).encode(), f"{kept}/{digest}.json")
-    return scans
-
-
-def _state(file: Path) -> str:
-    """What changes with a file. Its change time does so where its modification time is kept."""
-    try:
-        found = file.stat()
-    except (OSError, ValueError):
-        return "none"
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-
-
-def _scan(file: Path, limits: ImageLimits) -> Scan:
-    try:
-        data = read_image(file, limits)
-        image = open_image(data, limits, name_of(file))
-        width, height = image.size
-        image.draft(None, (64, 64))  # a JPEG is read to its end, and decoded smaller
-        to_rgb(image, name_of(file))
-    except ImageError as error:
-        return Scan(wrong=str(error))
-    return Scan(hashlib.sha256(data).hexdigest(), len(data), width, height)
-
-
-# Writing
 
 
 def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
@@ -345,7 +155,7 @@ def _store_rows(
     answers: Counter[str] = Counter()
     shards: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    for _, sample, name in _rows(job, task, split):
+    for _, sample, name in usable_rows(job, task, split):
         if task == BOXED:
             sample = with_box(sample, found.pictures.get(name))
         answers[sample.answer] += 1
@@ -392,20 +202,3 @@ def _digest(file: Any) -> tuple[str, int]:
     with file:
         digest = hashlib.file_digest(file, "sha256")
         return digest.hexdigest(), file.tell()
-
-
-def publish(content: bytes | Path, url: str) -> None:
-    """Put a file where it belongs, whole or not at all; a folder for it is made."""
-    fs, path = filesystem(url)
-    with explained(url, WRITTEN):
-        if isinstance(fs, LocalFileSystem):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with whole(Path(path)) as beside:
-                if isinstance(content, Path):
-                    fs.put_file(str(content), str(beside))
-                else:
-                    beside.write_bytes(content)
-        elif isinstance(content, Path):  # an object store shows an upload once it is complete
-            fs.put_file(str(content), path)
-        else:
-            fs.pipe_file(path, content)

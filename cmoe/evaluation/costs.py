@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from cmoe.methods.method import Method
-from cmoe.modeling.growing import Inputs
+from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.routers import BASE
 
 ROUNDS = 3

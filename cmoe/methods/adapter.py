@@ -14,7 +14,7 @@ from cmoe.methods.baseline import Baseline
 from cmoe.methods.method import Forward, Trainer
 from cmoe.methods.settings import LoRAConfig, MoELoRAConfig
 from cmoe.modeling.base import arguments
-from cmoe.modeling.growing import Inputs
+from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 

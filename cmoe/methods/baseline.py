@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from cmoe.methods.method import decoder_flops, training_flops
 from cmoe.modeling.base import checkpoint_layers, fingerprint, freeze
-from cmoe.modeling.growing import Inputs
 from cmoe.modeling.locator import Location
+from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.routers import BASE
 
 if TYPE_CHECKING:

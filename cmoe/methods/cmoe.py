@@ -14,8 +14,9 @@ from cmoe.data.samples import Sample
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
 from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
-from cmoe.modeling.growing import GrowingVLM, Inputs
+from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import Location
+from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import LocatorConfig

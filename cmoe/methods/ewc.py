@@ -15,7 +15,7 @@ from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.method import Forward, Trainer, seed_of
 from cmoe.methods.settings import EWCConfig, LoRAConfig
 from cmoe.modeling.base import arguments
-from cmoe.modeling.growing import Inputs
+from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
 from cmoe.modeling.base import find_layers
-from cmoe.modeling.growing import Inputs
 from cmoe.modeling.locator import Location
+from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
 
 Forward = Callable[..., Any]

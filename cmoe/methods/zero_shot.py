@@ -11,7 +11,7 @@ from torch import Tensor
 from cmoe.data.samples import Sample
 from cmoe.methods.baseline import Baseline
 from cmoe.methods.method import Trainer
-from cmoe.modeling.growing import Inputs
+from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 

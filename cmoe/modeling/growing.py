@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,54 +23,13 @@ from cmoe.modeling.base import (
 )
 from cmoe.modeling.ffn import Context, GrowingFFN
 from cmoe.modeling.locator import Location, locate, make_bank
+from cmoe.modeling.outputs import Generation, GrowingOutput, Inputs, RoutedPass, Tasks
 from cmoe.modeling.primitive import Primitive
-from cmoe.modeling.routers import BASE, Routing, Usage
+from cmoe.modeling.routers import BASE, Routing
 from cmoe.modeling.settings import LocatorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Inputs = Mapping[str, Tensor]
-Tasks = str | int | Sequence[str | int] | Routing
-
-
-class GrowingOutput(NamedTuple):
-    """What a forward pass gives.
-
-    A tuple, as DeepSpeed looks for the tensors that a backward pass starts from in tuples alone.
-
-    Attributes:
-        logits: [B, S, vocabulary]; with `labels` [B, T] of the last T places.
-        loss: Cross-entropy on the answer tokens, where `labels` were given.
-        balance_loss: Sum of the layers' balance losses, where they were recorded.
-        usage: Per layer with experts what its router did, where it was recorded.
-        past_key_values: The cache, where one was asked for.
-        location: Where the pass located its samples, if it had to.
-    """
-
-    logits: Tensor
-    loss: Tensor | None
-    balance_loss: Tensor | None
-    usage: tuple[Usage, ...]
-    past_key_values: Any
-    location: Location | None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Token ids [B, S] as the base's `generate` gives them, and the task of each sample."""
-
-    sequences: Tensor
-    tasks: tuple[int, ...]
-    location: Location | None
-
-
-@dataclass
-class _Pass:
-    """A pass in the making; an inline one finds its location on the way."""
-
-    routing: Routing
-    location: Location | None = None
 
 
 class GrowingVLM(nn.Module):
@@ -214,13 +173,13 @@ class GrowingVLM(nn.Module):
     @contextmanager
     def _passing(
         self, inputs: Inputs, tasks: Tasks | None, *, record: bool = False, copies: int = 1
-    ) -> Iterator[_Pass]:
+    ) -> Iterator[RoutedPass]:
         """Give the base's layers their routing, located first or on the way if need be."""
         batch = len(inputs["input_ids"])
         location, inline = None, False
         if isinstance(tasks, Routing):
             with self._context.using(tasks):
-                yield _Pass(tasks)
+                yield RoutedPass(tasks)
             return
         if tasks is not None:
             chosen = self._indices(tasks, batch)
@@ -231,7 +190,7 @@ class GrowingVLM(nn.Module):
             self._require_bank()
             self._require_inline()
             inline, chosen = True, (BASE,) * batch
-        run = _Pass(Routing.of(_repeated(chosen, copies), self.device), location)
+        run = RoutedPass(Routing.of(_repeated(chosen, copies), self.device), location)
         if record:
             run.routing.tokens, run.routing.record = inputs.get("attention_mask"), []
         with ExitStack() as stack:
@@ -241,7 +200,7 @@ class GrowingVLM(nn.Module):
             yield run
 
     @contextmanager
-    def _locating(self, inputs: Inputs, run: _Pass, copies: int) -> Iterator[None]:
+    def _locating(self, inputs: Inputs, run: RoutedPass, copies: int) -> Iterator[None]:
         """Set the pass's tasks when it first comes to the feature's layer."""
         weights_bs = pooling_weights(inputs, self.locator.pooling, self.base.config)
 

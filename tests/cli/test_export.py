@@ -10,7 +10,7 @@ from support.mini_store import TASKS, make_data, make_model, make_primitive
 
 import cmoe
 from cmoe.cli.main import main
-from cmoe.mini.base_path import MINI_BASE
+from cmoe.modeling.settings import MINI_BASE
 from cmoe.store.log import Store
 from cmoe.store.model import create_store
 

@@ -14,11 +14,10 @@ from support.paths import ROOT
 
 import cmoe
 from cmoe.cli.main import COMMANDS, Program, execute, main
-from cmoe.common.errors import DataError
+from cmoe.common.errors import DataError, RunError
 from cmoe.common.storage import StorageError
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import MissingModelError
-from cmoe.run.launch import RunError
 from cmoe.serving.launch import ServiceError
 from cmoe.store.log import StoreError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.paths import CONFIGS
 
+from cmoe.config.parse import parse
 from cmoe.config.shipped import find_config, shipped, with_files
-from cmoe.config.tree import parse
 
 
 def test_every_file_of_the_folder_has_a_name() -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 from cmoe.common.errors import DataError
 from cmoe.data.boxes import fractions, numbers, read_answer
 from cmoe.data.coin import read_tasks
-from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.data.prepare import prepare
 from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
+from cmoe.data.survey import Preparation, survey
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets
 from cmoe.tasks.answer_files import read_targets

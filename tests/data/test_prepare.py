@@ -28,13 +28,15 @@ from support.picture_files import SIGNATURE, chunk, header, png
 from cmoe.common.errors import DataError
 from cmoe.common.group import Group
 from cmoe.data import prepare as preparing
+from cmoe.data import survey as surveying
 from cmoe.data.batches import slices
 from cmoe.data.coin import read_tasks
 from cmoe.data.image_limits import ImageLimits
-from cmoe.data.prepare import Preparation, Scan, Survey, plan, prepare, survey, with_box
+from cmoe.data.prepare import plan, prepare
 from cmoe.data.samples import Sample, StoredPicture
 from cmoe.data.settings import TASKS, DataConfig
 from cmoe.data.shards import find_root, read_manifest, read_rows
+from cmoe.data.survey import Preparation, Scan, Survey, survey, with_box
 from cmoe.mini.tasks import write_mini_coin
 
 JOB = JOBS / "coin_prepare.py"
@@ -456,8 +458,9 @@ def test_interrupted_anywhere_it_ends_with_the_same_files(
             real(content, url)
 
         with monkeypatch.context() as patch:
-            patch.setattr(preparing, "CHUNK", 40)
-            patch.setattr(preparing, "publish", partial(publish, preparing.publish))
+            patch.setattr(surveying, "CHUNK", 40)
+            for module in (preparing, surveying):
+                patch.setattr(module, "publish", partial(publish, module.publish))
             with pytest.raises(CutError):
                 prepare(job, survey(job, map, keep=True), map)
         assert read_manifest(str(out)) is None

@@ -15,11 +15,12 @@ from support.paths import ROOT
 from cmoe.common.errors import DataError
 from cmoe.data.batches import ChatTurn, Collator, ReservedTokenError
 from cmoe.data.coin import read_tasks
-from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.data.prepare import prepare
 from cmoe.data.row_rules import RowRule
 from cmoe.data.samples import Sample, Turn
 from cmoe.data.settings import DataConfig
 from cmoe.data.shards import read_manifest, read_rows, require_usable_rows
+from cmoe.data.survey import Preparation, survey
 from cmoe.data.texts import reserved_tokens
 from cmoe.modeling.pretrained import load_processor
 from cmoe.modeling.settings import MINI_BASE

@@ -20,10 +20,11 @@ from PIL import Image
 
 from cmoe.common.errors import DataError
 from cmoe.data.coin import count_rows, read_tasks
-from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.data.prepare import prepare
 from cmoe.data.rows import KEYS, METADATA
 from cmoe.data.samples import Sample, StoredPicture
 from cmoe.data.settings import DataConfig
+from cmoe.data.survey import Preparation, survey
 from cmoe.tasks.answer_files import read_predictions, read_targets
 
 FUZZ = int(os.environ.get("CMOE_FUZZ", "300"))

@@ -16,9 +16,10 @@ from cmoe.common.errors import DataError
 from cmoe.common.run_files import RunFileError
 from cmoe.data.coin import read_tasks, split_file
 from cmoe.data.fingerprint import image_files
-from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.data.prepare import prepare
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
+from cmoe.data.survey import Preparation, survey
 from cmoe.evaluation.data_identity import claim_data, fingerprints, require_same_rows, trained_on
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets

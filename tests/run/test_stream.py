@@ -22,8 +22,9 @@ from support.workers import TASKS, FolderLink, run_group, small_config
 from cmoe.common.group import Group
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks, split_file
-from cmoe.data.prepare import Preparation, prepare, survey
+from cmoe.data.prepare import prepare
 from cmoe.data.settings import DataConfig
+from cmoe.data.survey import Preparation, survey
 from cmoe.evaluation.predictions import read_predictions as read_all
 from cmoe.evaluation.results import MEASURED
 from cmoe.mini.tasks import ensure_data

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Loss
-from cmoe.modeling.growing import Inputs
+from cmoe.modeling.outputs import Inputs
 
 ANSWER = 2
 
