@@ -37,7 +37,7 @@ class Adapter(Baseline):
         self.tasks += (task,)
         return self._primitive(task, self._exported())
 
-    def loss(self, forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
+    def loss(self, forward: Forward, inputs: Inputs, tokens: Tensor) -> Tensor:
         """Cross-entropy on the answers."""
         loss: Tensor = forward(**arguments(inputs), num_items_in_batch=tokens).loss
         return loss

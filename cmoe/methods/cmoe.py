@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -118,17 +118,18 @@ class CMoE:
             trainer: The worker group.
             probed: What `probe_task` found of this task after the same ones; None probes now.
         """
-        model, start = self.module, _Start()
-        decision = trainer.recall(
-            "decision", lambda: self._decide(task, samples, trainer, start, probed)
-        )
+        decision = trainer.noted("decision")
+        weights: dict[str, Tensor] = {}
+        if decision is None:
+            decided, weights = self._decide(task, samples, trainer, probed)
+            decision = trainer.note("decision", decided)
         experts = {int(layer): count for layer, count in decision["experts"].items()}
-        self._grow(task, experts, "train", start.weights)
+        self._grow(task, experts, "train", weights)
         trainer.fit("train", samples, self._loss(task))
         shown = samples[: self.experts.usage_samples]
         usage, _ = self._usage(task, trainer.map("usage", shown, self._record(task), answers=True))
         entry = self._locator(task, samples, trainer) if probed is None else probed.locator
-        return model.commit(entry, decision | {"usage": _rounded(usage)})
+        return self.module.commit(entry, decision | {"usage": _rounded(usage)})
 
     def probe_task(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
         """What every choice of thresholds, counts and budgets shares: probes, and the locator.
@@ -191,12 +192,12 @@ class CMoE:
         task: str,
         samples: Sequence[Sample],
         trainer: Trainer,
-        start: _Start,
         probed: Primitive | None,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Where to grow and why, and the weights that the training starts from."""
         layers = range(len(self.module.ffns))
         if not self.module.tasks or not self.probe.enabled:
-            return {"experts": dict.fromkeys(map(str, layers), self.experts.per_layer)}
+            return {"experts": dict.fromkeys(map(str, layers), self.experts.per_layer)}, {}
         if probed is None:
             probing, probes = self._probe(task, samples, trainer)
         else:
@@ -207,8 +208,7 @@ class CMoE:
         weights, sources = starting_weights(
             self.module, probes, probing, decision, self.probe, self.experts.rank, seed
         )
-        start.weights = weights
-        return self._why(probing, decision, sources)
+        return self._why(probing, decision, sources), weights
 
     def _probe(
         self, task: str, samples: Sequence[Sample], trainer: Trainer
@@ -305,19 +305,12 @@ class CMoE:
         )
 
     def _loss(self, task: str) -> Any:
-        def loss(forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
+        def loss(forward: Forward, inputs: Inputs, tokens: Tensor) -> Tensor:
             out = forward(inputs, task, record=True, num_items_in_batch=tokens)
             total: Tensor = out.loss + self.experts.balance_weight * out.balance_loss
             return total
 
         return loss
-
-
-@dataclass
-class _Start:
-    """What the probes leave behind for the training; nothing where it resumes."""
-
-    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _unlabelled(inputs: Inputs) -> dict[str, Tensor]:

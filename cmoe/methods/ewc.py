@@ -61,7 +61,7 @@ class EWC(SequentialLoRA):
         self._hold(importance)
         return replace(primitive, memory=importance)
 
-    def loss(self, forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
+    def loss(self, forward: Forward, inputs: Inputs, tokens: Tensor) -> Tensor:
         return super().loss(forward, inputs, tokens) + self.ewc.weight / 2 * self.penalty()
 
     def penalty(self) -> Tensor | float:

@@ -51,7 +51,7 @@ class LwF(SequentialLoRA):
             self._before = {name: p.detach().clone() for name, p in self.trained().items()}
         return super().learn(task, samples, trainer)
 
-    def loss(self, forward: Forward, inputs: Inputs, tokens: float) -> Tensor:
+    def loss(self, forward: Forward, inputs: Inputs, tokens: Tensor) -> Tensor:
         out = forward(**arguments(inputs), num_items_in_batch=tokens)
         loss: Tensor = out.loss
         if not self._before:

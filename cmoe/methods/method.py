@@ -15,10 +15,10 @@ from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
 
 Forward = Callable[..., Any]
-Loss = Callable[[Forward, Inputs, Any], Tensor]
+Loss = Callable[[Forward, Inputs, Tensor], Tensor]
 """The loss of one micro-batch.
 
-Called with the module as the trainer runs it, inputs with `labels`, and the answer tokens to divide
+Called with the module as the trainer runs it, inputs with `labels`, and the answer tokens [] to divide
 their summed cross-entropy by, so that the mean over micro-batches is the global batch's token mean.
 """
 
@@ -69,8 +69,15 @@ class Trainer(Protocol):
         """What rank 0 makes, on every rank."""
         ...
 
-    def recall(self, name: str, make: Callable[[], Any]) -> Any:
-        """`make()`, as JSON; a task that resumes behind it gets what was made before."""
+    def noted(self, name: str) -> Any:
+        """What `note` kept of this task before it was interrupted; None at its first try."""
+        ...
+
+    def note(self, name: str, value: Any) -> Any:
+        """Keep a value for when the task resumes, and return it as JSON gives it back.
+
+        It is kept with the next checkpoint of a training.
+        """
         ...
 
 

@@ -165,10 +165,11 @@ class TaskTrainer:
             self._emit("locator", 1, 1)
             return made
 
-    def recall(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self.progress.notes:
-            made = make()
-            self.progress.notes[name] = json.loads(json.dumps(made))
+    def noted(self, name: str) -> Any:
+        return self.progress.notes.get(name)
+
+    def note(self, name: str, value: Any) -> Any:
+        self.progress.notes[name] = json.loads(json.dumps(value))
         return self.progress.notes[name]
 
     # Within a training

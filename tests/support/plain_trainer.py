@@ -111,7 +111,9 @@ class PlainTrainer:
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         return make()
 
-    def recall(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self.notes:
-            self.notes[name] = json.loads(json.dumps(make()))
+    def noted(self, name: str) -> Any:
+        return self.notes.get(name)
+
+    def note(self, name: str, value: Any) -> Any:
+        self.notes[name] = json.loads(json.dumps(value))
         return self.notes[name]
