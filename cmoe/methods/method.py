@@ -18,8 +18,9 @@ Forward = Callable[..., Any]
 Loss = Callable[[Forward, Inputs, Tensor], Tensor]
 """The loss of one micro-batch.
 
-Called with the module as the trainer runs it, inputs with `labels`, and the answer tokens [] to divide
-their summed cross-entropy by, so that the mean over micro-batches is the global batch's token mean.
+Called with the module as the trainer runs it, inputs with `labels`, and the answer tokens, a scalar
+on the device, to divide their summed cross-entropy by: the mean over micro-batches is then the
+global batch's token mean.
 """
 
 
