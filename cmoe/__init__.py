@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmoe.config.tree import RunConfig
+    from cmoe.methods.registry import register_method
     from cmoe.modeling.growing import GrowingVLM
     from cmoe.modeling.pretrained import load_base
     from cmoe.store.log import Store
     from cmoe.store.model import load_model
+    from cmoe.tasks.registry import register_task
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,8 @@ __all__ = [
     "__version__",
     "load_base",
     "load_model",
+    "register_method",
+    "register_task",
 ]
 
 _MODULES = {
@@ -32,6 +36,8 @@ _MODULES = {
     "Store": "cmoe.store.log",
     "load_base": "cmoe.modeling.pretrained",
     "load_model": "cmoe.store.model",
+    "register_method": "cmoe.methods.registry",
+    "register_task": "cmoe.tasks.registry",
 }
 
 

@@ -24,13 +24,13 @@ from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchCo
 from cmoe.experiments.sweep.sweep import SweepConfig, sweep
 from cmoe.mini.tasks import ensure_data
 from cmoe.run.launch import read_stream, run
-from cmoe.tasks.scorers import SCORED, score
+from cmoe.tasks.registry import score, tasks
 
 WANTED = "names 'MyTask', which has no scorer; there are ScienceQA, TextVQA, ImageNet, GQA, "
 
 
 def test_every_task_has_a_scorer() -> None:
-    assert set(TASKS) == set(SCORED)
+    assert set(TASKS) == set(tasks())
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_nearest_name_is_told(name: str, nearest: str | None) -> None:
     said = unknown(name, TASKS)
     assert said.endswith("VQAv2, OCRVQA" if nearest is None else f"; the nearest is {nearest}")
     with pytest.raises(ValueError, match="has no scorer") as refused:
-        DataConfig(tasks=(name,))
+        RunConfig("x", data=DataConfig(tasks=(name,)))
     assert str(refused.value).endswith(said)
     with pytest.raises(ValueError, match="answer_files names") as refused:
         EvaluationConfig(answer_files={name: "a.json"})

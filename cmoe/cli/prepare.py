@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmoe.common.command_line import Parser
-from cmoe.data.settings import TASKS, require_known
+from cmoe.data.settings import TASKS
+from cmoe.tasks.registry import require_known
 
 if TYPE_CHECKING:
     from cmoe.data.survey import Preparation

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from cmoe.common.bounds import require
-from cmoe.common.nearest import unknown
 
 TASKS = (
     "ScienceQA",
@@ -19,22 +17,7 @@ TASKS = (
     "VQAv2",
     "OCRVQA",
 )
-"""CoIN's, in its order; each has a scorer."""
-
-
-def require_known(tasks: Iterable[str], key: str) -> None:
-    """Refuse tasks that nothing could score.
-
-    Args:
-        tasks: Names.
-        key: Where they are asked for.
-
-    Raises:
-        ValueError: Names one, and those that there are.
-    """
-    for task in tasks:
-        if task not in TASKS:
-            raise ValueError(f"{key} names {task!r}, which has no scorer; {unknown(task, TASKS)}")
+"""CoIN's, in its order."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +53,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"data.tasks is {list(self.tasks)}; one task or more, each once")
-        require_known(self.tasks, "data.tasks")
         if not 0 <= self.selection < 1:
             raise ValueError(f"data.selection is {self.selection}; 0 or more, and less than 1")
         if self.evaluate_on == "selection" and not self.selection:

@@ -15,7 +15,8 @@ from cmoe.evaluation.targets import Targets
 from cmoe.folder import MATRIX as MATRIX
 from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
-from cmoe.tasks.scorers import Mode, score
+from cmoe.tasks.registry import score
+from cmoe.tasks.scorers import Mode
 
 MEASURED = ("seconds", "learning_flops", "peak_memory", "latency")
 """Of `matrix.json`: what was spent here. All else is a function of the run's configuration."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from cmoe.common.bounds import require
 from cmoe.common.nearest import unknown
-from cmoe.tasks.scorers import SCORED, Mode
+from cmoe.tasks.registry import tasks
+from cmoe.tasks.scorers import Mode
 
 
 @dataclass(frozen=True)
@@ -35,5 +36,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require(self, "evaluation", "batch_size", "max_new_tokens", "flush_every", least=1)
         for task in self.answer_files:
-            if task not in SCORED:
-                raise ValueError(f"evaluation.answer_files names {task!r}; {unknown(task, SCORED)}")
+            if task not in tasks():
+                raise ValueError(
+                    f"evaluation.answer_files names {task!r}; {unknown(task, tasks())}"
+                )

@@ -14,7 +14,8 @@ from cmoe.data.boxes import Box
 from cmoe.data.samples import Sample, StoredPicture, Task
 from cmoe.evaluation.predictions import Predictions
 from cmoe.modeling.routers import BASE
-from cmoe.tasks.scorers import Target, score
+from cmoe.tasks.registry import score
+from cmoe.tasks.scorers import Target
 
 SHOWN = 4
 """Samples shown of each task."""

@@ -14,7 +14,8 @@ from typing import get_args
 
 from cmoe.common.command_line import Parser
 from cmoe.tasks.answer_files import read_predictions, read_targets
-from cmoe.tasks.scorers import SCORED, Mode, Target, score
+from cmoe.tasks.registry import score, scorer_of, tasks
+from cmoe.tasks.scorers import Mode, Target
 
 
 @dataclass(frozen=True)
@@ -40,24 +41,25 @@ def judge(
     """Score predictions by question id against targets by question id.
 
     Officially a missing prediction is wrong in ScienceQA and elsewhere leaves its sample out, and
-    ImageNet's predictions are matched with the answers by their order, whatever their ids. Strictly
-    all is matched by id, and a missing prediction is wrong in every task.
+    ImageNet's predictions are matched with the answers by their order, whatever their ids (see
+    `Scorer`). Strictly all is matched by id, and a missing prediction is wrong in every task.
 
     Raises:
-        ValueError: No sample counts, ImageNet has more predictions than answers to match, or as
-            `score`.
+        ValueError: No sample counts, there are more predictions than answers to match by order, or
+            as `score`.
     """
     said: list[str | None]
-    if task == "ImageNet" and mode == "official":
+    scorer = scorer_of(task)
+    if scorer.by_order and mode == "official":
         if len(predictions) > len(targets):
             raise ValueError(
-                f"{len(predictions)} predictions for {len(targets)} answers: official ImageNet "
+                f"{len(predictions)} predictions for {len(targets)} answers: official {task} "
                 "matches them by order, and needs an answer for each"
             )
         said = list(predictions.values())
         against = list(targets.values())[: len(said)]
     else:
-        every = mode == "strict" or task == "ScienceQA"
+        every = mode == "strict" or scorer.counts_missing
         ids = [key for key in targets if every or key in predictions]
         said, against = [predictions.get(key) for key in ids], [targets[key] for key in ids]
     if not said:
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m cmoe.tas
         description=__doc__,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", required=True, choices=SCORED, help="what was asked")
+    parser.add_argument("--task", required=True, choices=tasks(), help="what was asked")
     parser.add_argument(
         "--predictions", required=True, type=Path, help="JSON lines, with question_id and text"
     )

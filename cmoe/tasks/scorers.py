@@ -1,4 +1,4 @@
-"""CoIN's eight scorers, as published (`official`) and without their defects (`strict`).
+"""Scorers of CoIN's tasks, as published (`official`) and without their defects (`strict`).
 
 `official` keeps every quirk of CoIN's evaluation scripts, so that figures compare with papers.
 `strict` has the same intent: surrounding white space and a final period are dropped, an empty
@@ -10,11 +10,10 @@ As a program it scores a prediction file: `python -m cmoe.tasks.scorers --help`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from cmoe.common.nearest import unknown
 from cmoe.data.boxes import Box, fractions, iou, numbers
 
 Mode = Literal["official", "strict"]
@@ -35,43 +34,41 @@ class Target:
     answers: tuple[str, ...] = ()
 
 
-def score(
-    task: str, mode: Mode, predictions: Sequence[str | None], targets: Sequence[Target]
-) -> list[float]:
-    """Each sample's score in [0, 1], in the order given; prediction `i` is scored by target `i`.
+Rule = Callable[[str, Target], float]
+"""A prediction's score in [0, 1] against its target."""
 
-    None is a missing prediction, and wrong. CoIN's own scripts count a missing one in ScienceQA
-    only and elsewhere divide by the predictions there are: for that, leave the sample out.
 
-    Raises ValueError for an unknown task or mode, for different lengths, and for a target that
-    cannot be one: a box without four numbers, human answers other than ten.
+@dataclass(frozen=True)
+class Scorer:
+    """How a task's predictions are judged.
+
+    Attributes:
+        official: The rule of CoIN's script.
+        intended: What the script means to do, where it does something else.
+        by_order: Whether the script matches predictions with answers by their order, not by id.
+        counts_missing: Whether the script counts a missing prediction as wrong; elsewhere its
+            sample is left out.
     """
-    if task not in _RULES:
-        raise ValueError(f"no scorer for task {task!r}; {unknown(task, _RULES)}")
-    if mode not in get_args(Mode):
-        raise ValueError(f"no mode {mode!r}; there are {', '.join(get_args(Mode))}")
-    if len(predictions) != len(targets):
-        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets in {task}")
-    rule = _strict(task) if mode == "strict" else _RULES[task]
-    return [
-        0.0 if prediction is None else float(rule(prediction, target))
-        for prediction, target in zip(predictions, targets, strict=True)
-    ]
 
+    official: Rule
+    intended: Rule | None = None
+    by_order: bool = False
+    counts_missing: bool = False
 
-_Rule = Callable[[str, Target], float]
-"""A prediction's score against its target."""
+    def rule(self, mode: Mode) -> Rule:
+        """The rule of a mode.
 
+        Raises:
+            ValueError: There is no such mode.
+        """
+        if mode not in get_args(Mode):
+            raise ValueError(f"no mode {mode!r}; there are {', '.join(get_args(Mode))}")
+        return self.official if mode == "official" else self._strict
 
-def _strict(task: str) -> _Rule:
-    """The task's rule after cleaning, with the rule itself replaced where it is the defect."""
-    rule = _STRICT_RULES.get(task, _RULES[task])
-
-    def strict(prediction: str, target: Target) -> float:
-        text = _clean(prediction)
+    def _strict(self, prediction: str, target: Target) -> float:
+        """The intended rule, after cleaning."""
+        text, rule = _clean(prediction), self.intended or self.official
         return rule(text, replace(target, answer=_clean(target.answer))) if text else 0.0
-
-    return strict
 
 
 def _clean(text: str) -> str:
@@ -240,24 +237,16 @@ def _scaled(box: Box, side: int) -> Box:
     return box[0] * side, box[1] * side, box[2] * side, box[3] * side
 
 
-_RULES: Mapping[str, _Rule] = {
-    "ScienceQA": _science_qa,
-    "TextVQA": _text_vqa,
-    "ImageNet": _image_net,
-    "GQA": _gqa,
-    "VizWiz": _same_upper,
-    "Grounding": _grounding,
-    "VQAv2": _same_upper,
-    "OCRVQA": _ocr_vqa,
+SCORERS: Mapping[str, Scorer] = {
+    "choice": Scorer(_science_qa, counts_missing=True),
+    "vqa": Scorer(_text_vqa),
+    "class_name": Scorer(_image_net, _image_net_strict, by_order=True),
+    "lower_case": Scorer(_gqa),
+    "upper_case": Scorer(_same_upper),
+    "ocr": Scorer(_ocr_vqa),
+    "box": Scorer(_grounding, _grounding_strict),
 }
-
-_STRICT_RULES: Mapping[str, _Rule] = {
-    "ImageNet": _image_net_strict,
-    "Grounding": _grounding_strict,
-}
-
-SCORED = tuple(_RULES)
-"""The tasks that have a scorer."""
+"""All scorers by name; `cmoe.tasks.registry` says which is a task's."""
 
 
 if __name__ == "__main__":

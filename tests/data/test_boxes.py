@@ -21,7 +21,7 @@ from cmoe.data.survey import Preparation, survey
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets
 from cmoe.tasks.answer_files import read_targets
-from cmoe.tasks.scorers import score
+from cmoe.tasks.registry import score
 
 WIDTH, HEIGHT = 40, 30
 

@@ -12,9 +12,10 @@ from support.jobs import JOB, finish, start
 from support.packages import write_package
 from support.tiny_models import make_base
 
+from cmoe import register_method
 from cmoe.config.tree import RunConfig
 from cmoe.methods import entry
-from cmoe.methods.entry import RegistryError, register_method
+from cmoe.methods.entry import RegistryError
 from cmoe.methods.registry import method_entry, methods
 from cmoe.methods.settings import LoRAConfig
 
@@ -104,7 +105,7 @@ def test_what_is_said_of_a_method_is_one_of_few_things(wrong: dict[str, Any], sa
 
 LIGHT = """
 from dataclasses import dataclass
-from cmoe.methods.registry import register_method
+from cmoe import register_method
 
 @dataclass(frozen=True)
 class OtherConfig:

@@ -19,7 +19,8 @@ from cmoe.mini.tasks import write_mini_coin
 from cmoe.run.launch import run
 from cmoe.run.worker_group import rooted
 from cmoe.tasks.answer_files import Prediction, read_predictions, read_targets, write_predictions
-from cmoe.tasks.scorers import SCORED, Target
+from cmoe.tasks.registry import tasks
+from cmoe.tasks.scorers import Target
 
 PEOPLE = ["stop"] * 3 + ["go"] * 6 + ["halt"]
 PROBLEMS = {
@@ -65,7 +66,7 @@ def test_gqas_targets_are_its_questions_answers(tmp_path: Path) -> None:
 # CoIN's own files
 
 
-@pytest.mark.parametrize("task", SCORED)
+@pytest.mark.parametrize("task", tasks())
 def test_every_task_reads_coins_own_rows(tmp_path: Path, task: str) -> None:
     answer = "[0.1, 0.2, 0.3, 0.4]"
     rows = [{"question_id": key, "text": "?", "answer": answer} for key in (7, "a7")]

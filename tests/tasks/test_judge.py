@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from cmoe.tasks.judge import judge
-from cmoe.tasks.scorers import SCORED, Mode, Target
+from cmoe.tasks.registry import tasks
+from cmoe.tasks.scorers import Mode, Target
 
 BOX = "[0.00, 0.00, 0.50, 0.500]"
 # An answer that is right by every rule of its task, and one that is wrong.
-RIGHT = dict.fromkeys(SCORED, "yes") | {"ScienceQA": "B", "Grounding": BOX}
-WRONG = dict.fromkeys(SCORED, "no") | {"ScienceQA": "A", "Grounding": "[0.90, 0.90, 1.00, 1.000]"}
+RIGHT = dict.fromkeys(tasks(), "yes") | {"ScienceQA": "B", "Grounding": BOX}
+WRONG = dict.fromkeys(tasks(), "no") | {"ScienceQA": "A", "Grounding": "[0.90, 0.90, 1.00, 1.000]"}
 
-by_task = pytest.mark.parametrize("task", SCORED)
+by_task = pytest.mark.parametrize("task", tasks())
 by_mode = pytest.mark.parametrize("mode", ["official", "strict"])
 
 
@@ -47,7 +48,7 @@ def test_missing_and_unknown_ids_are_counted(task: str, mode: Mode) -> None:
     assert (found.missing, found.unknown) == (2, 1)
 
 
-@pytest.mark.parametrize("task", [task for task in SCORED if task != "ImageNet"])
+@pytest.mark.parametrize("task", [task for task in tasks() if task != "ImageNet"])
 @by_mode
 def test_predictions_of_unknown_ids_change_nothing(task: str, mode: Mode) -> None:
     said = {"1": RIGHT[task], "2": WRONG[task]}
@@ -56,7 +57,7 @@ def test_predictions_of_unknown_ids_change_nothing(task: str, mode: Mode) -> Non
     assert (more.accuracy, more.samples) == (plain.accuracy, plain.samples) == (50, 2)
 
 
-@pytest.mark.parametrize("task", [task for task in SCORED if task != "ImageNet"])
+@pytest.mark.parametrize("task", [task for task in tasks() if task != "ImageNet"])
 @by_mode
 def test_predictions_are_matched_by_id_in_any_order(task: str, mode: Mode) -> None:
     other = {"ScienceQA": "C", "Grounding": "[0.50, 0.50, 1.00, 1.000]"}.get(task, "x")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cmoe.data.settings import TASKS
 from cmoe.mini.tasks import make_sample
-from cmoe.tasks.scorers import Box, Mode, Target, iou, normalise, score
+from cmoe.tasks.registry import score
+from cmoe.tasks.scorers import Box, Mode, Target, iou, normalise
 
 MODES: tuple[Mode, ...] = ("official", "strict")
 

@@ -30,7 +30,7 @@ from cmoe.methods.probe import Probing
 from cmoe.modeling.primitive import Primitive
 from cmoe.run.stream import load, make_method, session_of, start_store
 from cmoe.store.log import Store
-from cmoe.tasks.scorers import score
+from cmoe.tasks.registry import score
 from cmoe.training.engine import gathering
 from cmoe.training.link import Link
 from cmoe.training.trainer import TaskTrainer

@@ -7,9 +7,9 @@ from random import Random
 
 import torch
 
+from cmoe import register_method
 from cmoe.data.samples import Sample
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.registry import register_method
 from cmoe.methods.settings import LoRAConfig
 
 ABOUT = "one LoRA that trains on samples of earlier tasks again"
