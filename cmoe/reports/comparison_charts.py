@@ -10,12 +10,22 @@ from cmoe.reports.charts.drawing import hue
 from cmoe.reports.charts.location import roc, steps
 from cmoe.reports.charts.matrices import heat_map
 from cmoe.reports.charts.trade_off import Dot, trade_off
-from cmoe.reports.comparison_numbers import COMPARED, Entry, entry_of, last_by_task, mean_row
+from cmoe.reports.comparison_numbers import (
+    ALL_TASKS,
+    COMPARED,
+    THE_TASK,
+    Entry,
+    best_that_knows,
+    entry_of,
+    last_by_task,
+    mean_row,
+)
 
 
 def trade_off_chart(entries: Sequence[Entry]) -> str:
     """Last by added parameters."""
-    ceiling = next((e.mean["last"] for e in entries if e.name == "multitask"), None)
+    joint = best_that_knows(ALL_TASKS, entries)
+    ceiling = joint.mean["last"] if joint else None
     return trade_off("trade-off", "Last by added parameters", _dots(entries), ceiling, (600, 380))
 
 
@@ -36,7 +46,7 @@ def forgetting_charts(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
 def last_chart(entries: Sequence[Entry], tasks: Sequence[str]) -> str:
     """Last by method and task: what is no rival stands apart."""
     apart = {entry.name: entry.located[-1] for entry in entries if entry.bound}
-    if all(entry.name != "zero_shot" for entry in entries):
+    if all(entry.learns for entry in entries):
         apart["base alone"] = mean_row([run["zero_shot"] for e in entries for run in e.runs])
     rows = {**apart, **{e.name: e.located[-1] for e in entries if not e.bound}}
     return heat_map(
@@ -90,12 +100,13 @@ def _decomposition(
     zero_shot = mean_row(run["zero_shot"] for run in studied.runs)
     oracle = mean_row(run["oracle_last"] for run in studied.runs)
     located = mean_row(run["located"][-1] for run in studied.runs)
+    alone = best_that_knows(THE_TASK, entries)
     label = f"Zero-shot, oracle and located accuracy of {studied.name} by task"
     return {
         "zero_shot": zero_shot,
         "oracle": oracle,
         "located": located,
-        "alone": next((e.located[-1] for e in entries if e.name == "per_task_lora"), None),
+        "alone": {"name": alone.name, "last": alone.located[-1]} if alone else None,
         "figure": decomposition("decomposition", label, tasks, zero_shot, oracle, located),
     }
 

@@ -10,6 +10,9 @@ from typing import Any
 COMPARED = ("last", "mft", "maa", "bwt")
 """The measures whose best is marked."""
 
+THE_TASK, ALL_TASKS = "the task", "all tasks at once"
+"""What bounds know."""
+
 _PREFIXES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
 
 
@@ -39,9 +42,14 @@ class Entry:
         return bool(self.method.get("knows"))  # of a variant nothing is said
 
     @property
+    def learns(self) -> bool:
+        """Whether it trains anything; who learns nothing has nothing to forget."""
+        return bool(self.mean["trainable"] > 0)
+
+    @property
     def rival(self) -> bool:
-        """Whether it learns, and knows no more; who learns nothing has nothing to forget."""
-        return not self.bound and self.mean["trainable"] > 0
+        """Whether it learns, and knows no more."""
+        return not self.bound and self.learns
 
 
 @dataclass(frozen=True)
@@ -137,16 +145,26 @@ def measure_groups(entries: Sequence[Entry]) -> dict[str, list[Measure]]:
 
 def headline(entries: Sequence[Entry]) -> dict[str, Any] | None:
     """The best rival, beside the bounds; None without a rival."""
-    means = {entry.name: entry.mean for entry in entries}
     first = next((entry for entry in entries if entry.rival), None)
     if first is None:
         return None
     return {
         "entry": first,
         "best": {key: max(entry.mean[key] for entry in entries if entry.rival) for key in COMPARED},
-        "of_multitask": _ratio(first.mean["last"], means.get("multitask", {}).get("last")),
-        "of_per_task": _ratio(first.mean["added"], means.get("per_task_lora", {}).get("added")),
+        "ceiling": _beside(first, best_that_knows(ALL_TASKS, entries), "last"),
+        "apart": _beside(first, best_that_knows(THE_TASK, entries), "added"),
     }
+
+
+def best_that_knows(what: str, entries: Sequence[Entry]) -> Entry | None:
+    """The first bound that knows something; None without one."""
+    return next((entry for entry in entries if entry.method.get("knows") == what), None)
+
+
+def _beside(first: Entry, bound: Entry | None, key: str) -> dict[str, Any] | None:
+    """A bound's name, and a measure in parts of its; None where there is nothing to compare."""
+    ratio = _ratio(first.mean[key], bound.mean[key]) if bound else None
+    return {"name": bound.name, "ratio": ratio} if bound and ratio is not None else None
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

@@ -18,7 +18,13 @@ from cmoe.reports.comparison_charts import (
     study_shown,
     trade_off_chart,
 )
-from cmoe.reports.comparison_numbers import entries_of, headline, measure_groups
+from cmoe.reports.comparison_numbers import (
+    ALL_TASKS,
+    best_that_knows,
+    entries_of,
+    headline,
+    measure_groups,
+)
 from cmoe.reports.pages import needing_fields, rendered
 
 PAGE = "comparison.html"
@@ -52,6 +58,7 @@ def comparison_page(data: Mapping[str, Any]) -> str:
         "entries": entries,
         "missing": [name for name, method in data["methods"].items() if not method["runs"]],
         "headline": headline(entries),
+        "joint": best_that_knows(ALL_TASKS, entries),
         "groups": measure_groups(entries),
         "hues": [hue(n) for n in range(len(data["tasks"]))],
         "trade_off": trade_off_chart(entries),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support.jobs import JOB, finish, start
@@ -15,9 +15,10 @@ from support.tiny_models import make_base
 from cmoe import register_method
 from cmoe.config.tree import RunConfig
 from cmoe.methods import entry
-from cmoe.methods.entry import RegistryError
+from cmoe.methods.entry import RegistryError, Told
 from cmoe.methods.registry import method_entry, methods
 from cmoe.methods.settings import LoRAConfig
+from cmoe.reports.comparison_numbers import ALL_TASKS, THE_TASK
 
 CMOES_OWN = [
     *("zero_shot", "lora", "ewc", "lwf", "moelora", "per_task_lora", "multitask", "expand_all"),
@@ -178,3 +179,7 @@ def test_a_package_that_cannot_be_used_is_refused_by_its_name(
     assert said == (
         f"coin_stream.py: package cmoe-bad can't be used: {why}; mend or uninstall it\n"
     )
+
+
+def test_a_comparisons_page_knows_bounds_by_what_they_are_told() -> None:
+    assert get_args(Told)[1:] == (THE_TASK, ALL_TASKS)
