@@ -1,10 +1,9 @@
-"""The rivals: what they have in common, and the bounds. Terms of the loss: test_regularized.py."""
+"""What all adapters have in common, and the bounds. A loss's terms: test_ewc.py, test_lwf.py."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,24 @@ import pytest
 import torch
 from support.devices import DEVICE
 from support.plain_trainer import PlainTrainer, make_batch, make_samples
+from support.rivals import (
+    CONFIG,
+    FORGETFUL,
+    METHODS,
+    MIXTURE,
+    NOBODY,
+    TASKS,
+    alike,
+    answers,
+    assert_same,
+    frozen,
+    learn,
+    logits,
+    make_method,
+    samples_of,
+    stage_answers,
+    untouched_answers,
+)
 from support.tiny_models import (
     CONFIGS,
     make_base,
@@ -25,105 +42,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from cmoe.config.parse import parse
-from cmoe.data.samples import Sample
-from cmoe.methods.ewc import EWC
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.lwf import LwF
-from cmoe.methods.method import Trainer
 from cmoe.methods.moelora import MoELoRA, MoELoRALinear
-from cmoe.methods.multitask import JointLoRA
-from cmoe.methods.per_task_lora import PerTaskLoRA
 from cmoe.methods.registry import methods
-from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig
 from cmoe.methods.zero_shot import ZeroShot
-from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.run.stream import make_method as make_configured
 from cmoe.store.model import create_store
 
-CONFIG = LoRAConfig(rank=4, lora_alpha=8)
-MIXTURE = MoELoRAConfig(experts=3, rank=4, lora_alpha=8)
-TASKS = ("one", "two", "three")
-NOBODY = cast(Trainer, None)  # fails whoever asks it for anything
-
-Rival = SequentialLoRA | MoELoRA
-METHODS: dict[str, Callable[[PreTrainedModel, int], Rival]] = {
-    "lora": lambda base, seed: SequentialLoRA(base, CONFIG, seed),
-    "ewc": lambda base, seed: EWC(base, CONFIG, EWCConfig(samples=5), seed),
-    "lwf": lambda base, seed: LwF(base, CONFIG, LwFConfig(), seed),
-    "moelora": lambda base, seed: MoELoRA(base, MIXTURE, seed),
-    "per_task_lora": lambda base, seed: PerTaskLoRA(base, CONFIG, seed),
-    "multitask": lambda base, seed: JointLoRA(base, CONFIG, seed),
-}
-FORGETFUL = ("lora", "ewc", "lwf", "moelora")  # their latest stage alone answers
-
 adapters = pytest.mark.parametrize("name", METHODS)
-
-
-def make_method(name: str, seed: int = 0) -> Rival:
-    return METHODS[name](make_base(), seed)
-
-
-def samples_of(task: str) -> list[Sample]:
-    return make_samples(8, start=100 * TASKS.index(task))
-
-
-def learn(method: Rival, task: str) -> Primitive:
-    return method.learn(task, samples_of(task), PlainTrainer(method.module))
-
-
-@torch.no_grad()
-def logits(method: Rival) -> Tensor:
-    out: Tensor = method.module(**make_inputs()).logits
-    return out
-
-
-@torch.no_grad()
-def answered(generate: Callable[..., Any], *given: Any, **inputs: Any) -> list[Tensor]:
-    """The sequences, and the logits of every step."""
-    how = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
-    made = generate(*given, **inputs, **how, return_dict_in_generate=True)
-    return [made.sequences, *made.logits]
-
-
-def answers(method: Rival | ZeroShot, task: int) -> list[Tensor]:
-    return answered(method.generate, make_inputs(), task)
-
-
-def untouched_answers() -> list[Tensor]:
-    base: Any = untouched_base()
-    return answered(base.generate, **make_inputs())
-
-
-def stage_answers(method: Rival) -> list[Tensor]:
-    """Of everything that answers any task, also one to come, by now."""
-    stage = len(method.tasks) - 1
-    answering = sorted({method.answerer(stage, task) for task in range(len(TASKS))})
-    return [tensor for index in answering for tensor in answers(method, index)]
-
-
-def alike(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def assert_same(got: Primitive, want: Primitive) -> None:
-    """To the bit."""
-    assert (got.task, got.rank, got.lora_alpha) == (want.task, want.rank, want.lora_alpha)
-    assert got.parts().keys() == want.parts().keys()
-    for part, tensors in want.parts().items():
-        assert got.parts()[part].keys() == tensors.keys()
-        assert all(torch.equal(got.parts()[part][n], t) for n, t in tensors.items())
-
-
-def frozen(module: nn.Module) -> dict[str, Tensor]:
-    """The base's own weights, by their names before it was wrapped."""
-    inner = ".base_layer.", ".linear."
-    named = {}
-    for name, p in module.named_parameters():
-        if not p.requires_grad:
-            name = name.removeprefix("base_model.model.")
-            named[name.replace(inner[0], ".").replace(inner[1], ".")] = p.detach().clone()
-    return named
 
 
 # What adapters have in common
