@@ -33,7 +33,7 @@ def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         *path, last = key.split(".")
         within = values
         for name in path:
-            within = within[name]
+            within = within.setdefault(name, {})
         within[last] = value
     try:
         return make_run(parser, parser.parse_object(values), {}, [])[0]

@@ -19,13 +19,16 @@ def with_methods(kind: type[Run]) -> type[Run]:
     types are checked; those of other packages come behind its own attributes.
     """
     hints, doc = kind.__annotations__, [(kind.__doc__ or "").rstrip()]
+    added = set()
     hints["method"] = Literal[tuple(methods())]
     for entry in methods().values():
         for key, section in entry.sections.items():
             if key not in hints and not hasattr(kind, key):
                 hints[key] = section
+                added.add(key)
                 setattr(kind, key, field(default_factory=section))
                 doc.append(f"        {key}: Of `{entry.name}`.")
+    kind.package_sections = frozenset(added)  # type: ignore[attr-defined]
     kind.__doc__ = "\n".join([*doc, "    "])
     return kind
 

@@ -78,6 +78,9 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
+    package_sections = frozenset[str]()
+    """Keys of the sections that installed packages add; no setting itself."""
+
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; one folder's name is needed")
@@ -126,6 +129,14 @@ class RunConfig:
         return Path(self.url)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as YAML and JSON have them."""
+        """Plain values, as YAML and JSON have them.
+
+        A package's section that says nothing is left out where another method learns: a run stays
+        the same when a package is installed.
+        """
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for key in self.package_sections - self.entry.sections.keys():
+            section = getattr(self, key)
+            if section == type(section)():
+                del plain[key]
         return plain

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from cmoe.common.nearest import unknown
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from cmoe.methods.method import Method
 
 Told = Literal["", "the task", "all tasks at once"]
@@ -54,6 +56,27 @@ class MethodEntry:
     def joint(self) -> bool:
         """Whether all tasks are learned at once, in the place of the first."""
         return self.told == "all tasks at once"
+
+    def create(self, base: PreTrainedModel, seed: int, sections: Mapping[str, Any]) -> Method:
+        """The method on a frozen base, with nothing learned yet.
+
+        Args:
+            base: Wrapped in place.
+            seed: Of every random choice.
+            sections: Its settings, by the keys of `sections`.
+
+        Raises:
+            RegistryError: What was made isn't what was registered.
+        """
+        method = self.make(base, seed=seed, **sections)
+        for flag in ("locates", "joint"):
+            own, registered = getattr(method, flag), getattr(self, flag)
+            if own != registered:
+                raise RegistryError(
+                    f"method {self.name!r} of {self.package}: {flag} is {own}, but it is "
+                    f"registered as {registered}"
+                )
+        return method
 
 
 class RegistryError(ValueError):

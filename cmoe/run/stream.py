@@ -269,7 +269,7 @@ def session_of(config: RunConfig, group: Group, collator: Collator) -> Session:
 
 def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
     """The method that a run is configured for, with nothing learned yet."""
-    method = config.entry.make(base, seed=config.seed, **config.method_sections)
+    method = config.entry.create(base, config.seed, config.method_sections)
     if config.training.gradient_checkpointing:
         method.enable_gradient_checkpointing()
     return method

@@ -18,6 +18,7 @@ from cmoe.methods import entry
 from cmoe.methods.entry import RegistryError, Told
 from cmoe.methods.registry import method_entry, methods
 from cmoe.methods.settings import LoRAConfig
+from cmoe.methods.zero_shot import ZeroShot
 from cmoe.reports.comparison_numbers import ALL_TASKS, THE_TASK
 
 CMOES_OWN = [
@@ -48,10 +49,9 @@ def test_cmoes_own_methods_are_there() -> None:
 @pytest.mark.parametrize("name", CMOES_OWN)
 def test_what_is_registered_of_a_method_is_true_of_it(name: str) -> None:
     config = RunConfig("x", method=name)
-    made = config.entry.make(make_base(), seed=0, **config.method_sections)
+    made = config.entry.create(make_base(), 0, config.method_sections)
     assert (made.locates, made.joint) == (config.entry.locates, config.entry.joint)
     assert config.least_samples == (8 if made.locates else 1)
-    made.tasks  # noqa: B018
     learned_first = {made.answerer(stage, 0) for stage in range(3)} if not made.locates else set()
     assert (config.entry.told == "the task") == (name == "per_task_lora")
     if config.entry.told:
@@ -60,6 +60,14 @@ def test_what_is_registered_of_a_method_is_true_of_it(name: str) -> None:
         assert is_dataclass(kind)
         assert isinstance(getattr(config, key), kind)
         assert fields(kind)
+
+
+@pytest.mark.parametrize("wrong", [{"locates": True}, {"told": "all tasks at once"}])
+def test_a_method_that_is_not_what_was_registered_is_refused(wrong: dict[str, Any]) -> None:
+    register_method("mine", about="a test", **wrong)(lambda base, seed: ZeroShot(base))
+    flag = "locates" if "locates" in wrong else "joint"
+    with pytest.raises(RegistryError, match=f"'mine' of cmoe: {flag} is False, but .* True"):
+        method_entry("mine").create(make_base(), 0, {})
 
 
 def test_an_unknown_method_is_answered_with_the_nearest() -> None:
@@ -145,6 +153,28 @@ def test_a_packages_method_is_a_choice_with_a_section_of_its_own(tmp_path: Path)
         assert said.startswith(f"coin_stream.py: {start_}")
         assert end in said
         assert len(said.splitlines()) == 1
+
+
+WRITTEN = """
+import pickle
+from cmoe.config.changes import changed
+from cmoe.config.tree import RunConfig
+from cmoe.folder import differences
+run = RunConfig("x", method="lora")
+assert "other" not in run.as_dict()
+larger = changed(run, {"other.size": 4})
+assert differences(run.as_dict(), larger.as_dict()) == ["other.size: None -> 4"]
+assert changed(larger, {"method": "other"}).method_sections["other"].size == 4
+assert changed(run, {"method": "other"}).as_dict()["other"] == {"size": 3}
+assert pickle.loads(pickle.dumps(larger)) == larger
+"""
+
+
+def test_a_run_is_written_as_before_where_a_package_has_nothing_to_say(tmp_path: Path) -> None:
+    package = write_package(tmp_path, "cmoe-other", LIGHT.replace("SECTION", "'other'"))
+    reading = start("-c", WRITTEN, environment=package)
+    assert finish(reading) == ""
+    assert reading.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ def compared(
     config = small_config(root, "compared").as_dict()
     config["data"] |= {"tasks": list(TASKS[:2]), "train_samples": 32, "test_samples": 6}
     config["training"] |= {"steps": 2}
+    config["locator"] |= {"steps": 10}
     config["cluster"] |= {"workers": 1}
-    config |= {"methods": "cmoe,replay", "replay": {"samples": KEPT}}
+    config |= {"methods": "cmoe,replay", "at_once": 2, "replay": {"samples": KEPT}}
     file = root / "compared.yaml"
     file.write_text(yaml.safe_dump(config))
     job = start(JOB, "--config", file, environment=package)
