@@ -140,6 +140,12 @@ def _require_possible(entry: MethodEntry) -> None:
     for key, section in entry.sections.items():
         if not (key.isidentifier() and is_dataclass(section)):
             raise RegistryError(f"method {name!r}: section {key!r} is no dataclass under a name")
+        try:
+            section()
+        except (TypeError, ValueError) as error:
+            raise RegistryError(
+                f"method {name!r}: section {key!r} lacks defaults: {error}"
+            ) from error
         for other in ENTRIES.values():
             if other.sections.get(key, section) is not section:
                 raise RegistryError(

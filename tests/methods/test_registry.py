@@ -41,6 +41,11 @@ class Settings:
     size: int = 1
 
 
+@dataclass(frozen=True)
+class Demanding:
+    size: int
+
+
 def test_cmoes_own_methods_are_there() -> None:
     assert list(methods()) == CMOES_OWN
     assert {each.package for each in methods().values()} == {"cmoe"}
@@ -95,6 +100,8 @@ def test_a_section_is_shared_or_it_is_another_methods() -> None:
     for key, kind in (("no name", Settings), ("number", int)):
         with pytest.raises(RegistryError, match=f"section '{key}' is no dataclass under a name"):
             register_method("other", about="a test", sections={key: kind})(make_base)
+    with pytest.raises(RegistryError, match=r"section 'demanding' lacks defaults: .*'size'"):
+        register_method("other", about="a test", sections={"demanding": Demanding})(make_base)
     assert "other" not in methods()
 
 
