@@ -21,15 +21,16 @@ def main(words: Sequence[str], prog: str) -> int:
     if asked.tasks is not None and asked.tasks < 1:
         parser.error(f"--tasks is {asked.tasks}; 1 or more")
     from cmoe.common.storage import exists
+    from cmoe.folder import STORE
     from cmoe.store.export import export
     from cmoe.store.log import HEADER, Store, StoreError
 
     url = asked.source.rstrip("/")
-    found = next((u for u in (url, f"{url}/store") if exists(f"{u}/{HEADER}")), None)
+    found = next((u for u in (url, f"{url}/{STORE}") if exists(f"{u}/{HEADER}")), None)
     if found is None:
         raise StoreError(
             f"{url}: neither a store nor a run with one; give the folder that has {HEADER}, or the "
-            "one that has store/"
+            f"one that has {STORE}/"
         )
     store = Store.open(found)
     whole = asked.tasks in (None, len(store))  # the card is about all tasks
