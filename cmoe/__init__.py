@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmoe.config.tree import RunConfig
-    from cmoe.methods.entry import register_method
     from cmoe.modeling.growing import GrowingVLM
     from cmoe.modeling.pretrained import load_base
     from cmoe.store.log import Store
@@ -25,7 +24,6 @@ __all__ = [
     "__version__",
     "load_base",
     "load_model",
-    "register_method",
 ]
 
 _MODULES = {
@@ -34,7 +32,6 @@ _MODULES = {
     "Store": "cmoe.store.log",
     "load_base": "cmoe.modeling.pretrained",
     "load_model": "cmoe.store.model",
-    "register_method": "cmoe.methods.entry",
 }
 
 
