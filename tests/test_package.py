@@ -146,3 +146,5 @@ def test_the_installed_wheel_runs_the_mini_stream(installed: Path, tmp_path: Pat
     matrix = json.loads((tmp_path / "runs/coin_mini/matrix.json").read_text())
     assert [len(row) for row in matrix["located"]] == [2, 2]
     assert str(ROOT) not in (tmp_path / "runs/coin_mini/run.log").read_text()
+    shell("cmoe export runs/coin_mini shared")
+    assert (tmp_path / "shared/stream.json").is_file()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.command_line import Parser
+from cmoe.config.shipped import find_config
 
 GROWING = {
     "experts": "experts_of_one_ffn",
@@ -42,6 +43,10 @@ def main(words: Sequence[str], prog: str) -> int:
     asked = parser.parse_args(words)
     if unknown := set(asked.sections) - set(known):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    try:
+        asked.service = find_config(asked.service)
+    except ValueError as error:
+        parser.error(str(error))
     measure(asked)
     return 0
 
@@ -73,10 +78,9 @@ def measure(asked: argparse.Namespace) -> None:
 def loaded(name: str, asked: argparse.Namespace, device: str) -> partial[list[dict[str, Any]]]:
     """A section, ready to be measured."""
     if name == SERVING:
-        from cmoe.config.shipped import find_config
         from cmoe.serving.bench import load
 
-        return partial(load, find_config(asked.service), asked.store, asked.data, asked.samples)
+        return partial(load, asked.service, asked.store, asked.data, asked.samples)
     import torch
 
     from cmoe.experiments.benchmarks import growing

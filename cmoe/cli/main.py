@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from cmoe import __version__
-from cmoe.common.command_line import refuse
+from cmoe.common.command_line import LISTED_BY_HELP, refuse
 from cmoe.common.errors import KnownError
 from cmoe.common.nearest import did_you_mean, near
 from cmoe.common.storage import storage_error
@@ -73,7 +73,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         kind, known = ("flag", FLAGS) if name.startswith("-") else ("command", tuple(COMMANDS))
-        refuse("cmoe", [f"unknown {kind} {name}{did_you_mean(near(name, known))}"])
+        meant = did_you_mean(near(name, known)) or LISTED_BY_HELP
+        refuse("cmoe", [f"unknown {kind} {name}{meant}"])
     return execute(COMMANDS[name].program(), f"cmoe {name}", rest)
 
 

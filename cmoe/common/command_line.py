@@ -48,10 +48,9 @@ class Parser(ArgumentParser):
             return f"{bare[1]} needs a value; one that begins with - is given as {bare[1]}=VALUE"
         if wrong := re.match(r"argument (\S+): invalid (\w+)(?: value)?: '(.*?)'", message):
             flag, kind, value = wrong.groups()
-            choices = self._option_string_actions[flag].choices if kind == "choice" else ()
+            choices = self._option_string_actions[flag].choices or ()
             needed = f"one of {', '.join(choices)}" if choices else KINDS.get(kind, kind)
-            meant = did_you_mean(close) if (close := near(value, choices or ())) else ""
-            return f"{flag} is {value!r}; {needed} is needed{meant}"
+            return f"{flag} is {value!r}; {needed} is needed{did_you_mean(near(value, choices))}"
         return message
 
 

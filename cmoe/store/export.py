@@ -1,7 +1,7 @@
 """A log copied for others to load: checked, and without the paths of the machine that wrote it.
 
-Only the log is copied, and a text that describes it. The header is written last, so that what an
-interrupted export has left is no store to any reader; the same export goes on from there.
+The header is written last: what an interrupted export has left is no store to any reader, and the
+same export finishes it.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("export", "cmoe export: no RUN_OR_STORE or OUT; --help explains them"),
         ("export runs/x out --tasks 0", "cmoe export: --tasks is 0; 1 or more"),
         ("bench --dtype float23", "--dtype is 'float23'; one of float32, bfloat16 is needed; did"),
+        ("bench serve --service serve_mni", "cmoe bench: serve_mni: no such file, and no config"),
         ("bench expert", "cmoe bench: no section expert; there are experts"),
     ],
 )
