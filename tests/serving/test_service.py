@@ -279,7 +279,7 @@ def test_what_is_there_is_shown(service: ServiceClient) -> None:
     assert len(examples) == 8
 
 
-def test_figures_for_prometheus_are_by_task(url: str) -> None:
+def test_figures_for_prometheus_are_by_task(service: ServiceClient, url: str) -> None:
     wanted = {f"ray_cmoe_{n}_seconds_count/VizWiz" for n in ("queue", "first_token", "token")}
     wanted |= {"ray_cmoe_locate_seconds_count/", "ray_cmoe_requests_total/VizWiz"}
     until(lambda: wanted <= service.metrics().keys())
