@@ -173,7 +173,7 @@ def _row(
 
 @register_executor("instant")
 class InstantExecutor:
-    """Answers at once, and nothing: what is left of a request's time is the way there and back."""
+    """Answers at once, and nothing: the rest of a request's time is spent on the way."""
 
     running = waiting = 0
 

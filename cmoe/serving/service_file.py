@@ -91,5 +91,5 @@ def _first(error: Any) -> str:
     """The first of pydantic's errors, as a sentence."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {said}" if where else said
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

@@ -18,8 +18,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
-from support.bad_requests import BAD_REQUESTS, LIMITS
+from support.bad_requests import BAD_BODIES, BAD_REQUESTS, LIMITS, fuzzed
 from support.jobs import until
 from support.mini_store import collator, copy_prefix
 from support.paths import CONFIGS
@@ -280,23 +279,11 @@ def test_what_is_there_is_shown(service: ServiceClient) -> None:
     assert len(examples) == 8
 
 
-def test_figures_for_prometheus_are_by_task(url: str) -> None:
-    def scraped() -> dict[str, float]:
-        request = urllib.request.Request(
-            f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}
-        )
-        with urllib.request.urlopen(request) as response:
-            text = response.read().decode()
-        return {
-            sample.name + "/" + sample.labels.get("task", ""): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
+def test_figures_for_prometheus_are_by_task(service: ServiceClient, url: str) -> None:
     wanted = {f"ray_cmoe_{n}_seconds_count/VizWiz" for n in ("queue", "first_token", "token")}
     wanted |= {"ray_cmoe_locate_seconds_count/", "ray_cmoe_requests_total/VizWiz"}
-    until(lambda: wanted <= scraped().keys())
-    assert all(scraped()[name] >= 1 for name in wanted)
+    until(lambda: wanted <= service.metrics().keys())
+    assert all(service.metrics()[name] >= 1 for name in wanted)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{url}/metrics")
 
@@ -339,20 +326,7 @@ def test_a_large_body_is_refused_before_it_is_read(service: ServiceClient, chunk
 
 def test_other_bodies_and_methods_are_refused(service: ServiceClient) -> None:
     path = "/v1/chat/completions"
-    deep = b'{"model":' + b"[" * 100_000
-    many = b'{"model":"cmoe","messages":[' + b"{}," * 100_000 + b"{}]}"
-    fields = b"{" + b",".join(b'"a%d":0' % i for i in range(20_000)) + b"}"
-    for body, headers, status in (
-        (b"{", {}, 400),
-        (b"\xff\xfe", {}, 400),
-        (deep, {}, 400),
-        (many, {}, 400),
-        (fields, {}, 400),
-        (b"[1]", {}, 400),
-        (b"{}", {"Content_Type": "text/plain"}, 415),
-        (b"{}", {"Authorization": ""}, 401),
-        (b"{}", {"Authorization": "Basic abc"}, 401),
-    ):
+    for body, headers, status in BAD_BODIES:
         begun = time.monotonic()
         found, said, _ = service.post(path, body, **headers)
         assert found == status, said
@@ -398,29 +372,9 @@ def test_after_many_bad_requests_it_still_answers(
     service: ServiceClient, client: openai.OpenAI, tasks: tuple[Task, ...]
 ) -> None:
     """Good requests with bytes changed, cut, doubled, and fields of every kind."""
-    rng = random.Random(7)
-    good = request_of(tasks[0].test[0], tokens=2)
-    kinds: list[Any] = [None, True, -1, 10**30, 1.5, "x", [], {}, [[]], "\x00", "\ud800".encode(
-        "utf-16", "surrogatepass").decode("utf-16", "replace")]  # fmt: skip
-
-    def fuzzed() -> bytes:
-        way = rng.randrange(4)
-        if way == 0:
-            data = bytearray(good)
-            for _ in range(rng.randrange(1, 20)):
-                data[rng.randrange(len(data))] = rng.randrange(256)
-            return bytes(data)
-        if way == 1:
-            return good[: rng.randrange(len(good))]
-        value = json.loads(good)
-        if way == 2:
-            value[rng.choice([*value, "stop", "seed", "top_p", "stream", "n"])] = rng.choice(kinds)
-        else:
-            part = value["messages"][0]
-            part[rng.choice(["role", "content", "name"])] = rng.choice(kinds)
-        return json.dumps(value).encode()
-
-    replies = service.drive([fuzzed() for _ in range(FUZZ)], clients=8)
+    rng, good = random.Random(7), request_of(tasks[0].test[0], tokens=2)
+    bodies = [fuzzed(good, rng) for _ in range(FUZZ)]
+    replies = service.drive(bodies, clients=8)
     statuses = {r.status for r in replies}
     assert statuses <= {200, 400, 404}, [r for r in replies if r.status not in (200, 400, 404)][:3]
     assert 400 in statuses

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import struct
 import zlib
+from random import Random
 from typing import Any
 
 from PIL import Image
@@ -105,3 +107,37 @@ BAD_REQUESTS: dict[str, tuple[Any, int, str]] = {
     ),
 }
 """Messages of each request, the status, and a part of the error's message."""
+
+BAD_BODIES: list[tuple[bytes, dict[str, str], int]] = [
+    (b"{", {}, 400),
+    (b"\xff\xfe", {}, 400),
+    (b'{"model":' + b"[" * 100_000, {}, 400),
+    (b'{"model":"cmoe","messages":[' + b"{}," * 100_000 + b"{}]}", {}, 400),
+    (b"{" + b",".join(b'"a%d":0' % i for i in range(20_000)) + b"}", {}, 400),
+    (b"[1]", {}, 400),
+    (b"{}", {"Content_Type": "text/plain"}, 415),
+    (b"{}", {"Authorization": ""}, 401),
+    (b"{}", {"Authorization": "Basic abc"}, 401),
+]
+"""Bodies and headers that are no request, and the status."""
+
+
+def fuzzed(good: bytes, rng: Random) -> bytes:
+    """A good request with bytes changed or cut off, or with a field of another kind."""
+    kinds: list[Any] = [None, True, -1, 10**30, 1.5, "x", [], {}, [[]], "\x00", "\ud800".encode(
+        "utf-16", "surrogatepass").decode("utf-16", "replace")]  # fmt: skip
+    way = rng.randrange(4)
+    if way == 0:
+        data = bytearray(good)
+        for _ in range(rng.randrange(1, 20)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        return bytes(data)
+    if way == 1:
+        return good[: rng.randrange(len(good))]
+    value = json.loads(good)
+    if way == 2:
+        value[rng.choice([*value, "stop", "seed", "top_p", "stream", "n"])] = rng.choice(kinds)
+    else:
+        part = value["messages"][0]
+        part[rng.choice(["role", "content", "name"])] = rng.choice(kinds)
+    return json.dumps(value).encode()

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 from support.mini_store import collator
 from support.service import RunningService
 
@@ -60,6 +62,17 @@ class ServiceClient:
             return response.status, json.loads(response.read()), dict(response.getheaders())
         finally:
             connection.close()
+
+    def metrics(self) -> dict[str, float]:
+        """Values of Prometheus' samples, by name and task: `name/task`."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with urlopen(Request(f"{self.url}/metrics", headers=headers)) as response:
+            families = text_string_to_metric_families(response.read().decode())
+        return {
+            f"{sample.name}/{sample.labels.get('task', '')}": sample.value
+            for family in families
+            for sample in family.samples
+        }
 
     def replicas(self) -> dict[str, psutil.Process]:
         return self.running.replicas()

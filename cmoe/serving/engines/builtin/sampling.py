@@ -50,5 +50,5 @@ def _drawn(logits_bv: Tensor, choices: Sequence[Choice]) -> Tensor:
     top_p = column(max(c.top_p, NARROWEST) for c in choices)  # the likeliest token always stays
     cumulative_bv = (probability_bv * (likelier_bv < top_p)).cumsum(1)
     drawn = column(c.random() for c in choices) * cumulative_bv[:, -1:]
-    place = (cumulative_bv <= drawn).sum(1, keepdim=True).clamp_max(logits_bv.shape[1] - 1)
-    return order_bv.gather(1, place)[:, 0]
+    index = (cumulative_bv <= drawn).sum(1, keepdim=True).clamp_max(logits_bv.shape[1] - 1)
+    return order_bv.gather(1, index)[:, 0]

@@ -120,15 +120,15 @@ def _generate(model: GrowingVLM, decoding: Decoding, row: _Row) -> None:
             scores[:, list(decoding.ends)] = -torch.inf
             return scores
 
-    said = model.generate(
+    answer = model.generate(
         {name: tensor.to(model.device) for name, tensor in row.prompt.items()},
         row.task,
         max_new_tokens=row.length,
         do_sample=False,
         logits_processor=LogitsProcessorList([Record()]),
     )
-    row.tokens, row.answered_by = said.sequences[0, -row.length :].tolist(), said.tasks[0]
-    row.location = None if said.location is None else said.location.scores[0]
+    row.tokens, row.answered_by = answer.sequences[0, -row.length :].tolist(), answer.tasks[0]
+    row.location = None if answer.location is None else answer.location.scores[0]
 
 
 def _answer(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -21,6 +23,14 @@ from cmoe.store.log import Store
 LONG = Sampling(60, temperature=5.0, seed=1)
 
 
+@pytest.fixture(autouse=True)
+def own_switch_interval() -> Iterator[None]:
+    """Loading an executor changes the interpreter's; tests of others keep theirs."""
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
+
+
 def prompt(sample: Sample) -> Prompt:
     return to_arrays(collator().prompts([sample]))
 
@@ -30,6 +40,10 @@ async def parts(
 ) -> list[AnswerPart]:
     async with aclosing(executor.submit(prompt(sample), task, LONG, stream=stream)) as answer:
         return [part async for part in answer]
+
+
+async def between_passes(executor: BuiltinExecutor) -> None:
+    await asyncio.wrap_future(executor._scheduler.between(lambda: None))
 
 
 def test_an_answer_goes_on_while_the_executor_grows_and_locates(
@@ -63,6 +77,7 @@ def test_an_answer_goes_on_while_the_executor_grows_and_locates(
         async with aclosing(executor.submit(prompt(samples[0]), 1, LONG, stream=True)) as left:
             await anext(left)
         assert (await parts(executor, samples[1], 0, stream=False))[-1].finish
+        await between_passes(executor)
         assert (executor.running, executor.waiting) == (0, 0), "who left runs no more"
         executor.close()
 
@@ -82,7 +97,7 @@ def test_a_stuck_executor_says_why(stores: dict[str, Store]) -> None:
         await asyncio.sleep(0.2)
         assert "a pass takes 0 s, or the engine has ended" in (executor.stuck() or "")
         go_on.set()
-        await asyncio.wrap_future(executor._scheduler.between(lambda: None))
+        await between_passes(executor)
         executor._scheduler.failures = 3
         assert executor.stuck() == "the last 3 passes failed"
         executor._served._broken = "half of it"
@@ -90,13 +105,3 @@ def test_a_stuck_executor_says_why(stores: dict[str, Store]) -> None:
         executor.close()
 
     asyncio.run(answers())
-
-
-@pytest.fixture(autouse=True)
-def own_switch_interval() -> object:
-    """Loading an executor changes the interpreter's; tests of others keep theirs."""
-    import sys
-
-    before = sys.getswitchinterval()
-    yield
-    sys.setswitchinterval(before)
