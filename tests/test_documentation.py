@@ -93,7 +93,11 @@ def helped(program: tuple[str, ...]) -> str:
 
 
 def builds_the_base(command: str) -> None:
-    known_flags(words(command)[1:3], words(command)[3:])
+    """The program has the flags; its sources are looked at, as asking it loads torch."""
+    module, *arguments = words(command)[2:]
+    text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    for flag in (word for word in arguments if word.startswith("--")):
+        assert f'add_argument("{flag}"' in text, flag
 
 
 def makes(command: str) -> None:
@@ -158,6 +162,7 @@ def is_rays(command: str) -> None:
 NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "make .*": ("minutes to hours; what they run of ours is checked", makes),
     "cmoe [a-z]+": ("a name", is_a_subcommand),
+    "cmoe (run|compare) .*replay.*": ("needs the package of the page", lambda _: None),
     "cmoe run --config coin_mini --name .*": ("the same job with another method", parses),
     "cmoe run --config coin_llava_7b.*": ("needs GPUs", parses),
     "cmoe run --config coin_real .*": ("needs the reader's data", parses),
@@ -171,7 +176,8 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "CMOE_TEST_DEVICE=cuda python -m pytest .*": ("needs a GPU", names_tests),
     "\\. \\.venv/bin/activate": ("of the virtual environment that make made", lambda _: None),
     "apt install .*": ("needs root", lambda _: None),
-    "pip install .*": ("fetches packages", has_the_extra),
+    "pip install '.*": ("fetches packages", has_the_extra),
+    "pip install \\.": ("a test installs the package of the page", lambda _: None),
     "serve deploy .*": ("needs a Ray cluster for good", deploys),
     "docker .*": ("needs Docker and a registry", names_files),
     "aws .*": ("needs an account", names_files),
@@ -215,6 +221,7 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         (parses, "cmoe run --config coin_minni"),
         (parses, "cmoe bench serve [--devise cuda]"),
         (is_a_subcommand, "cmoe rum"),
+        (builds_the_base, "python -m cmoe.mini.build_base --sead 0"),
         (has_the_extra, "pip install 'cmoe[sweeps]'"),
         (names_tests, "python -m pytest tests/modelling"),
         (makes, "make streams"),
@@ -228,12 +235,20 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_snippet_of_python_is_run() -> None:
-    """By `test_documented_commands.py`, each by a word of its own."""
-    found = {page: snippets(page) for page in PAGES if snippets(page)}
-    assert {page: [text.count("\n") > 1 for text in texts] for page, texts in found.items()} == {
-        "docs/own-base.md": [True],
-        "docs/serving.md": [True],
+    """By `test_documented_commands.py`; the method by the tests that install it."""
+    assert {page: len(snippets(page)) for page in PAGES if snippets(page)} == {
+        "docs/own-base.md": 1,
+        "docs/own-method.md": 1,
+        "docs/serving.md": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("language", "name"), [("python", "cmoe_replay.py"), ("toml", "pyproject.toml")]
+)
+def test_the_method_of_the_page_is_the_one_that_tests_install(language: str, name: str) -> None:
+    (shown,) = snippets("docs/own-method.md", language)
+    assert shown == (ROOT / "tests/support/replay" / name).read_text(encoding="utf-8")
 
 
 # What the pages name
