@@ -163,6 +163,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "make .*": ("minutes to hours; what they run of ours is checked", makes),
     "cmoe [a-z]+": ("a name", is_a_subcommand),
     "cmoe (run|compare) .*replay.*": ("needs the package of the page", lambda _: None),
+    "cmoe run .* --data.root data/mine .*": ("needs the task of the page", lambda _: None),
     "cmoe run --config coin_mini --name .*": ("the same job with another method", parses),
     "cmoe run --config coin_llava_7b.*": ("needs GPUs", parses),
     "cmoe run --config coin_real .*": ("needs the reader's data", parses),
@@ -235,10 +236,11 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_snippet_of_python_is_run() -> None:
-    """By `test_documented_commands.py`; the method by the tests that install it."""
+    """By `test_documented_commands.py`; the method by the tests that install it, the task here."""
     assert {page: len(snippets(page)) for page in PAGES if snippets(page)} == {
         "docs/own-base.md": 1,
         "docs/own-method.md": 1,
+        "docs/own-task.md": 1,
         "docs/serving.md": 1,
     }
 
@@ -249,6 +251,14 @@ def test_every_snippet_of_python_is_run() -> None:
 def test_the_method_of_the_page_is_the_one_that_tests_install(language: str, name: str) -> None:
     (shown,) = snippets("docs/own-method.md", language)
     assert shown == (ROOT / "tests/support/replay" / name).read_text(encoding="utf-8")
+
+
+def test_the_task_of_the_page_is_scored_then() -> None:
+    """In a process of its own: a task that is registered stays so."""
+    (snippet,) = snippets("docs/own-task.md")
+    ask = "from cmoe.tasks.registry import score\nfrom cmoe.tasks.scorers import Target\n"
+    ask += "assert score('MyVQA', 'official', ['Two.'], [Target('2')]) == [1.0]\n"
+    subprocess.run([sys.executable, "-c", snippet + ask], check=True)
 
 
 # What the pages name
