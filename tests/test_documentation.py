@@ -299,6 +299,16 @@ def test_modules_and_their_names_are_there(page: str) -> None:
         assert is_module(name) or has_name(name), name
 
 
+def test_what_the_architecture_finds_is_in_that_file() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"`(cmoe/[\w/]+\.py)`, `([\w.]+)`", text)
+    assert len(places) > 4
+    for file, name in places:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for part in name.split("."):
+            assert re.search(rf"^ *(?:def|class) {part}\b", source, re.MULTILINE), (file, part)
+
+
 def is_module(name: str) -> bool:
     path = ROOT / name.replace(".", "/")
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
