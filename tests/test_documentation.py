@@ -23,6 +23,7 @@ import pytest
 import yaml
 from support.documented import PAGES, ROOT, RUN, Command, appended, commands, snippets
 
+from cmoe import __version__
 from cmoe.cli.main import COMMANDS, main
 from cmoe.config.keys import key_type, tree_of
 from cmoe.config.parse import parse
@@ -348,6 +349,17 @@ def test_pictures_are_well_formed_and_say_what_they_show() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_citation_and_the_changes_are_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["version"] == __version__
+    assert cited["references"][0]["url"] == "https://arxiv.org/abs/2503.21227"
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *versions = re.findall(r"^## (\S+)", changes, re.MULTILINE)
+    assert first == "Unreleased"
+    assert versions[0] == __version__
 
 
 def test_every_page_of_results_says_when_it_was_measured() -> None:
