@@ -23,6 +23,7 @@ import pytest
 import yaml
 from support.documented import PAGES, ROOT, RUN, Command, appended, commands, snippets
 
+from cmoe import __version__
 from cmoe.cli.main import COMMANDS, main
 from cmoe.config.keys import key_type, tree_of
 from cmoe.config.parse import parse
@@ -93,7 +94,11 @@ def helped(program: tuple[str, ...]) -> str:
 
 
 def builds_the_base(command: str) -> None:
-    known_flags(words(command)[1:3], words(command)[3:])
+    """The program has the flags; its sources are looked at, as asking it loads torch."""
+    module, *arguments = words(command)[2:]
+    text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    for flag in (word for word in arguments if word.startswith("--")):
+        assert f'add_argument("{flag}"' in text, flag
 
 
 def makes(command: str) -> None:
@@ -158,6 +163,8 @@ def is_rays(command: str) -> None:
 NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "make .*": ("minutes to hours; what they run of ours is checked", makes),
     "cmoe [a-z]+": ("a name", is_a_subcommand),
+    "cmoe (run|compare) .*replay.*": ("needs the package of the page", lambda _: None),
+    "cmoe run .* --data.root data/mine .*": ("needs the task of the page", lambda _: None),
     "cmoe run --config coin_mini --name .*": ("the same job with another method", parses),
     "cmoe run --config coin_llava_7b.*": ("needs GPUs", parses),
     "cmoe run --config coin_real .*": ("needs the reader's data", parses),
@@ -171,7 +178,8 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "CMOE_TEST_DEVICE=cuda python -m pytest .*": ("needs a GPU", names_tests),
     "\\. \\.venv/bin/activate": ("of the virtual environment that make made", lambda _: None),
     "apt install .*": ("needs root", lambda _: None),
-    "pip install .*": ("fetches packages", has_the_extra),
+    "pip install '.*": ("fetches packages", has_the_extra),
+    "pip install \\.": ("a test installs the package of the page", lambda _: None),
     "serve deploy .*": ("needs a Ray cluster for good", deploys),
     "docker .*": ("needs Docker and a registry", names_files),
     "aws .*": ("needs an account", names_files),
@@ -215,6 +223,7 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         (parses, "cmoe run --config coin_minni"),
         (parses, "cmoe bench serve [--devise cuda]"),
         (is_a_subcommand, "cmoe rum"),
+        (builds_the_base, "python -m cmoe.mini.build_base --sead 0"),
         (has_the_extra, "pip install 'cmoe[sweeps]'"),
         (names_tests, "python -m pytest tests/modelling"),
         (makes, "make streams"),
@@ -228,12 +237,29 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_snippet_of_python_is_run() -> None:
-    """By `test_documented_commands.py`, each by a word of its own."""
-    found = {page: snippets(page) for page in PAGES if snippets(page)}
-    assert {page: [text.count("\n") > 1 for text in texts] for page, texts in found.items()} == {
-        "docs/own-base.md": [True],
-        "docs/serving.md": [True],
+    """By `test_documented_commands.py`; the method by the tests that install it, the task here."""
+    assert {page: len(snippets(page)) for page in PAGES if snippets(page)} == {
+        "docs/own-base.md": 1,
+        "docs/own-method.md": 1,
+        "docs/own-task.md": 1,
+        "docs/serving.md": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("language", "name"), [("python", "cmoe_replay.py"), ("toml", "pyproject.toml")]
+)
+def test_the_method_of_the_page_is_the_one_that_tests_install(language: str, name: str) -> None:
+    (shown,) = snippets("docs/own-method.md", language)
+    assert shown == (ROOT / "tests/support/replay" / name).read_text(encoding="utf-8")
+
+
+def test_the_task_of_the_page_is_scored_then() -> None:
+    """In a process of its own: a task that is registered stays so."""
+    (snippet,) = snippets("docs/own-task.md")
+    ask = "from cmoe.tasks.registry import score\nfrom cmoe.tasks.scorers import Target\n"
+    ask += "assert score('MyVQA', 'official', ['Two.'], [Target('2')]) == [1.0]\n"
+    subprocess.run([sys.executable, "-c", snippet + ask], check=True)
 
 
 # What the pages name
@@ -272,6 +298,16 @@ def test_modules_and_their_names_are_there(page: str) -> None:
     named = re.findall(r"(?:`|::: |from |-m |=)(cmoe(?:\.\w+)+)", text)
     for name in named:
         assert is_module(name) or has_name(name), name
+
+
+def test_what_the_architecture_finds_is_in_that_file() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"`(cmoe/[\w/]+\.py)`, `([\w.]+)`", text)
+    assert len(places) > 4
+    for file, name in places:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for part in name.split("."):
+            assert re.search(rf"^ *(?:def|class) {part}\b", source, re.MULTILINE), (file, part)
 
 
 def is_module(name: str) -> bool:
@@ -313,6 +349,17 @@ def test_pictures_are_well_formed_and_say_what_they_show() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_citation_and_the_changes_are_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["version"] == __version__
+    assert cited["references"][0]["url"] == "https://arxiv.org/abs/2503.21227"
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *versions = re.findall(r"^## (\S+)", changes, re.MULTILINE)
+    assert first == "Unreleased"
+    assert versions[0] == __version__
 
 
 def test_every_page_of_results_says_when_it_was_measured() -> None:
