@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from support.marks import marks_of
 from support.ports import free_port
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests leave nothing in the user's own cache of data sets; the library reads this when imported.
 os.environ["HF_DATASETS_CACHE"] = str(Path(tempfile.gettempdir(), f"cmoe-tests-{os.getuid()}"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they start, and run the longest first: nothing is left for the end."""
+    for item in items:
+        for mark in marks_of(item.module) if isinstance(item, pytest.Function) else ():
+            item.add_marker(mark)
+    items.sort(key=lambda item: [item.get_closest_marker(m) is None for m in ("ray", "group")])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 from support.jobs import JOB, finish, same_run, start, undisturbed
+from support.marks import starts
 from support.workers import TASKS, small_config
 
 from cmoe.config.tree import RunConfig
@@ -32,6 +33,7 @@ AT_WORK = 0.7  # of the kills, at least: once the group is back at work
 PAUSE_S = 12.0  # at most until a kill, from the last one or from when the group is at work
 
 
+@starts("ray")
 def chaos(root: Path, kills: int, seed: int, show: Callable[[str], object] = print) -> int:
     """Kill so often, and check every run that it takes.
 
