@@ -4,8 +4,9 @@ VENV ?= .venv
 # For example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a CPU build of torch.
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install browser stream compare serve test chaos check format bench base docs clean
+.PHONY: install browser stream compare serve test test-fast chaos check format bench base docs clean
 
 install: $(VENV)/.installed
 
@@ -31,7 +32,11 @@ serve: install
 	$(BIN)/cmoe serve --config serve_mini --no-auth --make
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations 20
+
+# All that start neither Ray nor a group of workers.
+test-fast: install
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not group"
 
 # Kills workers, drivers and nodes of a short stream, 20 in all; about 15 minutes.
 chaos: install

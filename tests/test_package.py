@@ -119,6 +119,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+@pytest.mark.ray
 def test_the_installed_wheel_runs_the_mini_stream(installed: Path, tmp_path: Path) -> None:
     """Outside of the checkout, from the configuration's name to the matrix and the export."""
     environment = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PYTHONHOME")}

@@ -21,8 +21,7 @@ from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFast
 
 from cmoe.common.errors import DataError
-from cmoe.common.group import Group
-from cmoe.data.batches import IGNORED, Collator, slices, training_order
+from cmoe.data.batches import IGNORED, Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Sample, Turn
 from cmoe.data.settings import DataConfig
@@ -398,57 +397,3 @@ def test_pictures_of_any_mode_are_three_channels(processor: Any, tmp_path: Path,
     Image.new(mode, (30, 20)).save(file)
     inputs = collator(processor).prompts([Sample("1", "Why?", "no", file)])
     assert inputs["pixel_values"].shape == (1, 3, 48, 48)
-
-
-# Who gets which
-
-
-@settings(max_examples=60, deadline=None)
-@given(samples=st.integers(1, 40), steps=st.integers(1, 12), batch=st.integers(1, 50))
-def test_every_epoch_is_a_permutation(samples: int, steps: int, batch: int) -> None:
-    order = training_order(samples, steps, batch, "0/GQA/train")
-    assert order.shape == (steps, batch)
-    flat = order.flatten()
-    for start in range(0, len(flat), samples):
-        epoch = flat[start : start + samples]
-        assert len(set(epoch.tolist())) == len(epoch)
-        assert set(epoch.tolist()) <= set(range(samples))
-    assert np.array_equal(order, training_order(samples, steps, batch, "0/GQA/train"))
-
-
-def test_orders_differ_by_epoch_and_by_seed() -> None:
-    epochs = training_order(20, 4, 20, "0/GQA/train")
-    others = [training_order(20, 4, 20, seed) for seed in ("1/GQA/train", "0/VQAv2/train", "0")]
-    rows = {tuple(row) for order in (epochs, *others) for row in order.tolist()}
-    assert len(rows) == 16
-    assert tuple(range(20)) not in rows
-
-
-def test_every_item_has_one_rank_and_its_own_number_for_any_workers() -> None:
-    for count in range(41):
-        items = [f"item {i}" for i in range(count)]
-        for workers in range(1, 10):
-            shares = [Group(rank, workers).share(items) for rank in range(workers)]
-            merged = [pair for share in shares for pair in share]
-            assert sorted(merged) == sorted(enumerate(items)), "each exactly once"
-            assert all(share == sorted(share, key=lambda pair: pair[0]) for share in shares)
-            sizes = [len(share) for share in shares]
-            assert max(sizes) - min(sizes) <= 1
-
-            equal = [Group(rank, workers).share(items, equal=True) for rank in range(workers)]
-            assert len({len(share) for share in equal}) == 1, "as many passes on every rank"
-            assert len(equal[0]) == max(sizes), "and none in vain"
-            assert {pair for share in equal for pair in share} == set(enumerate(items))
-            assert dict(pair for share in equal for pair in share) == dict(enumerate(items))
-            for share, more in zip(shares, equal, strict=True):
-                assert more[: len(share)] == share
-                assert set(more[len(share) :]) <= {(count - 1, f"item {count - 1}")}
-
-
-def test_slices_cover_all_in_order() -> None:
-    for count in range(41):
-        for size in range(1, 10):
-            cut = slices(count, size)
-            assert [i for part in cut for i in part] == list(range(count))
-            assert all(len(part) == size for part in cut[:-1])
-            assert all(1 <= len(part) <= size for part in cut)

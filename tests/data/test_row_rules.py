@@ -2,89 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 from support.paths import ROOT
+from support.rows import TOKENS, Row, asked, problems, read, refusal, talk, write
 
 from cmoe.common.errors import DataError
 from cmoe.data.batches import ChatTurn, Collator, ReservedTokenError
 from cmoe.data.coin import read_tasks
 from cmoe.data.prepare import prepare
-from cmoe.data.row_rules import RowRule
-from cmoe.data.samples import Sample, Turn
+from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
-from cmoe.data.shards import read_manifest, read_rows, require_usable_rows
 from cmoe.data.survey import Preparation, survey
 from cmoe.data.texts import reserved_tokens
 from cmoe.modeling.pretrained import load_processor
 from cmoe.modeling.settings import MINI_BASE
 from cmoe.tasks.answer_files import read_targets
 
-Row = dict[str, Any]
-TOKENS = ("</s>", "<image>", "<pad>", "<s>")
-COIN_REAL = ROOT.parent / "shared" / "data" / "coin_real"
+COIN_REAL = next(ROOT.parent.glob("*/data/coin_real"), Path("coin_real"))
 
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
     return load_processor(str(MINI_BASE))
-
-
-def talk(*texts: str, **more: Any) -> Row:
-    """A training row of questions and answers by turns."""
-    turns = [
-        {"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)
-    ]
-    return {"id": 7, "image": "a.png", "conversations": turns} | more
-
-
-def asked(**more: Any) -> Row:
-    return {"question_id": 7, "image": "a.png", "text": "What?", "answer": "yes"} | more
-
-
-GOOD = {"train": talk("<image>\nWhat?", "yes"), "test": asked()}
-
-
-def write(root: Path, split: str, rows: Any, task: str = "GQA") -> Path:
-    """A task's two files, one of them as given and the other without a fault; pictures, too."""
-    folder = root / "Instructions_Original" / task
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (40, 30)).save(root / name)
-    box = "[0.1, 0.1, 0.4, 0.4]"
-    good = {"train": talk("Where?", box), "test": asked(answer=box)} if task != "GQA" else GOOD
-    for each in ("train", "test"):
-        content = rows if each == split else [good[each]]
-        (folder / f"{each}.json").write_text(json.dumps(content))
-    return folder / f"{split}.json"
-
-
-def read(root: Path, task: str = "GQA") -> Any:
-    return read_tasks(DataConfig(root=str(root), tasks=(task,)), seed=0, tokens=TOKENS)[0]
-
-
-def problems(root: Path, task: str = "GQA") -> list[str]:
-    return survey(Preparation(root, ".", (task,), "", TOKENS), map, keep=False).problems
-
-
-def refusal(root: Path, split: str, row: Any, task: str = "GQA") -> str:
-    """What is said of a row behind its file and number, by all that read it alike."""
-    good = GOOD[split] if task == "GQA" else None
-    rows = [row] if good is None else [good | {"id" if split == "train" else "question_id": 1}, row]
-    file = write(root, split, rows, task)
-    where = f"{file}, row {len(rows) - 1}: "
-    with pytest.raises(DataError) as refused:
-        read(root, task)
-    assert str(refused.value).startswith(where)
-    message = str(refused.value).removeprefix(where)
-    assert problems(root, task) == [where + message]
-    return message
 
 
 # The base's own tokens
@@ -274,7 +217,7 @@ def test_scoring_refuses_the_rows_that_reading_refuses(tmp_path: Path) -> None:
         assert str(scored.value) == str(reading.value)
 
 
-@pytest.mark.skipif(not COIN_REAL.is_dir(), reason="the real pictures aren't here")
+@pytest.mark.skipif(not COIN_REAL.is_dir(), reason="no folder data/coin_real beside the project")
 def test_real_pictures_and_questions_pass() -> None:
     tasks = ("ScienceQA", "ImageNet", "Grounding", "VQAv2")
     config = DataConfig(root=str(COIN_REAL), images="images", tasks=tasks)
@@ -357,194 +300,3 @@ def test_text_of_any_script_is_text(tmp_path: Path, text: str) -> None:
 )
 def test_a_size_is_two_whole_numbers(tmp_path: Path, size: Any) -> None:
     assert "size must be width and height" in refusal(tmp_path, "test", asked(size=size))
-
-
-# Pictures
-
-
-@pytest.mark.parametrize(
-    ("path", "cause"),
-    [
-        ("a\0.png", "image must be a path below data.images"),
-        ("/etc/passwd", "image must be a path below data.images"),
-        ("a/../../b.png", "image must be a path below data.images"),
-        ("", "image must be a path below data.images"),
-        (" ", "image must be a path below data.images"),
-        (["a.png"], "image must be a path below data.images"),
-        ("gone.png", "gone.png is missing"),
-        ("folder", "is missing: this is no regular file"),
-        ("pipe", "is missing: this is no regular file"),
-        ("a.png/b.png", "can't be read: Not a directory"),
-        ("x" * 300, "can't be read: File name too long"),
-        ("x/" * 3000 + "a.png", "can't be read: File name too long"),
-    ],
-)
-def test_a_picture_is_a_file_below_its_folder(tmp_path: Path, path: Any, cause: str) -> None:
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    file = write(tmp_path, "train", [talk("What?", "yes", image=path)])
-    with pytest.raises(DataError) as refused:
-        read(tmp_path)
-    assert str(refused.value).startswith(f"{file}, row 0: ")
-    assert cause in str(refused.value)
-    assert "(id '7')" in str(refused.value)
-    assert len(problems(tmp_path)) == 1, "nor does a survey stop at it, or wait for a pipe"
-
-
-def test_every_row_survives_its_neighbours(tmp_path: Path) -> None:
-    """A survey names all of them at once."""
-    bad = [
-        3,
-        None,
-        [],
-        {},
-        talk("What?", "\ud800", id=1),
-        talk("What?", "yes", id=[1]),
-        talk("What?", "<s>", id=2),
-        talk("What?", "yes", id=3, image="a\0b.png"),
-        talk("What?", "yes", id=4, image="gone.png"),
-        talk("What?", "yes", id=10**50, size=[10**50, 1]),
-    ]
-    rows = [row for each in bad for row in (talk("What?", "yes"), each)]
-    file = write(tmp_path, "train", rows)
-    found = survey(Preparation(tmp_path, ".", ("GQA",), "", TOKENS), map, keep=False)
-    named = sorted(int(p.removeprefix(f"{file}, row ").split(":")[0]) for p in found.problems)
-    assert named == list(range(1, 2 * len(bad), 2))
-    assert found.rows == len(bad) + 2, "the good ones, one test row, one without its picture"
-
-
-# Files
-
-
-@pytest.mark.parametrize(
-    ("content", "cause"),
-    [
-        ("\ufeff[]".encode(), "a list with at least one sample"),
-        ("[]".encode("utf-16"), "UTF-8"),
-        ('["é"]'.encode("latin-1"), "UTF-8"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"[" + b"9" * 5000 + b"]", "not JSON"),
-        (b'[{"id": 1, "id": 2}]', "'id' stands twice in one object"),
-        (b"[NaN]", "NaN is no number"),
-        (b"[1e999]", "an object is needed, this is float"),
-        (b"", "not JSON"),
-    ],
-)
-def test_a_file_that_is_no_list_of_rows_is_named(
-    tmp_path: Path, content: bytes, cause: str
-) -> None:
-    file = write(tmp_path, "test", [])
-    file.write_bytes(content)
-    with pytest.raises(DataError, match=cause) as refused:
-        read(tmp_path)
-    assert str(file) in str(refused.value)
-    assert [cause in problem for problem in problems(tmp_path)] == [True]
-    with pytest.raises(DataError) as scored:
-        read_targets("GQA", file)
-    assert str(file) in str(scored.value)
-
-
-@pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_rows_are_read_from_a_regular_file(tmp_path: Path, kind: str) -> None:
-    file = write(tmp_path, "test", [])
-    file.unlink()
-    file.mkdir() if kind == "folder" else os.mkfifo(file)
-    with pytest.raises(DataError, match=r"test\.json: (no regular file|can't be read)"):
-        read(tmp_path)
-
-
-# Prepared rows
-
-
-def test_two_tasks_too_many_are_told_from_each_other(tmp_path: Path) -> None:
-    write(tmp_path, "train", [talk(f"What {n}?", "yes") for n in range(7)])
-    config = DataConfig(root=str(tmp_path), tasks=("GQA",))
-    with pytest.raises(DataError, match=r"GQA: 7 training samples; .* at least 8 of each task"):
-        read_tasks(config, 0, least=8)
-    write(tmp_path, "train", [talk(f"What {n}?", "yes") for n in range(10)])
-    assert len(read_tasks(config, 0, least=8)[0].train) == 10
-    held = DataConfig(root=str(tmp_path), tasks=("GQA",), selection=0.3)
-    with pytest.raises(DataError, match=r"7 training samples, without the data\.selection of 0\.3"):
-        read_tasks(held, 0, least=8)
-
-
-@pytest.mark.parametrize("name", ["a[1]", "b*c", "d?e", "[x", "g{h}", "a[!b]"])
-def test_a_folder_may_be_named_like_a_pattern(tmp_path: Path, name: str) -> None:
-    write(tmp_path, "train", [talk("What?", "yes")])
-    out = tmp_path / name / "out"
-    beside = tmp_path / "bxc" / "out"  # what the pattern would find as well
-    for folder in (out, beside):
-        job = Preparation(tmp_path, ".", ("GQA",), str(folder))
-        prepare(job, survey(job, map, keep=True), map)
-        assert not (folder / "partial").exists()
-    (task,) = read_tasks(DataConfig(root=str(out), tasks=("GQA",)), 0, tokens=TOKENS)
-    assert [s.text for s in task.train] == ["What?"]
-    assert task.train[0].image is not None
-    with task.train[0].image.open() as opened, Image.open(opened) as image:
-        assert image.size == (40, 30)
-
-
-def test_prepared_rows_that_were_tampered_with_are_named(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    write(tmp_path, "train", [talk(f"What {n}?", "yes", "And?", "no", id=n) for n in range(3)])
-    out = tmp_path / "out"
-    job = Preparation(tmp_path, ".", ("GQA",), str(out))
-    prepare(job, survey(job, map, keep=False), map)
-    manifest = read_manifest(str(out))
-    assert manifest is not None
-    (shard,) = (out / "rows").glob("GQA-train-*")
-    whole = pq.read_table(shard)
-    for number, (column, value, cause) in enumerate(
-        [
-            ("text", "", "the question not empty"),
-            ("text", None, "text must be text"),
-            ("answer", "a <s>", "'<s>'"),
-            (
-                "further",
-                [{"text": "<image>\nB?", "answer": "no"}],
-                r"further\[0\].text holds '<ima",
-            ),
-            ("further", None, "prepare the data again"),
-            ("question_id", " ", "question_id must be"),
-            ("image", {"shard": 9, "group": 0, "row": 0}, "prepare the data again"),
-        ]
-    ):
-        values = whole.to_pylist()
-        values[1][column] = value
-        table = pa.Table.from_pylist(values, schema=whole.schema)
-        changed = shard.with_name(f"changed-{number}.parquet")
-        pq.write_table(table, changed)
-        manifest["tasks"]["GQA"]["train"]["shards"][0]["file"] = f"rows/{changed.name}"
-        rows = read_rows(str(out), manifest, "GQA", "train")
-        with pytest.raises(DataError, match=rf"{changed.stem}\.parquet, row 1: .*{cause}"):
-            require_usable_rows(rows, str(out), manifest, RowRule("GQA", "train", TOKENS))
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        {"format": 1},
-        {"format": 1, "tasks": []},
-        {"format": 1, "tasks": {"GQA": []}},
-        {"format": 1, "tasks": {"GQA": {"train": {"rows": "3"}}}},
-        {"format": 1, "tasks": {"GQA": {"train": {"rows": 3}, "test": {"rows": 1}}}},
-        {"format": [1], "tasks": {}},
-        {"tasks": {}},
-        7,
-    ],
-)
-def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, manifest: Any) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"manifest\.json"):
-        read(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": 1, "tasks": {}, "tasks": {}}')
-    with pytest.raises(DataError, match="'tasks' stands twice"):
-        read(tmp_path)
-
-
-def test_turns_are_kept_whole(tmp_path: Path) -> None:
-    write(tmp_path, "train", [talk("<image>\nA?", "a", "B?\n", " b ", "C?", "c")])
-    (sample,) = read(tmp_path).train
-    assert sample.further == (Turn("B?", " b "), Turn("C?", "c"))

@@ -3,165 +3,38 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from support.answers import (
+    DIGESTS,
+    FACTS,
+    LOCATED,
+    TARGETS,
+    TASKS,
+    asked,
+    until,
+    write_answers,
+    write_stage,
+)
 
-from cmoe.common.run_files import RunFileError, write_json
+from cmoe.common.run_files import write_json
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation import predictions
-from cmoe.evaluation.coin_predictions import write_coin
 from cmoe.evaluation.predictions import (
     Evaluated,
-    Key,
     Stage,
-    primitives_of,
     read_stage,
     stage_file,
 )
 from cmoe.evaluation.predictions import read_predictions as read_all
-from cmoe.evaluation.results import Facts, results, table
+from cmoe.evaluation.results import results, table
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets, target
 from cmoe.modeling.routers import BASE
-from cmoe.tasks.answer_files import read_predictions
-from cmoe.tasks.judge import judge
-from cmoe.tasks.scorers import Mode, Target
-
-TASKS = tuple(
-    Task(name, (), tuple(Sample(i, "?", answer) for i, answer in test.items()))
-    for name, test in {
-        "GQA": {"g1": "yes", "g2": "no", "g3": "red", "g4": "blue"},
-        "ImageNet": {"1": "tench", "2": "shark"},
-        "VQAv2": {"1": "2", "2": "yes", "3": "no", "4": "cat"},
-    }.items()
-)
-TARGETS = {task.name: {sample.id: Target(sample.answer) for sample in task.test} for task in TASKS}
-DIGESTS = {BASE: "base", 0: "p0", 1: "p1", 2: "p2"}
-
-# By stage the answers that it asked for: task, question, who answers, text.
-Answer = tuple[str, str, int, str]
-ANSWERS: dict[int, list[Answer]] = {
-    BASE: [
-        ("GQA", "g1", BASE, "Yes."),  # right in both modes
-        ("GQA", "g2", BASE, "maybe"),
-        ("GQA", "g3", BASE, "blue"),
-        ("GQA", "g4", BASE, ""),
-        ("ImageNet", "1", BASE, ""),  # right officially: an empty string is in any answer
-        ("ImageNet", "2", BASE, "a shark"),  # right in both
-        ("VQAv2", "1", BASE, "2."),  # wrong officially: nothing is stripped
-        ("VQAv2", "2", BASE, "YES"),
-        ("VQAv2", "3", BASE, "yes"),
-        ("VQAv2", "4", BASE, "dog"),
-    ],
-    0: [
-        ("GQA", "g1", 0, "yes"),
-        ("GQA", "g2", 0, "no"),
-        ("GQA", "g3", 0, "red"),
-        ("GQA", "g4", 0, "green"),
-        ("ImageNet", "1", 0, "tench"),
-        ("ImageNet", "2", 0, "whale"),
-    ],
-    1: [
-        ("GQA", "g1", 1, "no"),
-        ("GQA", "g4", 1, "blue"),  # located wrong, and yet right
-        ("ImageNet", "1", 1, "tench"),
-        ("ImageNet", "2", 1, "shark"),
-        ("VQAv2", "1", 0, "2"),
-        ("VQAv2", "2", 1, "no"),
-        ("VQAv2", "3", 0, "no"),
-        ("VQAv2", "4", 1, "dog"),
-    ],
-    2: [
-        ("GQA", "g3", 2, "red"),
-        ("ImageNet", "2", 2, "ray"),
-        ("VQAv2", "1", 2, "2"),
-        ("VQAv2", "2", 2, "Yes"),
-        ("VQAv2", "3", 2, "no"),
-        ("VQAv2", "4", 2, "Cat."),  # right in strict mode alone
-    ],
-}
-# By stage who answers which task's samples, the next task's included.
-LOCATED: dict[int, dict[str, list[int]]] = {
-    BASE: {"GQA": [BASE] * 4, "ImageNet": [BASE] * 2, "VQAv2": [BASE] * 4},
-    0: {"GQA": [0, 0, 0, 0], "ImageNet": [0, 0]},
-    1: {"GQA": [1, 0, 0, 1], "ImageNet": [1, 0], "VQAv2": [0, 1, 0, 1]},
-    2: {"GQA": [1, 0, 2, 0], "ImageNet": [1, 2], "VQAv2": [2, 2, 0, 2]},
-}
-FACTS = Facts(
-    method="cmoe",
-    digests=DIGESTS,
-    parameters=[{"experts": 10 + i, "routers": 2, "locator": 3} for i in range(3)],
-    answering=[0, 1, 2],
-    base_parameters=1000,
-    flops={BASE: 500, 0: 10, 1: 20, 2: 30},
-    similarity=[0.5, None],
-    seconds={"GQA": {"train": 2.0}, "ImageNet": {"probe": 1.0, "train": 2.0}},
-    locates=True,
-)
-
-
-def key(task: str, question: str, by: int) -> Key:
-    return Key(task, question, asked(task, question), DIGESTS[by])
-
-
-def asked(task: str, question: str) -> str:
-    """Stands for a digest of what the sample asks."""
-    return f"{task}/{question}?"
-
-
-def write_answers(folder: Path, stage: int, rows: list[Answer]) -> str:
-    return predictions.write_answers(folder, stage, {key(*row[:3]): row[3] for row in rows})
-
-
-def write_stage(
-    folder: Path, stage: int, located: Mapping[str, list[int]], answers: Sequence[str]
-) -> None:
-    tasks = {}
-    for task in TASKS:
-        if by := located.get(task.name, [])[: len(task.test)]:
-            ids = [sample.id for sample in task.test]
-            scores = [[] if stage == BASE else [0.5] * (stage + 1) for _ in by]
-            questions = [asked(task.name, id_) for id_ in ids]
-            tasks[task.name] = Stage(ids, questions, by, [False] * len(by), scores)
-    predictions.write_stage(folder, stage, Evaluated(tasks, primitives_of(stage, DIGESTS), answers))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Of the answers, in the folder of a run called `hand`."""
-    answered = tmp_path / "hand" / "predictions"
-    answered.mkdir(parents=True)
-    names: list[str] = []
-    for stage, rows in ANSWERS.items():
-        names.append(write_answers(answered, stage, rows))
-        write_stage(answered, stage, LOCATED[stage], names)
-    return answered
-
-
-def file_of(folder: Path, stage: int) -> Path:
-    """The answers of a stage."""
-    (file,) = folder.glob(f"answers-{'base' if stage == BASE else f'{stage:03d}'}-*.parquet")
-    return file
-
-
-def until(stage: int, facts: Facts = FACTS) -> Facts:
-    """What is known after a stage."""
-    return replace(
-        facts,
-        digests={i: d for i, d in facts.digests.items() if i <= stage},
-        parameters=facts.parameters[: stage + 1],
-        answering=facts.answering[: stage + 1],
-        flops={i: n for i, n in facts.flops.items() if i <= stage},
-    )
+from cmoe.tasks.scorers import Target
 
 
 def test_a_streams_figures_are_those_worked_out_by_hand(folder: Path) -> None:
@@ -295,150 +168,6 @@ def test_the_first_answer_counts_and_all_are_counted(folder: Path) -> None:
     assert read_all(folder, TASKS, DIGESTS).text("GQA", "g1", "p0") == "yes"
 
 
-# An answer that is missing is no wrong one: the file is named, and what helps
-
-
-def refused(folder: Path, facts: Facts = FACTS, tasks: Sequence[Task] = TASKS) -> str:
-    """What results are refused with; CoIN's files are, too."""
-    with pytest.raises(RunFileError) as raised:
-        results(folder, tasks, TARGETS, facts, "official")
-    with pytest.raises(RunFileError):
-        write_coin(folder.parent, tasks, facts.digests, "cmoe")
-    assert not (folder.parent / "coin").exists(), "nothing is half written"
-    return str(raised.value)
-
-
-@pytest.mark.parametrize("stage", [BASE, 0, 1, 2])
-def test_a_lost_file_of_answers_is_named_with_all_stages_that_need_it(
-    folder: Path, stage: int
-) -> None:
-    file = file_of(folder, stage)
-    file.unlink()
-    message = refused(folder)
-    assert f"{file}: lost" in message
-    for other in ANSWERS:
-        assert (stage_file(folder, other).name in message) == (other >= stage)
-
-
-def test_a_new_file_never_takes_a_lost_ones_name(folder: Path) -> None:
-    file_of(folder, 0).unlink()
-    there = set(folder.iterdir())
-    write_answers(folder, 2, [("GQA", "g1", 2, "yes")])
-    write_answers(folder, 2, [("GQA", "g1", 2, "no")])
-    assert len(set(folder.iterdir()) - there) == 2
-
-
-def spoil(file: Path, how: str) -> None:
-    data = file.read_bytes()
-    match how:
-        case "empty":
-            file.write_bytes(b"")
-        case "truncated":
-            file.write_bytes(data[: len(data) // 2])
-        case "garbage":
-            file.write_bytes(b"\0garbage" * 99)
-        case "a folder":
-            file.unlink()
-            file.mkdir()
-        case "others' columns":
-            pq.write_table(pa.table({"task": ["GQA"], "text": ["yes"]}), file)
-        case "one answer less":
-            pq.write_table(pq.read_table(file)[1:], file)
-        case "other values":
-            table = pq.read_table(file)
-            at = table.column_names.index(
-                "question_id" if "question_id" in table.column_names else "ids"
-            )
-            column = pa.array(["x"] * len(table))
-            pq.write_table(table.set_column(at, table.column_names[at], column), file)
-
-
-SPOILED = (
-    "empty",
-    "truncated",
-    "garbage",
-    "a folder",
-    "others' columns",
-    "one answer less",
-    "other values",
-)
-
-
-@pytest.mark.parametrize("how", SPOILED)
-def test_a_damaged_file_of_answers_or_of_a_stage_is_named(folder: Path, how: str) -> None:
-    whole = {file: file.read_bytes() for file in folder.iterdir()}
-    for file in (file_of(folder, 1), stage_file(folder, 1)):
-        spoil(file, how)
-        if file.is_dir():
-            continue  # not seen as a file, which is another message
-        message = refused(folder)
-        assert message.startswith(f"{file}: ")
-        assert "remove" in message
-        file.write_bytes(whole[file])
-    if not file.is_dir():
-        results(folder, TASKS, TARGETS, FACTS, "official")
-
-
-def test_flipped_bits_change_no_figure_in_silence(folder: Path) -> None:
-    """Of answers and stages: either nothing depends on the byte, or it is noticed."""
-    before, named = results(folder, TASKS, TARGETS, FACTS, "official"), set()
-    files = file_of(folder, 1), stage_file(folder, 2)
-    for file in files:
-        data = file.read_bytes()
-        count = int(os.environ.get("CMOE_FUZZ", "100"))
-        generator = random.Random(file.name.partition("-")[0])
-        for _ in range(count):
-            at, bit = generator.randrange(len(data)), 1 << generator.randrange(8)
-            file.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
-            try:
-                found = results(folder, TASKS, TARGETS, FACTS, "official")
-            except RunFileError as error:
-                named.add(str(error).partition(":")[0])
-            else:
-                assert found == before
-        file.write_bytes(data)
-    assert named == {*map(str, files)}
-
-
-def test_a_lost_stage_before_a_later_one_is_named(folder: Path) -> None:
-    stage_file(folder, 1).unlink()
-    assert f"{stage_file(folder, 1)}: lost" in refused(folder)
-
-
-def test_an_answer_that_no_file_has_is_named(folder: Path) -> None:
-    """A stage whose files are whole, but aren't all that it needs."""
-    names = read_stage(stage_file(folder, 0)).answers[:-1]
-    for stage in range(3):
-        write_stage(folder, stage, LOCATED[stage], names)
-    message = refused(folder)
-    assert "primitive p0 said to sample 'g1' of GQA" in message
-    assert str(folder) in message
-
-
-def test_stages_of_other_samples_or_primitives_are_refused(folder: Path) -> None:
-    """Also where there are as many; rows that were removed are no traceback."""
-    fewer = (replace(TASKS[0], test=TASKS[0].test[1:]), *TASKS[1:])
-    other = (replace(TASKS[0], test=TASKS[0].test[::-1]), *TASKS[1:])
-    for tasks in (fewer, other):
-        message = refused(folder, tasks=tasks)
-        assert f"{stage_file(folder, BASE)}: of other test samples than GQA" in message
-    facts = replace(FACTS, digests=DIGESTS | {1: "q1"})
-    assert f"{stage_file(folder, 1)}: of other primitives" in refused(folder, facts)
-
-
-def test_answers_to_another_question_of_that_id_are_no_answers(folder: Path) -> None:
-    other = {
-        key("GQA", sample.id, 0)._replace(question="other"): sample.answer
-        for sample in TASKS[0].test
-    }
-    name = predictions.write_answers(folder, 0, other)
-    base = read_stage(stage_file(folder, BASE)).answers
-    write_stage(folder, 0, LOCATED[0], [*base, name])
-    for stage in (1, 2):
-        write_stage(folder, stage, LOCATED[stage], [*base, name])
-    assert "primitive p0 said to sample 'g1' of GQA" in refused(folder)
-
-
 def test_what_is_written_is_whole_and_the_table_shows_it(folder: Path, tmp_path: Path) -> None:
     found = results(folder, TASKS, TARGETS, FACTS, "official")
     file = tmp_path / "matrix.json"
@@ -495,77 +224,3 @@ def test_other_targets_give_other_figures(folder: Path) -> None:
     assert [row[0] for row in found["located"]] == [25, 25, 25]
     assert found["strict"]["located"][2][0] == 25
     assert found["located"][2][1:] == [50, 75], "of the other tasks as before"
-
-
-# The latest answers in CoIN's own format
-
-
-def coin_rows(run: Path, task: str) -> list[dict[str, Any]]:
-    lines = (run / "coin" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def test_coins_files_hold_the_latest_stages_located_answers(folder: Path) -> None:
-    run = folder.parent
-    write_coin(run, TASKS, DIGESTS, "cmoe")
-    assert sorted(f.name for f in (run / "coin").iterdir()) == [
-        "GQA.jsonl",
-        "ImageNet.jsonl",
-        "VQAv2.jsonl",
-    ]
-    said = {task.name: [row["text"] for row in coin_rows(run, task.name)] for task in TASKS}
-    assert said == {
-        "GQA": ["no", "no", "red", "green"],
-        "ImageNet": ["tench", "ray"],
-        "VQAv2": ["2", "Yes", "no", "Cat."],
-    }
-    rows = coin_rows(run, "GQA")
-    assert [row["question_id"] for row in rows] == ["g1", "g2", "g3", "g4"]
-    by = [row["metadata"]["answered_by"] for row in rows]
-    assert by == ["ImageNet", "GQA", "VQAv2", "GQA"]
-    assert {(row["prompt"], row["model_id"]) for row in rows} == {("?", "hand/cmoe/2")}
-
-
-def test_coins_files_give_the_matrixs_last_row(folder: Path) -> None:
-    run = folder.parent
-    for stage in (2, 1, 0):
-        digests = until(stage).digests
-        write_coin(run, TASKS, digests, "cmoe")
-        found = results(folder, TASKS, TARGETS, until(stage), "official")
-        modes: tuple[tuple[Mode, Any], ...] = (("official", found), ("strict", found["strict"]))
-        for mode, tables in modes:
-            for task, accuracy in zip(TASKS[: stage + 1], tables["located"][-1], strict=False):
-                said = read_predictions(run / "coin" / f"{task.name}.jsonl")
-                judged = judge(task.name, mode, said, TARGETS[task.name])
-                assert judged.accuracy == pytest.approx(accuracy, abs=1e-6)
-                assert (judged.samples, judged.missing, judged.unknown) == (len(said), 0, 0)
-
-
-def test_coins_files_are_of_the_tasks_learned_and_the_same_when_written_again(
-    folder: Path,
-) -> None:
-    run = folder.parent
-    write_coin(run, TASKS, until(BASE).digests, "cmoe")
-    assert not (run / "coin").exists(), "nothing was learned"
-    stage_file(folder, 2).unlink()
-    write_coin(run, TASKS, DIGESTS, "cmoe")  # the third task was learned, but not evaluated
-    files = sorted((run / "coin").iterdir())
-    assert [f.name for f in files] == ["GQA.jsonl", "ImageNet.jsonl"]
-    assert coin_rows(run, "GQA")[0]["model_id"] == "hand/cmoe/1"
-    before = [f.read_bytes() for f in files]
-    write_coin(run, TASKS, DIGESTS, "cmoe")
-    assert [f.read_bytes() for f in files] == before
-    assert sorted((run / "coin").iterdir()) == files
-
-
-def test_an_answer_that_the_base_gave_is_marked_as_its(tmp_path: Path) -> None:
-    """A sample that no task claims."""
-    (tmp_path / "predictions").mkdir()
-    name = write_answers(tmp_path / "predictions", 0, [("GQA", "g1", BASE, "yes")])
-    stage = Stage(["g1"], [asked("GQA", "g1")], [BASE], [True], [[0.5]])
-    evaluated = Evaluated({"GQA": stage}, primitives_of(0, DIGESTS), [name])
-    predictions.write_stage(tmp_path / "predictions", 0, evaluated)
-    task = replace(TASKS[0], test=TASKS[0].test[:1])
-    write_coin(tmp_path, (task,), until(0).digests, "cmoe")
-    (row,) = coin_rows(tmp_path, "GQA")
-    assert (row["text"], row["metadata"]) == ("yes", {"answered_by": "base"})

@@ -15,6 +15,7 @@ from support.workers import TASKS, run_group, small_config
 
 from cmoe.common.group import Group
 from cmoe.common.storage import StorageAwayError, StorageError
+from cmoe.config.settings import WandbConfig
 from cmoe.config.tree import RunConfig
 from cmoe.run import launch
 from cmoe.run.worker import is_own
@@ -28,8 +29,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(root: Path) -> tuple[Path, str]:
-    """The folder and the output of a run that nothing disturbed."""
-    job = start(JOB, "--config", write_config(root, "whole"))
+    """The folder and the output of a run that nothing disturbed, and that wandb followed."""
+    file = write_config(root, "whole", wandb=WandbConfig(mode="offline"))
+    job = start(JOB, "--config", file, environment={"WANDB_SILENT": "true"})
     out = finish(job)
     assert job.returncode == 0, out
     return root / "runs" / "whole", out
@@ -54,6 +56,10 @@ def test_the_job_leaves_a_whole_run_folder(whole: tuple[Path, str]) -> None:
     )
     located = matrix_of(folder)["located"]
     assert f"{located[-1][0]:.1f}" in out
+
+
+def test_wandb_offline_keeps_the_run_on_the_disk(whole: tuple[Path, str]) -> None:
+    assert list((whole[0] / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path, str]) -> None:
@@ -208,16 +214,6 @@ def test_a_broken_picture_ends_the_run_by_name(root: Path) -> None:
     assert str(picture) in out
     assert "failed: DataError" in (root / "runs" / "broken" / "run.log").read_text()
     assert "of the workers" not in out, "what is wrong with the data isn't tried again"
-
-
-def test_wandb_offline_keeps_the_run_on_the_disk(root: Path) -> None:
-    environment = {"WANDB_SILENT": "true"}
-    file = write_config(root, "tracked")
-    tasks = "--data.tasks=[ScienceQA]"
-    job = start(JOB, "--config", file, tasks, "--wandb.mode", "offline", environment=environment)
-    out = finish(job)
-    assert job.returncode == 0, out
-    assert list((root / "runs" / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def judged(_: Group) -> None:

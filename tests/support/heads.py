@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.jobs import MINUTES, REPOSITORY, until
+from support.marks import starts
 from support.ports import free_port
 
 RAY = Path(sys.executable).with_name("ray")
@@ -70,6 +71,7 @@ def strangers() -> dict[str, str]:
     return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32, "HOME": "/nonexistent"}
 
 
+@starts("ray")
 @contextmanager
 def running_head(
     token: Path, log: Path, more: Mapping[str, str] | None = None, cwd: Path | None = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.marks import starts
 from support.paths import ROOT as REPOSITORY
 from support.workers import FolderLink, run_group, small_config
 
@@ -27,7 +28,6 @@ from cmoe.store.log import Store
 JOB = REPOSITORY / "ray_jobs" / "coin_stream.py"
 KILLING = REPOSITORY / "tests" / "support" / "killing.py"
 MINUTES = 60
-PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 
 
 def write_config(root: Path, name: str, **changes: Any) -> Path:
@@ -38,6 +38,7 @@ def write_config(root: Path, name: str, **changes: Any) -> Path:
     return file
 
 
+@starts("ray")
 def start(
     *command: object, environment: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
@@ -48,7 +49,7 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, **(environment or {})},
+        env={**os.environ, **(environment or {})},
         **options,
     )
 
@@ -87,6 +88,7 @@ def same_run(url: str | Path, reference: Path) -> None:
         assert one.files == other.files, one.task
 
 
+@starts("group")
 def undisturbed(config: RunConfig, workers: int = 2) -> Path:
     """The folder of a run of the worker program on a group that nothing happens to."""
     ensure_data(config.data)

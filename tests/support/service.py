@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import psutil
 import yaml
+from support.marks import starts
 from support.paths import CONFIGS, ROOT
 from support.ports import free_port
 
@@ -58,6 +59,7 @@ def service_file(folder: Path, deployments: Sequence[str] = DEPLOYMENTS, **argum
     return file
 
 
+@starts("ray")
 @contextmanager
 def running_service(
     store: Path | str, *arguments: str, environment: Mapping[str, str] | None = None

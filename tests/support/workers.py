@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.devices import BACKEND, DEVICE
+from support.marks import starts
 from support.ports import free_port
 
 from cmoe.common.group import Group
@@ -54,6 +55,7 @@ METHOD = "forkserver" if DEVICE.type == "cpu" else "spawn"
 mp.get_context("forkserver").set_forkserver_preload(["cmoe.run.stream", "deepspeed", "peft"])
 
 
+@starts("group")
 def run_group(workers: int, work: Callable[..., None], *args: Any) -> None:
     """`work(group, *args)` in as many processes, on the tests' device. An error of one ends all."""
     given = dict(os.environ) | {

@@ -1,0 +1,55 @@
+"""A growing model that has learned a short stream of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from support.tiny_models import make_base, make_inputs
+from torch import Tensor
+
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.primitive import Primitive
+from cmoe.modeling.settings import LocatorConfig
+
+SMALL = LocatorConfig(hidden=16, latent=4, steps=40, batch_size=16)
+
+
+# Layers that each task of the stream adds experts to, and how many: some layers start late, one
+# task adds nothing at all.
+STREAM: dict[str, Mapping[int, int]] = {
+    "first": {0: 1, 2: 2},
+    "second": {2: 1, 3: 3},
+    "third": {},
+    "fourth": {0: 4, 1: 1, 2: 2, 3: 1},
+}
+
+
+RANKS = {"first": 8, "second": 4, "third": 8, "fourth": 8}
+
+
+def randomise(model: GrowingVLM, seed: int) -> None:
+    """Stand in for training: weights at which every expert and router matters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape, generator=generator).to(p))
+
+
+def learn(model: GrowingVLM, task: str, locator: bool = False) -> Primitive:
+    model.grow(task, STREAM[task], rank=RANKS[task], lora_alpha=8, seed=len(model.tasks))
+    randomise(model, seed=len(model.tasks))
+    entry: Mapping[str, Tensor] = {}
+    if locator:
+        seed = 10 + len(model.tasks)
+        features = torch.cat([model.features(make_inputs(batch=8, seed=seed)) for _ in range(2)])
+        entry = model.bank.fit(features, seed=seed)
+    return model.commit(entry)
+
+
+def grown(family: str = "llava", locator: LocatorConfig | None = None) -> GrowingVLM:
+    model = GrowingVLM(make_base(family), locator=locator)
+    for task in STREAM:
+        learn(model, task, locator=locator is not None)
+    return model
