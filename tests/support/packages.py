@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.jobs import PYTHONPATH
 from support.paths import ROOT
 
 REPLAY = ROOT / "tests" / "support" / "replay"
@@ -32,4 +31,5 @@ def write_package(folder: Path, name: str, source: str) -> dict[str, str]:
 
 
 def visible(folder: Path) -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join([PYTHONPATH, str(folder)])}
+    """Another path than that of `support.forking`, whose forks wouldn't see the package."""
+    return {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", folder)))}
