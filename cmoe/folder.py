@@ -21,7 +21,6 @@ A run on S3 has the same files below its prefix. A copy on this machine is worke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,54 +44,24 @@ ALONE = "base"
 """Stands for the frozen base where tasks are named."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run on this machine.
 
-    Attributes:
+    Args:
         path: Of the folder, or of the copy of one on S3; it need not be there yet.
         url: Where the run is kept.
+
+    Attributes:
+        config: `config.yaml`, and so on: paths of the files above.
+        store: URL of the log of primitives.
     """
 
-    path: Path
-    url: str
-
-    @property
-    def config(self) -> Path:
-        return self.path / CONFIG
-
-    @property
-    def data(self) -> Path:
-        return self.path / DATA
-
-    @property
-    def matrix(self) -> Path:
-        return self.path / MATRIX
-
-    @property
-    def report(self) -> Path:
-        return self.path / REPORT
-
-    @property
-    def log(self) -> Path:
-        return self.path / LOG
-
-    @property
-    def stages(self) -> Path:
-        return self.path / STAGES
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / PREDICTIONS
-
-    @property
-    def coin(self) -> Path:
-        return self.path / COIN
-
-    @property
-    def store(self) -> str:
-        """URL of the log of primitives."""
-        return f"{self.url}/{STORE}"
+    def __init__(self, path: Path, url: str) -> None:
+        self.path, self.url = path, url
+        self.config, self.data = path / CONFIG, path / DATA
+        self.matrix, self.report, self.log = path / MATRIX, path / REPORT, path / LOG
+        self.stages, self.predictions, self.coin = path / STAGES, path / PREDICTIONS, path / COIN
+        self.store = f"{url}/{STORE}"
 
     def notes(self, index: int) -> Path:
         """What a task took; beside the store, as times differ between runs.

@@ -1,4 +1,4 @@
-"""`cmoe score`: the same program as `python -m cmoe.tasks.scorers`."""
+"""`cmoe score`: what a file of predictions is worth by a task's rules."""
 
 from __future__ import annotations
 

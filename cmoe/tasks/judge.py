@@ -1,6 +1,6 @@
 """Score a prediction file of any method, joined with its answers as CoIN's own scripts do.
 
-python -m cmoe.tasks.scorers --task GQA --predictions merge.jsonl --answers test.json
+cmoe score --task GQA --predictions merge.jsonl --answers test.json
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def judge(
     )
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m cmoe.tasks.scorers") -> int:
+def main(arguments: Sequence[str], prog: str) -> int:
     """The program; returns its exit status, 2 where a file can't be used."""
     modes = get_args(Mode)
     parser = Parser(

@@ -4,7 +4,7 @@
 `strict` has the same intent: surrounding white space and a final period are dropped, an empty
 prediction is wrong, ImageNet compares whole words, and Grounding reads every digit of a box.
 
-As a program it scores a prediction file: `python -m cmoe.tasks.scorers --help`.
+`cmoe score` scores a prediction file by them.
 """
 
 from __future__ import annotations
@@ -247,13 +247,3 @@ SCORERS: Mapping[str, Scorer] = {
     "box": Scorer(_grounding, _grounding_strict),
 }
 """All scorers by name; `cmoe.tasks.registry` says which is a task's."""
-
-
-if __name__ == "__main__":
-    # The program imports this module by its name, and its classes are those: the module that runs
-    # has others of the same names, and lends none of them.
-    import sys
-
-    from cmoe.tasks.judge import main
-
-    sys.exit(main())

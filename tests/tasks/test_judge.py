@@ -141,7 +141,7 @@ def test_more_image_net_predictions_than_answers_are_officially_refused() -> Non
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "cmoe.tasks.scorers", *arguments]
+    command = [sys.executable, "-W", "error", "-m", "cmoe", "score", *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TypeVar
 
 from cmoe.common.nearest import unknown
@@ -10,6 +11,9 @@ from cmoe.serving.engines.executor import Executor
 
 DEFAULT = "builtin"
 """Name of the executor of a service."""
+
+MODULES = {"builtin": "cmoe.serving.engines.builtin.executor"}
+"""Where an executor registers itself: imported when it is asked for."""
 
 E = TypeVar("E", bound=type[Executor])
 _EXECUTORS: dict[str, type[Executor]] = {}
@@ -31,8 +35,10 @@ def executor_class(name: str) -> type[Executor]:
     Raises:
         ValueError: There is none; names those that there are.
     """
-    import cmoe.serving.engines.builtin.executor  # noqa: F401 - registers itself
-
+    if name in MODULES:
+        import_module(MODULES[name])
     if name not in _EXECUTORS:
-        raise ValueError(f"there is no executor {name!r}; {unknown(name, _EXECUTORS)}")
+        raise ValueError(
+            f"there is no executor {name!r}; {unknown(name, {**MODULES, **_EXECUTORS})}"
+        )
     return _EXECUTORS[name]
