@@ -107,7 +107,7 @@ def plant(config: RunConfig, moments: list[str], driver: int) -> None:
         if name == "002.json":  # its tensors are written, its record is not
             kill("worker-committing", 0)
 
-    before(Engine, "step", stepping)
+    before(Engine, "update", stepping)
     before(Predictor, "_write_answers", answering)
     before(Predictor, "evaluate", evaluating)
     before(Folder, "create", creating)

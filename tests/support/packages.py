@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.jobs import PYTHONPATH
 from support.paths import ROOT
 
 REPLAY = ROOT / "tests" / "support" / "replay"
@@ -31,5 +32,4 @@ def write_package(folder: Path, name: str, source: str) -> dict[str, str]:
 
 
 def visible(folder: Path) -> dict[str, str]:
-    """Another path than that of `support.forking`, whose forks wouldn't see the package."""
-    return {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", folder)))}
+    return {"PYTHONPATH": os.pathsep.join([PYTHONPATH, str(folder)])}
