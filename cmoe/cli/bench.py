@@ -55,7 +55,8 @@ def measure(asked: argparse.Namespace) -> None:
     import torch
 
     from cmoe.common.files import whole
-    from cmoe.common.storage import WRITTEN, explained
+    from cmoe.common.storage import explained
+    from cmoe.common.storage_errors import WRITTEN
 
     if asked.json:  # before hours of measuring
         with explained(asked.json, WRITTEN), asked.json.open("a"):

@@ -51,7 +51,8 @@ def main(words: Sequence[str], prog: str) -> int:
 
 def card_of(run: str) -> str | None:
     """The model card that a run has left; None where there is none."""
-    from cmoe.common.storage import READ, exists, explained, filesystem
+    from cmoe.common.storage import exists, explained, filesystem
+    from cmoe.common.storage_errors import READ
     from cmoe.folder import CARD
 
     file = f"{run}/{CARD}"

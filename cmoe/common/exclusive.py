@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from cmoe.common.storage import WRITTEN, StorageError, explained
+from cmoe.common.storage import StorageError, explained, is_local
+from cmoe.common.storage_errors import WRITTEN
 
 _NEEDED = "an S3 server with conditional writes (AWS, MinIO, Ceph, R2 have them), or a shared disk"
 
@@ -29,7 +30,7 @@ def create(fs: Any, path: str, data: bytes, url: str) -> bool:
         StorageError: It can't be created, or not exclusively.
     """
     with explained(url, WRITTEN):
-        return _create_local(path, data) if "file" in fs.protocol else _create_s3(fs, path, data)
+        return _create_local(path, data) if is_local(fs) else _create_s3(fs, path, data)
 
 
 def require_exclusive(fs: Any, root: str, url: str) -> None:

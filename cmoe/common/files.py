@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from cmoe.common.storage import WRITTEN, StorageError, explained, filesystem
+from cmoe.common.storage import StorageError, explained, filesystem
+from cmoe.common.storage_errors import WRITTEN
 
 WORKING_COPIES = "working_dir_files"  # Ray's folder for what `--working-dir` brings
 

@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.files import whole
-from cmoe.common.storage import (
-    READ,
-    WRITTEN,
-    StorageError,
-    explained,
-    filesystem,
-    is_remote,
-    storage_error,
-)
+from cmoe.common.storage import StorageError, explained, filesystem, is_remote, storage_error
+from cmoe.common.storage_errors import READ, WRITTEN
 
 PERIOD_S = 2.0  # between two looks for what was written
 AGAIN_S = 30.0  # until it is tried again, where it failed

@@ -15,26 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import KnownError
-from cmoe.common.storage_errors import LISTED, READ, WRITTEN, answer_of, of_disk, of_server
-
-__all__ = [
-    "ATTEMPTS",
-    "FIRST_ATTEMPTS",
-    "LISTED",
-    "READ",
-    "S3",
-    "WRITTEN",
-    "StorageAwayError",
-    "StorageError",
-    "exists",
-    "explained",
-    "filesystem",
-    "is_missing",
-    "is_remote",
-    "require_reachable",
-    "require_url",
-    "storage_error",
-]
+from cmoe.common.storage_errors import READ, answer_of, of_disk, of_server
 
 S3 = "s3://"
 # Of one request, with pauses of 1, 2, 4 .. 20 seconds between, half of that on average (botocore's
@@ -60,6 +41,11 @@ class StorageAwayError(StorageError):
     """A storage doesn't answer, or not now."""
 
     transient = True
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a file system is this machine's own."""
+    return "file" in fs.protocol
 
 
 def is_remote(url: str | os.PathLike[str]) -> bool:

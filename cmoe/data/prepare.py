@@ -25,7 +25,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cmoe.common.errors import DataError
 from cmoe.common.files import publish
-from cmoe.common.storage import READ, WRITTEN, exists, explained, filesystem
+from cmoe.common.storage import exists, explained, filesystem
+from cmoe.common.storage_errors import READ, WRITTEN
 from cmoe.data.boxes import BOXED
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import read_image

@@ -81,7 +81,8 @@ class Task:
 # A group holds about a megabyte, and neighbours are often asked for together.
 @lru_cache(maxsize=16)
 def _group(shard: str, group: int) -> Any:
-    from cmoe.common.storage import READ, explained
+    from cmoe.common.storage import explained
+    from cmoe.common.storage_errors import READ
 
     with explained(shard, READ):
         return _file(shard).read_row_group(group, columns=["bytes"]).column(0)

@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from cmoe.common.errors import DataError
 from cmoe.common.files import whole
-from cmoe.common.storage import READ, WRITTEN, exists, explained, filesystem
+from cmoe.common.storage import exists, explained, filesystem, is_local
+from cmoe.common.storage_errors import READ, WRITTEN
 from cmoe.data.documents import parse_document
 from cmoe.data.row_rules import Ids, RowRule, require_usable, shown
 from cmoe.data.samples import Sample, StoredPicture, Turn
@@ -187,7 +188,7 @@ def _on_disk(root: str, shard: Mapping[str, Any]) -> str:
     from filelock import FileLock
 
     fs, path = filesystem(f"{root}/{shard['file']}")
-    if "file" in fs.protocol:
+    if is_local(fs):
         return str(path)
     copy = Path(DOWNLOADED_DATASETS_PATH) / f"{shard['sha256']}.parquet"
     with explained(copy, WRITTEN):

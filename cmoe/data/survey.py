@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 from cmoe.common.errors import DataError
 from cmoe.common.files import publish
 from cmoe.common.parsing import parse_json
-from cmoe.common.storage import READ, exists, explained, filesystem
+from cmoe.common.storage import exists, explained, filesystem
+from cmoe.common.storage_errors import READ
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED
 from cmoe.data.coin import read_json, split_file

@@ -16,7 +16,8 @@ from random import Random
 from PIL import Image
 
 from cmoe.common.errors import DataError
-from cmoe.common.storage import WRITTEN, explained, is_remote, require_reachable
+from cmoe.common.storage import explained, is_remote, require_reachable
+from cmoe.common.storage_errors import WRITTEN
 from cmoe.data.coin import INSTRUCTIONS
 from cmoe.data.settings import TASKS, DataConfig
 from cmoe.data.shards import HUB, MANIFEST, find_root, read_manifest

@@ -31,14 +31,13 @@ from cmoe.common.files import whole
 from cmoe.common.parsing import parse_json
 from cmoe.common.storage import (
     FIRST_ATTEMPTS,
-    LISTED,
-    READ,
-    WRITTEN,
     StorageError,
     explained,
     filesystem,
+    is_local,
     is_missing,
 )
+from cmoe.common.storage_errors import LISTED, READ, WRITTEN
 from cmoe.folder import LEASE
 
 BEAT_S = 6.0
@@ -176,7 +175,7 @@ class _Lease:
 
     @property
     def _is_local(self) -> bool:
-        return "file" in self._fs.protocol
+        return is_local(self._fs)
 
     def take(self, show: Callable[[str], object]) -> None:
         """Become the holder, or raise LeaseError."""

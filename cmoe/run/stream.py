@@ -80,7 +80,9 @@ class Stream:
         self.folder = RunFolder(mirror.folder, config.url)
         link.reached({"phase": "reading the tasks"})
         self.tasks = read_tasks(config.data, config.seed)
-        self.targets = stream_targets(self.tasks, config.data, config.evaluation)
+        self.targets = (
+            stream_targets(self.tasks, config.data, config.evaluation) if group.first else {}
+        )
         link.reached({"phase": "loading the base"})
         with _named("while loading the base"):
             base, collator = load(config, group.device)

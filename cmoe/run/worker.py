@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.group import Group
-from cmoe.common.storage import WRITTEN, StorageError, explained
+from cmoe.common.storage import StorageError, explained
+from cmoe.common.storage_errors import WRITTEN
 from cmoe.folder import TRAIN
 from cmoe.methods.method import seed_of
 from cmoe.run.heartbeat import Heartbeat

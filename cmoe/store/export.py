@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from cmoe.common.storage import LISTED, explained
+from cmoe.common.storage import explained
+from cmoe.common.storage_errors import LISTED
 from cmoe.store.files import HEADER, Folder, StoreError, record_name, seal, unseal
 from cmoe.store.log import Record, Store
 

@@ -12,15 +12,8 @@ from hashlib import sha256
 from typing import Any
 
 from cmoe.common.exclusive import create, require_exclusive
-from cmoe.common.storage import (
-    LISTED,
-    READ,
-    StorageError,
-    explained,
-    filesystem,
-    is_missing,
-    require_url,
-)
+from cmoe.common.storage import StorageError, explained, filesystem, is_missing, require_url
+from cmoe.common.storage_errors import LISTED, READ
 
 SCHEMA = 1
 HEADER = "stream.json"

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmoe.common.group import LOST_PEER, Group
-from cmoe.common.storage import WRITTEN, StorageError, storage_error
+from cmoe.common.storage import StorageError, storage_error
+from cmoe.common.storage_errors import WRITTEN
 from cmoe.data.batches import IGNORED, training_order
 from cmoe.data.loader import Kind
 from cmoe.data.samples import Sample

@@ -25,8 +25,6 @@ from support.jobs import REPOSITORY
 from cmoe.common.exclusive import require_exclusive
 from cmoe.common.files import Log, whole
 from cmoe.common.storage import (
-    READ,
-    WRITTEN,
     StorageAwayError,
     StorageError,
     exists,
@@ -35,6 +33,7 @@ from cmoe.common.storage import (
     require_reachable,
     storage_error,
 )
+from cmoe.common.storage_errors import READ, WRITTEN
 
 SECRET = "secret-of-nobody"
 
