@@ -21,6 +21,8 @@ from cmoe.run import launch
 from cmoe.run.worker import is_own
 from cmoe.store.log import Store
 
+MOMENTS = ("worker-stopped", "worker-training", "worker-predicting", "worker-committing")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,9 +31,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(root: Path) -> tuple[Path, str]:
-    """The folder and the output of a run that nothing disturbed, and that wandb followed."""
-    file = write_config(root, "whole", wandb=WandbConfig(mode="offline"))
-    job = start(JOB, "--config", file, environment={"WANDB_SILENT": "true"})
+    """The folder and the output of a run that nothing disturbed."""
+    job = start(JOB, "--config", write_config(root, "whole"))
     out = finish(job)
     assert job.returncode == 0, out
     return root / "runs" / "whole", out
@@ -56,10 +57,6 @@ def test_the_job_leaves_a_whole_run_folder(whole: tuple[Path, str]) -> None:
     )
     located = matrix_of(folder)["located"]
     assert f"{located[-1][0]:.1f}" in out
-
-
-def test_wandb_offline_keeps_the_run_on_the_disk(whole: tuple[Path, str]) -> None:
-    assert list((whole[0] / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path, str]) -> None:
@@ -113,13 +110,26 @@ def test_another_configuration_of_a_name_is_refused(whole: tuple[Path, str], roo
     assert any("refused:" in line and "configured otherwise" in line for line in lines[-4:])
 
 
-def test_killed_workers_end_in_the_same_matrix(whole: tuple[Path, str], root: Path) -> None:
-    config = write_config(root, "workers")
-    moments = "worker-stopped,worker-training,worker-predicting,worker-committing"
-    job = start(KILLING, moments, "--config", config)
+@pytest.fixture(scope="module")
+def killed(root: Path) -> str:
+    """The output of a run that lost workers, and that wandb followed."""
+    config = write_config(root, "workers", wandb=WandbConfig(mode="offline"))
+    quiet = {"WANDB_SILENT": "true"}
+    job = start(KILLING, ",".join(MOMENTS), "--config", config, environment=quiet)
     out = finish(job)
     assert job.returncode == 0, out
-    for moment in moments.split(","):
+    return out
+
+
+def test_wandb_offline_keeps_the_run_on_the_disk(killed: str, root: Path) -> None:
+    assert list((root / "runs" / "workers" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_killed_workers_end_in_the_same_matrix(
+    whole: tuple[Path, str], killed: str, root: Path
+) -> None:
+    out = killed
+    for moment in MOMENTS:
         assert (root / "runs" / "workers" / f"killed-{moment}").exists(), out
     assert re.findall(r"start (\d) of the workers: 2 go on", out) == ["2", "3", "4"]
     log = (root / "runs" / "workers" / "run.log").read_text()
@@ -170,14 +180,15 @@ def test_a_second_job_is_refused_and_ctrl_c_ends_the_first_and_says_how_it_goes_
     assert "of the workers" not in out, "memory that doesn't suffice isn't tried again"
     end = log.read_text()
     end = end[end.rindex("failed: ") :]
+    task, phase = f"({'|'.join(TASKS)})", "(probe|train)"  # as far as the first job had come
     assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB." in end
-    assert re.search(r"in task 'ScienceQA', phase 'train'\n  on worker 1 \(\S+, pid \d+\)", end)
+    assert re.search(rf"in task '{task}', phase '{phase}'\n  on worker 1 \(\S+, pid \d+\)", end)
     assert "lower training.micro_batch (now 8)" in end
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(launch, "_run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(launch, "drive", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         launch.run(small_config(root, "terminated"))
     assert signal.getsignal(signal.SIGTERM) == before
