@@ -275,7 +275,9 @@ def test_prediction_files_give_the_matrixs_last_row(
     assert sorted(f.stem for f in (folder / "coin").iterdir()) == sorted(learned)
     for number, task in enumerate(learned):
         arguments = ("--task", task, "--predictions", str(folder / f"coin/{task}.jsonl"))
-        assert score_file([*arguments, "--answers", str(answer_file(folder, task))]) == 0
+        assert (
+            score_file([*arguments, "--answers", str(answer_file(folder, task))], "cmoe score") == 0
+        )
         assert capsys.readouterr().out.splitlines() == [
             f"{task}, {mode}: accuracy {tables['located'][-1][number]:.2f}%, {TESTED} samples, "
             "0 predictions missing, 0 of unknown ids"

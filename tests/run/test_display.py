@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.workers import TASKS, small_config
 
-from cmoe.folder import LOG
+from cmoe.folder import LOG, RunFolder
 from cmoe.run.display import Display, duration, refused
 from cmoe.run.monitor import Follower
 from cmoe.run.remaining_time import Remaining, Sizes
@@ -21,7 +21,7 @@ SIZES = Sizes(steps=[12] * 3, samples=[96] * 3, tests=[21] * 3)
 def display(folder: Path, notes: Any = None) -> tuple[Display, StringIO]:
     out = StringIO()
     config = small_config(folder, "shown")
-    return Display(config, folder, Remaining(SIZES, notes or {}), out), out
+    return Display(config, RunFolder(folder, str(folder)), Remaining(SIZES, notes or {}), out), out
 
 
 def logged(folder: Path) -> list[str]:
@@ -49,10 +49,10 @@ def test_every_end_stands_in_the_log(
 
 
 def test_a_refusal_is_kept_where_there_is_a_log(tmp_path: Path) -> None:
-    refused(tmp_path, ValueError("configured otherwise"))
+    refused(RunFolder(tmp_path, str(tmp_path)), ValueError("configured otherwise"))
     assert not [*tmp_path.iterdir()]
     display(tmp_path)[0].line("begun")
-    refused(tmp_path, ValueError("configured otherwise"))
+    refused(RunFolder(tmp_path, str(tmp_path)), ValueError("configured otherwise"))
     assert logged(tmp_path) == ["begun", "refused: configured otherwise"]
 
 

@@ -118,7 +118,7 @@ def test_a_thread_that_is_stuck_in_io_still_has_a_heartbeat(
     last = heard.beats[3]
     assert last["place"] == {"index": 0, "phase": "train", "step": 4, "steps": 9}
     assert (last["rank"], last["pid"], last["count"]) == (3, os.getpid(), 1)
-    assert "work (test_watch.py:" in last["at"]
+    assert "work (test_stalls.py:" in last["at"]
     assert not last["waits"]
 
 
