@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Any
+
+from cmoe.common.errors import RunError
+
+ATTEMPTS, PAUSE_S = 3, 2.0  # to join a cluster, which may be busy
 
 
 def named_cluster(address: str | None = None) -> str | None:
@@ -20,12 +25,25 @@ def connect(address: str | None = None, **alone: Any) -> None:
     Args:
         address: As of `named_cluster`.
         alone: Arguments of `ray.init` where it is started here; by itself without a dashboard.
+
+    Raises:
+        RunError: The cluster that is named doesn't answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is there: inherited
     import ray
 
-    named = named_cluster(address)
-    where = (
-        {"address": named} if named else {"address": "local", "include_dashboard": False} | alone
-    )
-    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if (named := named_cluster(address)) is None:
+        here: dict[str, Any] = {"address": "local", "include_dashboard": False}
+        ray.init(**here | alone | quiet)
+        return
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(address=named, **quiet)
+            return
+        except ConnectionError as error:
+            if attempt == ATTEMPTS:
+                raise RunError(
+                    f"no Ray cluster answers at {named} (cluster.address, or RAY_ADDRESS): {error}"
+                ) from error
+            time.sleep(PAUSE_S)
