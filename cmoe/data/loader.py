@@ -35,6 +35,7 @@ class Loader:
 
     def __init__(self, collator: Collator, workers: int = 0) -> None:
         self._requests = _Requests()
+        self._pass = 0
         self._batches = DataLoader(
             _Collated(collator),
             batch_sampler=self._requests,  # type: ignore[arg-type]
@@ -48,7 +49,7 @@ class Loader:
     def batches(
         self, kind: Kind, samples: Sequence[Sample], numbers: Sequence[Sequence[int]]
     ) -> Iterator[dict[str, Tensor]]:
-        """Batches in the order asked for. The next call ends an iterator that isn't at its end.
+        """Batches in the order asked for, one pass at a time: the next call ends this one.
 
         Args:
             kind: What they hold.
@@ -57,9 +58,23 @@ class Loader:
 
         Raises:
             DataError: A sample can't be used; as the collator's method of that name.
+            RuntimeError: Another pass has begun meanwhile.
         """
+        self._pass += 1
         self._requests.ask(kind, samples, numbers)
-        return iter(self._batches)
+        return self._while_latest(self._pass, iter(self._batches))
+
+    def _while_latest(
+        self, number: int, batches: Iterator[dict[str, Tensor]]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The batches of a pass. Another one takes its processes, and would end it in silence."""
+        while True:
+            if self._pass != number:
+                raise RuntimeError("another pass of this loader has begun; it needs its own loader")
+            try:
+                yield next(batches)
+            except StopIteration:
+                return
 
 
 class _Requests:

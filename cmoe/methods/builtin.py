@@ -6,7 +6,7 @@ A class is imported when its method is made: reading a configuration stays light
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cmoe.methods.entry import register_method
 from cmoe.methods.settings import (
@@ -113,14 +113,8 @@ def multitask(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
     locates=True,
     formula="experts everywhere",
 )
-def expand_all(
-    base: PreTrainedModel,
-    seed: int,
-    experts: ExpertsConfig,
-    probe: ProbeConfig,
-    locator: LocatorConfig,
-) -> Method:
-    return cmoe(base, seed, experts, replace(probe, enabled=False), locator)
+def expand_all(base: PreTrainedModel, seed: int, *, probe: ProbeConfig, **sections: Any) -> Method:
+    return cmoe(base, seed, probe=replace(probe, enabled=False), **sections)
 
 
 @register_method(

@@ -194,7 +194,7 @@ class Stream:
         """
         if (
             self.group.first
-            and self.config.training.zero < 3
+            and not self.session.sharded
             and not self.folder.read_notes(stage).get(LATENCY)
         ):
             samples = [task.test[0] for task in self.tasks]

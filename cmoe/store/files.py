@@ -12,7 +12,14 @@ from hashlib import sha256
 from typing import Any
 
 from cmoe.common.exclusive import create, require_exclusive
-from cmoe.common.storage import StorageError, explained, filesystem, is_missing, require_url
+from cmoe.common.storage import (
+    StorageError,
+    explained,
+    filesystem,
+    is_local,
+    is_missing,
+    require_url,
+)
 from cmoe.common.storage_errors import LISTED, READ
 
 SCHEMA = 1
@@ -65,7 +72,7 @@ class Folder:
 
     def require_exclusive(self) -> None:
         """Refuse a server that overwrites what exists; a disk's links never do."""
-        if "s3" in self.fs.protocol:
+        if not is_local(self.fs):
             require_exclusive(self.fs, self.root, self.url)
 
 

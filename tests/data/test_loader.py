@@ -62,7 +62,10 @@ def test_a_pass_begins_anew_where_the_one_before_was_left(
     samples: list[Sample], workers: int
 ) -> None:
     loader = Loader(Collator(load_processor(str(MINI_BASE)), 512, 16), workers)
-    next(loader.batches("training", samples, [[0], [1], [2], [3]]))
+    left = loader.batches("training", samples, [[0], [1], [2], [3]])
+    next(left)
     prompts = [*loader.batches("prompts", samples, [[4], [5]])]
     assert len(prompts) == 2
     assert not any("labels" in batch for batch in prompts)
+    with pytest.raises(RuntimeError, match="another pass"):
+        next(left)

@@ -21,6 +21,7 @@ from cmoe.common.group import Group
 from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
+from cmoe.data.loader import Loader
 from cmoe.data.samples import Sample
 from cmoe.evaluation.predict import alike, padded, texts
 from cmoe.evaluation.targets import target
@@ -56,6 +57,8 @@ class Bench:
         self.index, (self.task,) = index, read_tasks(data, config.seed)
         base, collator = load(config, device)
         self.session = session_of(config, Group(device=device), collator)
+        # Judged in the middle of a training, too, which goes on with its own loader.
+        self.judging = replace(self.session, loader=Loader(collator))
         method = make_method(config, base)
         assert isinstance(method, CMoE), "a sweep's configuration has no other"
         self.method = method
@@ -96,12 +99,12 @@ class Bench:
     def _scored(self, asked: Sequence[Sample], length: int) -> list[float]:
         evaluation = self.config.evaluation
         answers = texts(
-            self.method, self.session, asked, self.index, length, evaluation.max_new_tokens
+            self.method, self.judging, asked, self.index, length, evaluation.max_new_tokens
         )
         return score(self.task.name, evaluation.scoring, answers, [target(s) for s in asked])
 
     def _lengths(self, samples: Sequence[Sample]) -> list[int]:
-        rows = self.session.over(
+        rows = self.judging.over(
             samples, "prompts", lambda batch: batch["attention_mask"].sum(1), lambda *_: None
         )
         return [int(n) for n in torch.cat(rows)]
@@ -119,7 +122,7 @@ class Bench:
         training = module.training
         module.eval()
         try:
-            every = self.session.over(task.test, "training", sums, lambda *_: None)
+            every = self.judging.over(task.test, "training", sums, lambda *_: None)
             loss, tokens = torch.stack(every).sum(0)
         finally:
             module.train(training)
