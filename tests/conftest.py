@@ -10,12 +10,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from support.forking import forking
 from support.marks import marks_of
 from support.ports import free_port
 
@@ -34,12 +36,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_DATASETS_CACHE"] = str(Path(tempfile.gettempdir(), f"cmoe-tests-{os.getuid()}"))
 
 
+FORKS = pytest.StashKey[ExitStack]()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they start, and run the longest first: nothing is left for the end."""
     for item in items:
         for mark in marks_of(item.module) if isinstance(item, pytest.Function) else ():
             item.add_marker(mark)
     items.sort(key=lambda item: [item.get_closest_marker(m) is None for m in ("ray", "group")])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the workers that Ray starts be forks, from the first test on that starts Ray."""
+    if item.get_closest_marker("ray") and FORKS not in item.config.stash:
+        item.config.stash[FORKS] = ExitStack()
+        os.environ |= item.config.stash[FORKS].enter_context(forking())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if FORKS in config.stash:
+        config.stash[FORKS].close()
 
 
 @dataclass(frozen=True)

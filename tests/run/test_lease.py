@@ -350,7 +350,7 @@ def test_a_run_is_driven_once_at_a_time(
     if where == "s3":
         config = replace(config, runs=str(request.getfixturevalue("bucket")))
     refused: list[str] = []
-    monkeypatch.setattr(launch, "_run", nested(refused, lambda: launch.run(config, silent)))
+    monkeypatch.setattr(launch, "drive", nested(refused, lambda: launch.run(config, silent)))
     for _ in range(2):  # the second begins where the first has been released
         with pytest.raises(KeyboardInterrupt):
             launch.run(config, silent)
@@ -366,7 +366,7 @@ def test_a_comparison_and_a_sweep_are_driven_once_at_a_time(
     config = replace(config, data=replace(config.data, selection=0.2))
     how, plan = CompareConfig(methods="lora"), SweepConfig(config, SearchConfig(), BudgetConfig())
     whole: dict[str, tuple[Any, str, Callable[[], object]]] = {
-        "comparison": (compare, "_carried", lambda: compare.compare(config, how, silent)),
+        "comparison": (compare, "_compared", lambda: compare.compare(config, how, silent)),
         "sweep": (sweep, "_swept", lambda: sweep.sweep(plan, silent)),
     }
     for module, work, begin in whole.values():

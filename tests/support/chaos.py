@@ -9,6 +9,7 @@ happened to. What is killed when comes from the seed; where the run is then, fro
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 import psutil
 import yaml
 from ray.cluster_utils import Cluster
+from support.forking import forking
 from support.jobs import JOB, finish, same_run, start, undisturbed
 from support.marks import starts
 from support.workers import TASKS, small_config
@@ -70,7 +72,7 @@ def chaos(root: Path, kills: int, seed: int, show: Callable[[str], object] = pri
                 where = _last(log) or "its beginning"
                 show(f"run {runs}: {kind} killed at: {where}")
                 if kind == "worker":
-                    _kill_worker(nodes, random)
+                    _kill_worker(random)
                 elif kind == "node":
                     nodes.remove_node(node, allow_graceful=False)
                     node = nodes.add_node(num_cpus=1)
@@ -117,13 +119,11 @@ def _rest(seconds: float, job: Any) -> None:
         time.sleep(0.05)
 
 
-def _kill_worker(nodes: Cluster, random: Random) -> None:
+def _kill_worker(random: Random) -> None:
     """SIGKILL one of the group's processes, if there is one at the moment."""
     found = [
         child
-        for node in nodes.list_all_nodes()
-        for raylet in node.all_processes["raylet"]
-        for child in psutil.Process(raylet.process.pid).children(recursive=True)
+        for child in psutil.Process().children(recursive=True)
         if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline())
     ]
     if found:
@@ -135,7 +135,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as root, forking() as environment:
+        os.environ |= environment
         runs = chaos(Path(root), asked.kills, asked.seed, lambda text: print(text, flush=True))
     print(f"{asked.kills} kills in {runs} runs; all ended as one that nothing happened to")
     return 0

@@ -28,7 +28,6 @@ from cmoe.store.log import Store
 JOB = REPOSITORY / "ray_jobs" / "coin_stream.py"
 KILLING = REPOSITORY / "tests" / "support" / "killing.py"
 MINUTES = 60
-PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 
 
 def write_config(root: Path, name: str, **changes: Any) -> Path:
@@ -50,7 +49,7 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, **(environment or {})},
+        env={**os.environ, **(environment or {})},
         **options,
     )
 

@@ -16,7 +16,7 @@ class AnswerText:
 
     Args:
         tokenizer: The base's.
-        stop: Texts that end the answer; they aren't part of it.
+        stop: Texts that end the answer where the first one is complete; they aren't part of it.
 
     Attributes:
         ids: Tokens so far.
@@ -34,21 +34,24 @@ class AnswerText:
         self.ids.append(token)
         if not self._stop:
             return False
-        text = self._decode()
-        return any(stop in text for stop in self._stop)
+        return self._stopped(self._decode()) is not None
 
     def take_part(self, *, final: bool) -> str:
         """The text that is certain by now, without what was taken before."""
-        text = self._decode().lstrip()
-        cut = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
-        if cut is not None:
-            text = text[:cut]
+        text = self._decode()
+        if (start := self._stopped(text)) is not None:
+            text = text[:start]
         elif not final:
             text = self._without_stop_beginning(text.rstrip(UNFINISHED))
-        text = text.rstrip()
+        text = text.strip()
         part = text[self._taken :]
         self._taken = max(self._taken, len(text))
         return part
+
+    def _stopped(self, text: str) -> int | None:
+        """Where the stop text begins that is complete first, however the tokens lie."""
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        return min(found)[1] if found else None
 
     def _without_stop_beginning(self, text: str) -> str:
         longest = max(map(len, self._stop), default=1) - 1
