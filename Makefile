@@ -4,7 +4,8 @@ VENV ?= .venv
 # For example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a CPU build of torch.
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# One more than the cores that the tests are made for: jobs wait for each other as often.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install browser stream compare serve test test-fast chaos check format bench base docs clean
 

@@ -32,6 +32,7 @@ from support.documented import (
     commands,
     snippets,
 )
+from support.forking import PYTHONPATH
 from support.heads import Head, running_head
 from support.ports import free_port
 
@@ -87,7 +88,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
     environment = os.environ | {
         "HOME": str(home),
         "PATH": f"{BIN}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PYTHONPATH,
         "HF_HUB_OFFLINE": "1",
         "AWS_ENDPOINT_URL": s3_server.endpoint,
         "AWS_ACCESS_KEY_ID": "test",

@@ -65,11 +65,14 @@ def test_who_kills_the_worker_kills_its_fork(worker: Path) -> None:
     until(lambda: not psutil.pid_exists(int(said[0])))
 
 
-def test_a_worker_with_a_path_of_its_own_is_no_fork(
+def test_a_worker_with_a_path_of_its_own_imports_from_there(
     worker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Ray gives it to a job with a working directory."""
-    monkeypatch.setenv("PYTHONPATH", f"{worker.parent}:{os.environ['PYTHONPATH']}")
-    process, said = started(worker, "ends")
-    assert said[:2] == [str(process.pid), "False"]
-    assert process.wait(10) == 7
+    """As Ray gives it to a job with a working directory, which may bring another cmoe."""
+    (worker.parent / "own" / "cmoe").mkdir(parents=True)
+    (worker.parent / "own" / "cmoe" / "__init__.py").write_text("WHOSE = 'of its own'")
+    worker.write_text("import cmoe; print(cmoe.WHOSE, flush=True)")
+    monkeypatch.setenv("PYTHONPATH", f"{worker.parent / 'own'}:{os.environ['PYTHONPATH']}")
+    process, said = started(worker)
+    assert said == ["of", "its", "own"]
+    assert process.wait(10) == 0

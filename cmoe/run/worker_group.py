@@ -33,11 +33,12 @@ def train(config: RunConfig, display: Display) -> None:
     import ray
     from ray.train import CheckpointConfig, FailureConfig
     from ray.train import RunConfig as TrainRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from cmoe.run.ray_trainer import Trainer
     from cmoe.run.train_failures import Reporter, causes
 
     cluster = config.cluster
@@ -51,7 +52,7 @@ def train(config: RunConfig, display: Display) -> None:
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     storage, path = _ray_storage(config.url)
     lost: TrainingFailedError | None = None
-    trainer = TorchTrainer(
+    trainer = Trainer(
         work,
         train_loop_config={"config": rooted(config), "board": board},
         scaling_config=ScalingConfig(

@@ -47,10 +47,11 @@ def test_nobody_comes_in_without_the_token(head: Head, root: Path) -> None:
 def test_a_job_runs_to_its_end_also_when_it_was_stopped_between(head: Head, root: Path) -> None:
     small = small_config(root, "whole")
     changes = {
-        "training": replace(small.training, steps=40),
+        "training": replace(small.training, steps=30),
         "data": replace(small.data, tasks=TASKS[:2]),
+        "cluster": replace(small.cluster, workers=1),
     }
-    reference = undisturbed(small_config(root, "whole", **changes))
+    reference = undisturbed(small_config(root, "whole", **changes), workers=1)
     config = write_config(root, "submitted", **changes)
     log = root / "runs" / "submitted" / "run.log"
     sent = head.submit(config, "--submission-id=first", "--no-wait")

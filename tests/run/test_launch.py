@@ -13,6 +13,7 @@ import yaml
 from support.jobs import JOB, KILLING, finish, matrix_of, same_run, start, until, write_config
 from support.workers import TASKS, run_group, small_config
 
+from cmoe.common.errors import DataError
 from cmoe.common.group import Group
 from cmoe.common.storage import StorageAwayError, StorageError
 from cmoe.config.settings import WandbConfig
@@ -21,7 +22,9 @@ from cmoe.run import launch
 from cmoe.run.worker import is_own
 from cmoe.store.log import Store
 
-MOMENTS = ("worker-stopped", "worker-training", "worker-predicting", "worker-committing")
+WORKERS = ("worker-stopped", "worker-training", "worker-predicting", "worker-committing")
+DRIVERS = ("driver-between", "driver-training")
+QUIET = {"WANDB_SILENT": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -111,51 +114,42 @@ def test_another_configuration_of_a_name_is_refused(whole: tuple[Path, str], roo
 
 
 @pytest.fixture(scope="module")
-def killed(root: Path) -> str:
-    """The output of a run that lost workers, and that wandb followed."""
-    config = write_config(root, "workers", wandb=WandbConfig(mode="offline"))
-    quiet = {"WANDB_SILENT": "true"}
-    job = start(KILLING, ",".join(MOMENTS), "--config", config, environment=quiet)
-    out = finish(job)
-    assert job.returncode == 0, out
-    return out
+def killed(root: Path) -> list[str]:
+    """What a run said that lost its workers and its driver, and that wandb followed: each job's."""
+    config = write_config(root, "killed", wandb=WandbConfig(mode="offline"))
+    said = []
+    for driver in DRIVERS:
+        job = start(KILLING, ",".join((*WORKERS, driver)), "--config", config, environment=QUIET)
+        said.append(finish(job))
+        assert job.returncode == -signal.SIGKILL, said[-1]
+        assert not (root / "runs" / "killed" / "report.html").exists()
+    job = start(KILLING, ",".join(WORKERS), "--config", config, environment=QUIET)
+    said.append(finish(job))
+    assert job.returncode == 0, said[-1]
+    return said
 
 
-def test_wandb_offline_keeps_the_run_on_the_disk(killed: str, root: Path) -> None:
-    assert list((root / "runs" / "workers" / "wandb").glob("offline-run-*/*.wandb"))
+def test_wandb_offline_keeps_the_run_on_the_disk(killed: list[str], root: Path) -> None:
+    assert list((root / "runs" / "killed" / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_killed_workers_end_in_the_same_matrix(
-    whole: tuple[Path, str], killed: str, root: Path
+def test_killed_workers_and_drivers_end_in_the_same_matrix(
+    whole: tuple[Path, str], killed: list[str], root: Path
 ) -> None:
-    out = killed
-    for moment in MOMENTS:
-        assert (root / "runs" / "workers" / f"killed-{moment}").exists(), out
-    assert re.findall(r"start (\d) of the workers: 2 go on", out) == ["2", "3", "4"]
-    log = (root / "runs" / "workers" / "run.log").read_text()
+    folder, out = root / "runs" / "killed", "".join(killed)
+    for moment in (*WORKERS, *DRIVERS):
+        assert (folder / f"killed-{moment}").exists(), out
+    for said in killed:
+        starts = [int(n) for n in re.findall(r"start (\d) of the workers: 2 go on", said)]
+        assert starts == [*range(2, len(starts) + 2)]
+    log = (folder / "run.log").read_text()
     stopped = r"no progress for \d+ s: task 1/3 ScienceQA, train, step \d+ of 12; worker 1 "
     assert re.search(
         stopped + r"\(\S+, pid \d+\) has not answered for \d+ s.*; worker 0 waits", log
     )
     died = re.findall(r"worker (\d) \(\S+, pid \d+\) died: its process was killed", log)
-    assert died == ["1", "0", "0"]
-    same_run(root / "runs" / "workers", whole[0])
-
-
-def test_a_killed_driver_started_again_ends_in_the_same_matrix(
-    whole: tuple[Path, str], root: Path
-) -> None:
-    config = write_config(root, "driver")
-    for moment in ("driver-between", "driver-training"):
-        job = start(KILLING, moment, "--config", config)
-        out = finish(job)
-        assert job.returncode == -signal.SIGKILL, out
-        assert (root / "runs" / "driver" / f"killed-{moment}").exists(), out
-        assert not (root / "runs" / "driver" / "report.html").exists()
-    job = start(JOB, "--config", config)
-    out = finish(job)
-    assert job.returncode == 0, out
-    same_run(root / "runs" / "driver", whole[0])
+    assert sorted(died) == ["0", "0", "1"]
+    same_run(folder, whole[0])
 
 
 def test_a_second_job_is_refused_and_ctrl_c_ends_the_first_and_says_how_it_goes_on(
@@ -203,34 +197,11 @@ def test_a_machine_that_is_too_small_is_refused_at_once(root: Path) -> None:
     assert "0 GPUs in all on 1 machine" in out
 
 
-def test_a_broken_picture_ends_the_run_by_name(root: Path) -> None:
-    config = small_config(root, "broken")
-    data = root / "broken-data"
-    config_file = write_config(
-        root,
-        "broken",
-        data=type(config.data)(
-            root=str(data), tasks=("VizWiz",), generate=True, train_samples=32, test_samples=8
-        ),
-    )
-    from cmoe.mini.tasks import write_mini_coin
-
-    write_mini_coin(data, train=32, test=8)
-    picture = data / "images" / "VizWiz" / "train" / "00007.png"
-    picture.write_bytes(picture.read_bytes()[:100])
-    job = start(JOB, "--config", config_file)
-    out = finish(job)
-    assert job.returncode == 1
-    assert "VizWiz-train-00007" in out
-    assert str(picture) in out
-    assert "failed: DataError" in (root / "runs" / "broken" / "run.log").read_text()
-    assert "of the workers" not in out, "what is wrong with the data isn't tried again"
-
-
 def judged(_: Group) -> None:
     import torch.distributed as dist
 
     assert is_own(AssertionError("of ours"))
+    assert is_own(DataError("a broken picture, which no other group could read"))
     assert not is_own(TimeoutError("a peer's"))
     assert not is_own(RuntimeError("a collective lost its peer"))
     assert not is_own(StorageAwayError("it may come back"))

@@ -48,6 +48,11 @@ def configured(root: Path, name: str, **changes: Any) -> RunConfig:
     )
 
 
+def first(count: int, config: RunConfig) -> RunConfig:
+    """A stream of so many tasks, which it learns as the whole one does."""
+    return replace(config, data=replace(config.data, tasks=config.data.tasks[:count]))
+
+
 def stream(group: Group, config: RunConfig) -> None:
     run_stream(config, group, FolderLink(group, config.folder / "checkpoint"))
 
@@ -83,7 +88,7 @@ def test_workers_and_zero_stages_decide_and_learn_alike(
 ) -> None:
     config = configured(root, f"{workers}-{zero}")
     config = replace(config, training=replace(config.training, zero=zero))
-    alike(run(config, workers), alone, within=1e-4)
+    alike(run(first(2, config), workers), alone, within=1e-4)
 
 
 class Stops(FolderLink):
@@ -109,7 +114,7 @@ def test_a_training_goes_on_with_another_number_of_workers(
     root: Path, alone: dict[str, Any], zero: Any
 ) -> None:
     """Within one training on 2, then 1, then 3, which can't share a step's batches evenly."""
-    config = configured(root, f"regrouped-{zero}")
+    config = first(1, configured(root, f"regrouped-{zero}"))
     config = replace(config, training=replace(config.training, zero=zero, checkpoint_every=2))
     ensure_data(config.data)
     config.folder.mkdir(parents=True)
@@ -124,17 +129,19 @@ def test_a_training_goes_on_with_another_number_of_workers(
 
 
 def alike(found: dict[str, Any], alone: dict[str, Any], within: float) -> None:
-    """Two runs decided alike, and their losses agree."""
-    for mine, theirs in zip(found["records"], alone["records"], strict=True):
+    """Two runs decided alike in the tasks of the first, and their losses agree."""
+    assert found["records"]
+    for mine, theirs in zip(found["records"], alone["records"], strict=False):
         assert mine.task == theirs.task
         assert mine.parameters == theirs.parameters
         for key in ("experts", "sources", "cut"):
             assert mine.decision.get(key) == theirs.decision.get(key)
         for name, scores in theirs.decision.get("scores", {}).items():
             assert mine.decision["scores"][name] == pytest.approx(scores, abs=1e-3)
-    for task in TASKS:
-        for phase, losses in alone["loss"][task].items():
-            assert found["loss"][task][phase] == pytest.approx(losses, abs=within)
+    for task, phases in found["loss"].items():
+        assert phases.keys() == alone["loss"][task].keys()
+        for phase, losses in phases.items():
+            assert losses == pytest.approx(alone["loss"][task][phase], abs=within)
 
 
 def test_matrix_has_what_readers_of_it_need(alone: dict[str, Any]) -> None:
@@ -206,13 +213,13 @@ def answers(found: dict[str, Any], folder: Path) -> dict[tuple[str, str, str], s
     names = {r.digest: r.task for r in found["records"]}
     digests = {BASE: Store.open(folder / "store").header.base.digest}
     digests |= {r.index: r.digest for r in found["records"]}
-    tasks = read_tasks(configured(folder.parents[1], folder.name).data, 0)
+    tasks = read_tasks(first(2, configured(folder.parents[1], folder.name)).data, 0)
     every = read_all(folder / "predictions", tasks, digests).texts.items()
     return {(task, q, names.get(by, "base")): text for (task, q, by), text in every}
 
 
 def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str, Any]) -> None:
-    config = configured(root, "uncached")
+    config = first(2, configured(root, "uncached"))
     config = replace(config, evaluation=replace(config.evaluation, cache=False, batch_size=5))
     config = replace(config, training=replace(config.training, zero=2))
     kept = run(replace(config, name="cached", evaluation=replace(config.evaluation, cache=True)), 1)
@@ -227,15 +234,14 @@ def test_without_the_cache_predictions_are_the_same(root: Path, alone: dict[str,
 
 def test_recomputing_activations_changes_no_loss(root: Path, alone: dict[str, Any]) -> None:
     config = configured(root, "recomputed")
-    found = run(replace(config, training=replace(config.training, gradient_checkpointing=True)), 1)
-    for task in TASKS:
-        for phase, losses in alone["loss"][task].items():
-            assert found["loss"][task][phase] == pytest.approx(losses, abs=1e-4)
+    config = replace(config, training=replace(config.training, gradient_checkpointing=True))
+    found = run(first(2, config), 1)
+    alike(found, alone, within=1e-4)
 
 
 def test_bfloat16_learns_and_is_kept_as_bfloat16(root: Path, alone: dict[str, Any]) -> None:
     config = configured(root, "half", model=ModelConfig(dtype="bfloat16"))
-    config = replace(config, data=replace(config.data, tasks=TASKS[:2]))
+    config = first(2, config)
     found = run(config, 1)
     for task in TASKS[:2]:
         losses = found["loss"][task]["train"]
@@ -253,11 +259,11 @@ def test_real_pictures_give_the_same_from_files_from_shards_and_from_s3(
     if not found:
         pytest.skip("no folder data/coin_real beside the project: real pictures are not tested")
     config = configured(root, "real")
-    tasks = ("ScienceQA", "ImageNet", "Grounding", "VQAv2")
+    tasks = ("ImageNet", "Grounding")
     data = DataConfig(
-        root=str(found[0]), images="images", tasks=tasks, train_samples=48, test_samples=9
+        root=str(found[0]), images="images", tasks=tasks, train_samples=16, test_samples=5
     )
-    config = replace(config, data=data, training=replace(config.training, steps=6))
+    config = replace(config, data=data, training=replace(config.training, steps=2))
     matrix = run(config, 1)["matrix"]
     for name, out in (("shards", str(root / "shards")), ("s3", bucket)):
         job = Preparation(found[0], "images", tasks, out)
@@ -268,7 +274,7 @@ def test_real_pictures_give_the_same_from_files_from_shards_and_from_s3(
         for key in again.keys() - {*MEASURED}:
             assert again[key] == matrix[key], key
     assert all(cell is not None for cell in matrix["located"][-1])
-    assert sum(map(sum, matrix["location"]["confusion"])) == 4 * 9
+    assert sum(map(sum, matrix["location"]["confusion"])) == 2 * 5
     images = [s.image for t in read_tasks(data, 0) for s in t.train if isinstance(s.image, Path)]
     sizes = {Image.open(file).size for file in images}
     assert len({w > h for w, h in sizes}) == 2, "landscape and portrait pictures"
@@ -311,6 +317,17 @@ def test_an_answer_longer_than_the_context_names_its_sample(root: Path) -> None:
     message = fails(replace(config, data=data))
     assert "DataError: sample 'VizWiz-train-00003'" in message
     assert "in task 'VizWiz', phase 'train'" in message
+
+
+def test_a_broken_picture_is_named(root: Path) -> None:
+    config = configured(root, "broken")
+    data = replace(config.data, root=str(root / "broken-data"), tasks=("VizWiz",))
+    ensure_data(data)
+    picture = root / "broken-data" / "images" / "VizWiz" / "train" / "00007.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    message = fails(replace(config, data=data))
+    assert re.search(r"DataError: .*VizWiz-train-00007", message)
+    assert str(picture) in message
 
 
 class FillsUp(FolderLink):

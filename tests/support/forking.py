@@ -25,6 +25,7 @@ from typing import Any
 from support.paths import ROOT
 
 # Not Ray: it takes its settings from the environment when it is imported, so each fork does that.
+# Nor cmoe, of which a job may bring its own copy; it is only asked what else it imports.
 IMPORTED = (
     "torch.distributed",
     "transformers.models.llava.modeling_llava",
@@ -35,9 +36,8 @@ IMPORTED = (
     "pyarrow.fs",
     "pydantic",
     "aiohttp",
-    "cmoe.run.worker",
-    "cmoe.run.stream",
 )
+OWN = ("cmoe.run.worker", "cmoe.run.stream")
 SOCKET = "CMOE_TEST_FORKING"
 FORKS = Path(__file__).with_name("forks")
 PYTHONPATH = os.pathsep.join(map(str, (FORKS, ROOT, ROOT / "tests")))
@@ -139,14 +139,19 @@ def become(asked: dict[str, Any]) -> None:
     os.chdir(asked["folder"])
     tempfile.tempdir = None
     sys.argv = asked["command"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[: sys.path.index(str(ROOT / "tests")) + 1] = [
+        str(Path(sys.argv[0]).parent),
+        *filter(None, os.environ["PYTHONPATH"].split(os.pathsep)),
+    ]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":
     listener = socket.socket(fileno=int(sys.argv[1]))
-    for name in IMPORTED:
+    for name in (*IMPORTED, *OWN):
         import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cmoe"]:
+        del sys.modules[name]
     assert "ray" not in sys.modules
     if (asked := ForkServer(listener).serve()) is not None:
         become(asked)

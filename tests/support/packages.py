@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.jobs import PYTHONPATH
+from support.forking import PYTHONPATH
 from support.paths import ROOT
 
 REPLAY = ROOT / "tests" / "support" / "replay"

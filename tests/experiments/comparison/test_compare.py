@@ -1,4 +1,7 @@
-"""A comparison as a user starts it: it says what its runs say, and nothing is run twice."""
+"""A comparison as a user starts it: it says what its runs say, and nothing is run twice.
+
+One of its methods is an installed package's: no file of cmoe's knows of it.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ from typing import Any
 import pytest
 import yaml
 from support.jobs import JOB, finish, matrix_of, same_run, start, undisturbed, until
+from support.packages import REPLAY, install
 from support.workers import TASKS, small_config
 
 from cmoe.config.parse import parse
 from cmoe.experiments.comparison.study import location_by_tasks, unknown_curves
 from cmoe.store.log import Store
 
-METHODS = ("zero_shot", "lora", "cmoe")
+METHODS = ("zero_shot", "lora", "cmoe", "replay")
+KEPT = 5  # samples of each task
 
 
 def write_comparison_config(root: Path) -> Path:
-    """Three methods, two candidates for one of them, and a study of one setting."""
+    """Four methods, two candidates for one of them, and a study of one setting."""
     config = small_config(root, "compared").as_dict()
     config["data"] |= {"tasks": list(TASKS[:2]), "selection": 0.25}
     config["data"] |= {"train_samples": 48, "test_samples": 8}
@@ -32,6 +37,7 @@ def write_comparison_config(root: Path) -> Path:
     config |= {
         "methods": ",".join(METHODS),
         "settings": {"lora": {"lora.rank": 4}},
+        "replay": {"samples": KEPT},
         "candidates": {
             "lora": [{"training.learning_rate": 1e-7}, {"training.learning_rate": 0.01}]
         },
@@ -45,16 +51,21 @@ def write_comparison_config(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return install(REPLAY, tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, package: dict[str, str]) -> dict[str, Any]:
     """A comparison that was killed once within a run, and then carried to its end."""
     root = tmp_path_factory.mktemp("compare")
     file, folder = write_comparison_config(root), root / "runs" / "compared"
-    killed = start(JOB, "--config", file, start_new_session=True)
+    killed = start(JOB, "--config", file, environment=package, start_new_session=True)
     until(lambda: (folder / "cmoe-0" / "store" / "000.json").is_file(), minutes=10)
     before = {path: path.stat().st_mtime_ns for path in finished(folder)}
     killed.send_signal(signal.SIGKILL)
     finish(killed)
-    job = start(JOB, "--config", file)
+    job = start(JOB, "--config", file, environment=package)
     out = finish(job, minutes=10)
     assert job.returncode == 0, out
     return {
@@ -127,7 +138,11 @@ def test_what_a_chosen_candidate_learned_is_not_learned_again(
     log = (folder / "run.log").read_text()
     assert [n for n in (1, 2) if re.search(rf"task {n}/2 \w+ +train", log)] == [2]
     # It is what the run would have come to by itself, and so are its costs but for the times.
-    config = replace(parse(["--config", str(folder / "config.yaml")]), runs=str(tmp_path))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    del settings["replay"]  # the package's; it isn't installed here
+    file = tmp_path / "alone.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    config = replace(parse(["--config", str(file)]), runs=str(tmp_path))
     alone = undisturbed(config, workers=1)
     same_run(folder, alone)
     found, mine = (json.loads((f / "matrix.json").read_text()) for f in (folder, alone))
@@ -168,10 +183,67 @@ def test_the_study_is_of_the_same_stream(compared: dict[str, Any]) -> None:
     ],
 )
 def test_what_can_not_be_compared_ends_by_name(
-    compared: dict[str, Any], flags: tuple[str, str], status: int, said: str
+    compared: dict[str, Any],
+    package: dict[str, str],
+    flags: tuple[str, str],
+    status: int,
+    said: str,
 ) -> None:
-    job = start(JOB, "--config", compared["file"], *flags)
+    job = start(JOB, "--config", compared["file"], *flags, environment=package)
     out = finish(job)
     assert job.returncode == status
     assert said in out
     assert "Traceback" not in out
+
+
+# A method of an installed package
+
+
+def test_its_module_is_short() -> None:
+    assert len((REPLAY / "cmoe_replay.py").read_text().splitlines()) <= 40
+
+
+def test_help_has_its_name_its_section_and_its_keys(package: dict[str, str]) -> None:
+    short = finish(start(JOB, "--help", environment=package))
+    assert re.search(r"^  replay +one LoRA that trains on samples of earlier", short, re.MULTILINE)
+    assert re.search(r"^sections.*\n.*, replay", short, re.MULTILINE)
+    everything = finish(start(JOB, "--help", "all", environment=package))
+    assert re.search(r"^Of `replay`:\n  --replay CONFIG", everything, re.MULTILINE)
+    assert re.search(r"^  --replay.samples SAMPLES\n.*default: 8", everything, re.MULTILINE)
+
+
+def test_a_plan_says_that_it_has_no_formula(package: dict[str, str]) -> None:
+    job = start(JOB, "--name", "x", "--method", "replay", "--plan", environment=package)
+    assert finish(job) == (
+        "coin_stream.py: method is replay; --plan knows cmoe, expand_all, lora\n"
+    )
+    assert job.returncode == 2
+
+
+def test_it_is_compared_as_any_other(compared: dict[str, Any]) -> None:
+    folder, said = compared["folder"], compared["said"]
+    mine = said["methods"]["replay"]
+    assert mine["about"] == "one LoRA that trains on samples of earlier tasks again"
+    assert mine["knows"] == ""
+    (row,) = mine["runs"]
+    assert len(row["located"]) == 2
+    assert 0 <= row["last"] <= 100
+    page = (folder / "comparison.html").read_text()
+    assert re.search(r"<th[^>]*>\s*(<[^>]+>\s*)*replay\b", page)
+    assert f"<dt>replay</dt><dd>{mine['about']}</dd>" in page
+    assert "replay" in (folder / "replay-0" / "report.html").read_text()
+
+
+def test_its_run_has_its_settings_and_keeps_what_it_kept(
+    compared: dict[str, Any],
+) -> None:
+    folder = compared["folder"] / "replay-0"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["method"], config["replay"]) == ("replay", {"samples": KEPT})
+    store = Store.open(folder / "store")
+    store.verify()
+    for index in range(2):
+        rows = json.loads(bytes(store.read(index).memory["rows"].tolist()))
+        assert len(rows) == KEPT
+    matrix = json.loads((folder / "matrix.json").read_text())
+    assert matrix["method"] == "replay"

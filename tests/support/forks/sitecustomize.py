@@ -13,12 +13,10 @@ import sys
 
 
 def worker_command() -> list[str] | None:
-    """What a worker of Ray's runs. None in another process, or if Ray gave it another path."""
-    first = os.environ.get("PYTHONPATH", "").partition(os.pathsep)[0]
+    """What a worker of Ray's runs; None in another process."""
     command = sys.orig_argv[1:]
-    if first != os.path.dirname(__file__) or not command:
-        return None
-    return command if command[0].endswith("/ray/_private/workers/default_worker.py") else None
+    worker = "/ray/_private/workers/default_worker.py"
+    return command if command and command[0].endswith(worker) else None
 
 
 def stand_in(path: str, command: list[str]) -> None:
