@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,12 @@ def answer_loss(logits_bsv: Tensor, labels_bs: Tensor) -> Tensor:
     return F.cross_entropy(
         logits_bsv[:, :-1].flatten(0, 1), labels_bs[:, 1:].flatten(), reduction="sum"
     )
+
+
+def learns_as_lora(method: SequentialLoRA, tasks: Sequence[str] = TASKS) -> list[bool]:
+    """Per task in turn, whether it learns what a LoRA without its term does, to the bit."""
+    plain = make_lora()
+    return [same_training(learn(method, task)[0], learn(plain, task)[0]) for task in tasks]
 
 
 def same_training(a: Primitive, b: Primitive) -> bool:
