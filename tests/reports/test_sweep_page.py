@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pages import Page
+from support.pages import HOSTILE, Page, is_light, stays_the_same
 
 from cmoe.common.run_files import RunFileError
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
@@ -20,7 +18,6 @@ from cmoe.experiments.sweep.summary import probes_summary
 from cmoe.methods.probe import Probing
 from cmoe.reports.sweep_page import write_sweep_report
 
-HOSTILE = '<script>alert(1)</script> & "$\\frac{"$'
 TASKS = ("ScienceQA", HOSTILE, "GQA")
 LAYERS, BASE, SAMPLES = 3, 1_000_000, 160
 
@@ -333,10 +330,9 @@ def test_a_sweep_and_its_file_give_the_same_page(tmp_path: Path) -> None:
 def test_writing_again_gives_the_same_and_leaves_nothing_else(
     tmp_path: Path, said: dict[str, Any], drawn_charts: dict[str, str]
 ) -> None:
-    before = page(tmp_path, said).source
-    drawn_charts.clear()
-    assert page(tmp_path, said).source == before
+    write_sweep_report(tmp_path, said, STREAMS)
     assert [f.name for f in tmp_path.iterdir()] == ["sweep.html"]
+    stays_the_same(tmp_path, lambda: write_sweep_report(tmp_path, said, STREAMS), drawn_charts)
 
 
 def test_nothing_to_report(tmp_path: Path, said: dict[str, Any]) -> None:
@@ -353,7 +349,4 @@ def test_a_missing_field_is_a_sentence(tmp_path: Path, said: dict[str, Any]) -> 
 
 
 def test_import_is_light() -> None:
-    loaded = "{'matplotlib', 'jinja2', 'ray', 'torch', 'pyarrow', 'transformers'} & {*sys.modules}"
-    code = f"import sys, cmoe.reports.sweep_page; print(*{loaded})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not done.stdout.strip()
+    is_light("cmoe.reports.sweep_page")

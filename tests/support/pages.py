@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+HOSTILE = '<script>alert(1)</script> & "$\\frac{"$'
+"""A name that a page has to escape, and a chart must not typeset."""
+
+HEAVY = {"matplotlib", "jinja2", "ray", "torch", "pyarrow", "transformers"}
 VOID = {"meta", "img", "br"}
 
 
@@ -62,6 +70,10 @@ class Page(HTMLParser):
         (row,) = [r for r in self.rows if tuple(r[: len(start)]) == start]
         return row
 
+    def section(self, name: str) -> str:
+        """The source of a part, from its heading to the next one."""
+        return re.split(r"<h[23]\b", self.source.split(f'id="{name}"')[1])[0]
+
     def values(self, *names: str) -> list[str]:
         """All values of these attributes."""
         return [v for _, attrs in self.elements for n in names if (v := attrs.get(n))]
@@ -80,3 +92,29 @@ class Page(HTMLParser):
         used = {v.removeprefix("#") for v in self.values("href", "xlink:href")}
         used |= set(re.findall(r"url\(#([^)]*)\)", self.source))
         assert used <= set(ids)
+
+
+def stays_the_same(folder: Path, write: Callable[[], None], drawn: dict[str, str]) -> None:
+    """A folder that is written again is the same to the byte, and nothing else is in it.
+
+    Args:
+        folder: What was written before.
+        write: Writes it again.
+        drawn: Charts that are kept: it is cleared, so that all of them are drawn again.
+    """
+    before = _contents(folder)
+    drawn.clear()
+    write()
+    changed = {str(name) for name, _ in before.items() ^ _contents(folder).items()}
+    assert not changed, changed
+
+
+def _contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def is_light(module: str) -> None:
+    """To import it loads nothing that takes its time."""
+    code = f"import sys, {module}; print(*{HEAVY} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip(), done.stdout
