@@ -10,22 +10,27 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
 import pytest
-from PIL import Image
 from support.bad_requests import BAD_BODIES, BAD_REQUESTS, LIMITS, fuzzed
 from support.jobs import until
-from support.mini_store import collator, copy_prefix
+from support.mini_store import collator
 from support.paths import CONFIGS
-from support.service import running_service, service_file
-from support.service_client import TOKENS, ServiceClient, answer_alone, asking
+from support.service_client import (
+    KEY,
+    TOKENS,
+    ServiceClient,
+    answer_alone,
+    answer_to,
+    ask,
+    asking,
+    conversation,
+)
 
-from cmoe.data.batches import ChatTurn
 from cmoe.data.samples import Task
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
@@ -35,40 +40,10 @@ from cmoe.serving.load import request_of
 from cmoe.store.log import Store
 from cmoe.store.model import load_model
 
-KEY = "a key for tests"
+pytestmark = pytest.mark.ray  # which the service runs on
+
 ASKING = [{"role": "user", "content": "Which of them?"}]
 FUZZ = int(os.environ.get("CMOE_FUZZ", "500"))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Store]) -> Store:
-    """Two of the three tasks; the third is committed while the service runs."""
-    return copy_prefix(stores["front"], tmp_path_factory.mktemp("growing") / "store", 2)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[ServiceClient]:
-    folder = tmp_path_factory.mktemp("config")
-    file = service_file(folder, poll_s=0.5, reject_unknown=False, limits=LIMITS)
-    environment = {"CMOE_API_KEYS": f"{KEY},another"}
-    with running_service(store.url, "--config", str(file), environment=environment) as running:
-        yield ServiceClient(running, KEY)
-
-
-@pytest.fixture(scope="module")
-def url(service: ServiceClient) -> str:
-    return service.url
-
-
-@pytest.fixture(scope="module")
-def answering(store: Store) -> GrowingVLM:
-    """The model of the first two tasks, in this process."""
-    return load_model(store, load_base(MINI_BASE)[0])
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
 
 
 # OpenAI's client
@@ -82,15 +57,13 @@ def test_models_are_the_locating_one_and_each_task(client: openai.OpenAI) -> Non
 
 
 def test_answers_and_tasks_are_those_of_the_model(
-    client: openai.OpenAI, answering: GrowingVLM, store: Store, tasks: tuple[Task, ...]
+    client: openai.OpenAI, answering: GrowingVLM, tasks: tuple[Task, ...]
 ) -> None:
     for task in tasks[:2]:
         for sample in task.test[:3]:
             for named in (None, task.name):
                 name = "cmoe" if named is None else f"cmoe:{named}"
-                found: Any = client.chat.completions.create(
-                    model=name, messages=asking(sample), max_tokens=TOKENS
-                )
+                found = ask(client, sample, name)
                 text, by = answer_alone(answering, sample, named)
                 assert (found.choices[0].message.content, found.cmoe["task"]) == (text, by)
                 assert found.cmoe["located"] == (named is None)
@@ -129,11 +102,10 @@ def test_a_stream_says_what_the_whole_says(
 
 def test_settings_are_kept(client: openai.OpenAI, tasks: tuple[Task, ...]) -> None:
     """A seed draws the same again, a stop text ends before it, a limit cuts."""
-    messages = asking(tasks[0].test[0])
 
     def said(**more: Any) -> Any:
         made = {"max_tokens": 30, "temperature": 2.0} | more
-        return client.chat.completions.create(model="cmoe", messages=messages, **made).choices[0]
+        return ask(client, tasks[0].test[0], **made).choices[0]
 
     drawn = [said(seed=seed).message.content for seed in (1, 1, 2, 3)]
     assert drawn[0] == drawn[1]
@@ -157,22 +129,13 @@ def test_a_conversation_goes_on(
         ("assistant", "yes"),
         ("user", "And the other?"),
     ]
-    texts: list[Any] = [{"role": role, "content": text} for role, text in turns]
-    for place in (1, 3):  # the turn that shows the picture, in front of its text
-        spoken = [ChatTurn(role, (None, said) if i == place else (said,))
-                  for i, (role, said) in enumerate(turns)]  # fmt: skip
-        with sample.image.open("rb") as file:  # type: ignore[union-attr]
-            inputs = collator().conversation(spoken, Image.open(file).convert("RGB"))
-        found = answering.generate(inputs, "VizWiz", max_new_tokens=TOKENS, do_sample=False)
-        new = found.sequences[:, inputs["input_ids"].shape[1] :]
-        (text,) = collator().tokenizer.batch_decode(new, skip_special_tokens=True)
-        messages = [*texts]
-        messages[place] = asking(sample)[0]
-        messages[place]["content"][1]["text"] = turns[place][1]
+    for shown in (1, 3):  # the turn with the picture
+        inputs, messages = conversation(sample, turns, shown)
+        text, _ = answer_to(answering, inputs, "VizWiz")
         answer = client.chat.completions.create(
             model="cmoe:VizWiz", messages=messages, max_tokens=TOKENS
         )
-        assert answer.choices[0].message.content == text.strip()
+        assert answer.choices[0].message.content == text
 
 
 def test_an_answer_is_said_back_and_models_are_asked_again(
@@ -214,7 +177,9 @@ def test_locating_gives_a_posterior(
         assert max(range(2), key=chances.__getitem__) == min(range(2), key=scores.__getitem__)
 
 
-def test_errors_are_openais(client: openai.OpenAI, url: str, tasks: tuple[Task, ...]) -> None:
+def test_errors_are_openais(
+    service: ServiceClient, client: openai.OpenAI, tasks: tuple[Task, ...]
+) -> None:
     messages = asking(tasks[0].test[0])
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-4o", messages=messages)
@@ -224,9 +189,7 @@ def test_errors_are_openais(client: openai.OpenAI, url: str, tasks: tuple[Task, 
     with pytest.raises(openai.NotFoundError, match=r"did you mean cmoe:VizWiz\?"):
         client.chat.completions.create(model="cmoe:vizwis", messages=messages)
     with pytest.raises(openai.BadRequestError, match=r"Unrecognized request argument.*: colour"):
-        client.chat.completions.create(
-            model="cmoe", messages=messages, extra_body={"colour": "red"}
-        )
+        ask(client, tasks[0].test[0], extra_body={"colour": "red"})
     with pytest.raises(openai.BadRequestError, match="n is 3; a request has one answer"):
         client.chat.completions.create(model="cmoe", messages=messages, n=3)
     with pytest.raises(openai.BadRequestError) as over:
@@ -234,20 +197,8 @@ def test_errors_are_openais(client: openai.OpenAI, url: str, tasks: tuple[Task, 
     assert over.value.param == "max_tokens"
     for key in ("wrong", KEY + "x"):
         with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=f"{url}/v1", api_key=key).models.list()
-    other = openai.OpenAI(base_url=f"{url}/v1", api_key="another")
-    assert len(list(other.models.list())) == 3
-
-
-@pytest.fixture(scope="module")
-def long(client: openai.OpenAI, tasks: tuple[Task, ...]) -> dict[str, Any]:
-    """A request whose answer takes its time."""
-    for sample in tasks[0].test:
-        made: Any = {"model": "cmoe:ScienceQA", "messages": asking(sample), "max_tokens": 300}
-        found = client.chat.completions.create(**made)
-        if found.usage is not None and found.usage.completion_tokens == 300:
-            return dict(made)
-    raise AssertionError("no sample has a long answer")
+            service.openai_client(key).models.list()
+    assert len(list(service.openai_client("another").models.list())) == 3
 
 
 def test_a_client_that_gives_up_frees_its_place(
@@ -258,12 +209,7 @@ def test_a_client_that_gives_up_frees_its_place(
     stream = client.chat.completions.create(stream=True, **long)
     next(iter(stream))
     stream.close()
-
-    def idle() -> bool:
-        _, health = service.get("/healthz")
-        return bool(health["executor"]) and health["executor"]["running"] == 0
-
-    until(idle, minutes=0.25)
+    until(lambda: service.state().get("running") == 0, minutes=0.25)
 
 
 def test_what_is_there_is_shown(service: ServiceClient) -> None:
@@ -279,13 +225,13 @@ def test_what_is_there_is_shown(service: ServiceClient) -> None:
     assert len(examples) == 8
 
 
-def test_figures_for_prometheus_are_by_task(service: ServiceClient, url: str) -> None:
+def test_figures_for_prometheus_are_by_task(service: ServiceClient) -> None:
     wanted = {f"ray_cmoe_{n}_seconds_count/VizWiz" for n in ("queue", "first_token", "token")}
     wanted |= {"ray_cmoe_locate_seconds_count/", "ray_cmoe_requests_total/VizWiz"}
     until(lambda: wanted <= service.metrics().keys())
     assert all(service.metrics()[name] >= 1 for name in wanted)
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{url}/metrics")
+        urllib.request.urlopen(f"{service.url}/metrics")
 
 
 # Defences
@@ -306,16 +252,9 @@ def test_a_bad_request_is_refused_with_its_reason(service: ServiceClient, what: 
 def test_a_large_body_is_refused_before_it_is_read(service: ServiceClient, chunked: bool) -> None:
     gateway = service.replicas()["gateway"]
     before = gateway.memory_info().rss
-
-    def parts() -> Iterator[bytes]:
-        for _ in range(200):
-            yield b"x" * 2**20
-
+    sent = (b"x" * 2**20 for _ in range(200)) if chunked else b"x" * (64 * 2**20)
     try:
-        if chunked:
-            status, body, _ = service.post("/v1/chat/completions", parts())
-        else:
-            status, body, _ = service.post("/v1/chat/completions", b"x" * (64 * 2**20))
+        status, body, _ = service.post("/v1/chat/completions", sent)
         assert (status, body["error"]["code"]) == (413, "body_too_large")
     except (BrokenPipeError, ConnectionResetError):
         pass  # hung up on while it was still sending: as good
@@ -378,10 +317,7 @@ def test_after_many_bad_requests_it_still_answers(
     statuses = {r.status for r in replies}
     assert statuses <= {200, 400, 404}, [r for r in replies if r.status not in (200, 400, 404)][:3]
     assert 400 in statuses
-    found = client.chat.completions.create(
-        model="cmoe", messages=asking(tasks[0].test[0]), max_tokens=2
-    )
-    assert found.choices[0].finish_reason
+    assert ask(client, tasks[0].test[0], max_tokens=2).choices[0].finish_reason
 
 
 # Growth and loss, under load
@@ -390,7 +326,7 @@ def test_after_many_bad_requests_it_still_answers(
 def test_a_primitive_is_taken_without_a_restart(
     service: ServiceClient,
     client: openai.OpenAI,
-    store: Store,
+    growing_store: Store,
     stores: dict[str, Store],
     answering: GrowingVLM,
     tasks: tuple[Task, ...],
@@ -399,13 +335,13 @@ def test_a_primitive_is_taken_without_a_restart(
     samples = [*tasks[0].test[:10], *tasks[1].test[:10]]
     bodies = [request_of(sample, tokens=TOKENS) for sample in samples]
     thread, replies = service.load(bodies * 6)
-    broken = Path(store.url) / "002.json"
+    broken = Path(growing_store.url) / "002.json"
     broken.write_text('{"index": 2, "task": "Broken"}')
     until(lambda: "002.json" in (service.state().get("refused") or ""))
     assert service.state()["version"]["tasks"] == 2
     assert service.get("/healthz")[1]["status"] == "degraded"
     broken.unlink()
-    record = store.append(stores["front"].read(2))
+    record = growing_store.append(stores["front"].read(2))
     for part in ("executor", "locator"):
         until(
             lambda part=part: service.state(part).get("version", {}).get("digest") == record.digest
@@ -420,9 +356,7 @@ def test_a_primitive_is_taken_without_a_restart(
     names = [m.id for m in client.models.list()]
     assert names[-1] == "cmoe:Grounding"
     sample, whole = tasks[2].test[0], load_model(stores["front"], load_base(MINI_BASE)[0])
-    found: Any = client.chat.completions.create(
-        model="cmoe", messages=asking(sample), max_tokens=TOKENS
-    )
+    found = ask(client, sample)
     assert (found.choices[0].message.content, found.cmoe["task"]) == answer_alone(whole, sample)
     assert found.cmoe["store_version"] == f"3-{record.digest[:12]}"
 
@@ -440,16 +374,15 @@ def test_a_killed_executor_comes_back_by_itself(
     assert set(statuses) <= {200, 429, 503, 504}, set(statuses)
     assert 200 in statuses
     until(lambda: service.get("/readyz")[0] == 200)
-    found = client.chat.completions.create(
-        model="cmoe", messages=asking(tasks[0].test[0]), max_tokens=2
-    )
-    assert found.choices[0].finish_reason
+    assert ask(client, tasks[0].test[0], max_tokens=2).choices[0].finish_reason
 
 
-def test_a_taken_port_is_refused(url: str, store: Store) -> None:
+def test_a_taken_port_is_refused(service: ServiceClient, growing_store: Store) -> None:
     """Two services would share it, and each would get some of the requests."""
-    port = urlsplit(url).port
-    other = read_service(CONFIGS / "serve_mini.yaml", store=store.url, port=port, auth=False)
+    port = urlsplit(service.url).port
+    other = read_service(
+        CONFIGS / "serve_mini.yaml", store=growing_store.url, port=port, auth=False
+    )
     with pytest.raises(ServiceError, match=f"port {port} is taken"), serving(other):
         pass
     with socket.create_connection(("127.0.0.1", port or 0)):

@@ -7,21 +7,26 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+import openai
 import psutil
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from support.mini_store import collator
 from support.service import RunningService
+from torch import Tensor
 
+from cmoe.data.batches import ChatTurn
 from cmoe.data.samples import Sample
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
 from cmoe.serving.load import Outcome, drive
 
+KEY = "a key for tests"
 TOKENS = 12  # of an answer
 
 Response = tuple[int, Any, Mapping[str, str]]
@@ -43,6 +48,10 @@ class ServiceClient:
     @property
     def url(self) -> str:
         return self.running.url
+
+    def openai_client(self, key: str | None = None) -> openai.OpenAI:
+        """OpenAI's own client, with this key or another."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0)
 
     def post(self, path: str, body: bytes | Iterator[bytes], **headers: str) -> Response:
         """Send a body, whatever it is made of; an empty header isn't sent."""
@@ -108,11 +117,38 @@ def asking(sample: Sample) -> list[Any]:
     return [{"role": "user", "content": content}]
 
 
+def conversation(
+    sample: Sample, turns: Sequence[tuple[str, str]], shown: int
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """A prompt of roles and texts, and its messages; one turn shows the sample's picture first."""
+    spoken = [
+        ChatTurn(role, (None, text) if i == shown else (text,))
+        for i, (role, text) in enumerate(turns)
+    ]
+    messages: list[Any] = [{"role": role, "content": text} for role, text in turns]
+    (messages[shown],) = asking(replace(sample, text=turns[shown][1]))
+    assert sample.image is not None
+    with sample.image.open("rb") as file:
+        return collator().conversation(spoken, Image.open(file).convert("RGB")), messages
+
+
+def ask(client: openai.OpenAI, sample: Sample, model: str = "cmoe", **more: Any) -> Any:
+    """The service's answer to a sample's question."""
+    given = {"max_tokens": TOKENS} | more
+    return client.chat.completions.create(model=model, messages=asking(sample), **given)
+
+
 def answer_alone(
     model: GrowingVLM, sample: Sample, task: str | None = None
 ) -> tuple[str, str | None]:
     """Answer and task of a sample alone, by the base's own `generate`; no task for the base."""
-    inputs = collator().prompts([sample])
+    return answer_to(model, collator().prompts([sample]), task)
+
+
+def answer_to(
+    model: GrowingVLM, inputs: dict[str, Tensor], task: str | None = None
+) -> tuple[str, str | None]:
+    """The same for a prompt."""
     found = model.generate(inputs, task, max_new_tokens=TOKENS, do_sample=False)
     new = found.sequences[:, inputs["input_ids"].shape[1] :]
     (text,) = collator().tokenizer.batch_decode(new, skip_special_tokens=True)
