@@ -4,8 +4,7 @@ VENV ?= .venv
 # For example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a CPU build of torch.
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
-# One more than the cores that the tests are made for: jobs wait for each other as often.
-SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install browser stream compare serve test test-fast chaos check format bench base docs clean
 

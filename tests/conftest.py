@@ -32,6 +32,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # model ten times its time. Processes that tests start inherit it; torch reads it when imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray would have each cluster that it starts here ask for a token, which it would write where the
+# user has his own; tests that are about tokens say so.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
 # Tests leave nothing in the user's own cache of data sets; the library reads this when imported.
 os.environ["HF_DATASETS_CACHE"] = str(Path(tempfile.gettempdir(), f"cmoe-tests-{os.getuid()}"))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cmoe.common.errors import RunError
 
+TOKEN = "RAY_AUTH_MODE"
 ATTEMPTS, PAUSE_S = 3, 2.0  # to join a cluster, which may be busy
 
 
@@ -45,5 +46,6 @@ def connect(address: str | None = None, **alone: Any) -> None:
             if attempt == ATTEMPTS:
                 raise RunError(
                     f"no Ray cluster answers at {named} (cluster.address, or RAY_ADDRESS): {error}"
+                    f"{'' if TOKEN in os.environ else f'. If it asks for a token: {TOKEN}=token'}"
                 ) from error
             time.sleep(PAUSE_S)

@@ -39,7 +39,7 @@ class RunningService:
     def replicas(self) -> dict[str, psutil.Process]:
         """Processes of its replicas, by deployment."""
         found = {}
-        for process in psutil.Process(self.pid).children(recursive=True):
+        for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 title = " ".join(process.cmdline())
                 if title.startswith("ray::ServeReplica:cmoe:"):
