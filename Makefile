@@ -34,9 +34,9 @@ serve: install
 test: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations 20
 
-# All that start neither Ray nor a group of workers.
+# All that start neither Ray nor a group of workers nor a server.
 test-fast: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not group"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not group and not server"
 
 # Kills workers, drivers and nodes of a short stream, 20 in all; about 15 minutes.
 chaos: install

@@ -46,8 +46,10 @@ FORKS = pytest.StashKey[ExitStack]()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they start, and run the longest first: nothing is left for the end."""
     for item in items:
-        for mark in marks_of(item.module) if isinstance(item, pytest.Function) else ():
-            item.add_marker(mark)
+        if isinstance(item, pytest.Function):
+            servers = {"s3_server", "browser"} & {*item.fixturenames}
+            for mark in marks_of(item.module) | ({"server"} if servers else set()):
+                item.add_marker(mark)
     items.sort(key=lambda item: [item.get_closest_marker(m) is None for m in ("ray", "group")])
 
 

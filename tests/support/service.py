@@ -30,14 +30,12 @@ class RunningService:
 
     Attributes:
         url: Its URL, without a slash at the end.
-        pid: Id of the process that started it.
     """
 
     url: str
-    pid: int
 
     def replicas(self) -> dict[str, psutil.Process]:
-        """Processes of its replicas, by deployment."""
+        """Processes of its replicas, by deployment; they are of this process's making."""
         found = {}
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -88,7 +86,7 @@ def running_service(
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the service didn't come up:\n{_written(errors)}")
                 time.sleep(0.2)
-            yield RunningService(f"http://127.0.0.1:{port}", process.pid)
+            yield RunningService(f"http://127.0.0.1:{port}")
         finally:
             process.terminate()
             try:
