@@ -48,7 +48,7 @@ class CMoE:
         seed: int,
     ) -> None:
         self._base_flops = decoder_flops(base)
-        self.module = GrowingVLM(base, top_k=experts.top_k, locator=locator)
+        self.module = GrowingVLM(base, top_k=experts.top_k, gates=experts.gates, locator=locator)
         self.base_digest = self.module.base_digest
         self.base_parameters = self.module.base_parameters
         self.experts = experts
@@ -70,8 +70,9 @@ class CMoE:
             return self._base_flops
         total = 0
         for ffn in self.module.ffns:
-            count = len(ffn.routers.router(task))
-            used = sorted(ffn.frozen.ranks[:count])[-self.experts.top_k :]
+            count, own = len(ffn.routers.router(task)), ffn.routers.always_on(task)
+            older, always = ffn.frozen.ranks[: count - own], ffn.frozen.ranks[count - own : count]
+            used = [*always, *sorted(older, reverse=True)[: ffn.routers.used(task) - own]]
             total += 2 * (sum(used) * sum(ffn.widths) + count * ffn.hidden_size)
         return total
 
@@ -216,7 +217,7 @@ class CMoE:
         """Train probes in every layer, measure them, and take them away again."""
         train, measure = split(samples, self.probe, seed_of(self.seed, task, "probe split"))
         layers = range(len(self.module.ffns))
-        self._grow(task, dict.fromkeys(layers, self.probe.experts), "probe", {})
+        self._grow(task, dict.fromkeys(layers, self.probe.experts), "probe", {}, always=False)
         trainer.fit("probe", train, self._loss(task), steps=self.probe.steps)
         probing = self._measure(task, measure, trainer)
         probes = self.module.learning()
@@ -294,7 +295,15 @@ class CMoE:
 
     # Training
 
-    def _grow(self, task: str, experts: dict[int, int], use: str, init: dict[str, Tensor]) -> None:
+    def _grow(
+        self,
+        task: str,
+        experts: dict[int, int],
+        use: str,
+        init: dict[str, Tensor],
+        *,
+        always: bool = True,
+    ) -> None:
         self.module.grow(
             task,
             experts,
@@ -302,6 +311,7 @@ class CMoE:
             lora_alpha=self.experts.lora_alpha,
             seed=seed_of(self.seed, task, use),
             init=init,
+            always=always,
         )
 
     def _loss(self, task: str) -> Any:

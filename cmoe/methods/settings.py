@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmoe.common.bounds import require
+from cmoe.modeling.settings import GateForm
 
 Score = Literal["frequency", "excess", "loss_gain", "random"]
 Init = Literal["used", "probe", "fresh"]
@@ -22,6 +23,9 @@ class ExpertsConfig:
         rank: Of their LoRA pairs.
         lora_alpha: Their scale is `lora_alpha / rank`.
         top_k: Experts per token.
+        gates: `renormalized` over a token's experts (paper); `softmax`, as the router has them; or
+            `residual`: the task's own experts always work, and older ones are added with gates
+            that begin at zero.
         per_layer: New experts in a layer that grows; the first task's in every layer.
         balance_weight: Weight of the balance loss, which is summed over layers.
         usage_samples: Training samples on which each expert's use is recorded.
@@ -30,6 +34,7 @@ class ExpertsConfig:
     rank: int = 8
     lora_alpha: float = 16.0
     top_k: int = 2
+    gates: GateForm = "renormalized"
     per_layer: int = 1
     balance_weight: float = 0.01
     usage_samples: int = 256

@@ -12,6 +12,7 @@ from cmoe.modeling.base import FFNSite
 from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, fresh_pair
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import Routing, TaskRouters
+from cmoe.modeling.settings import GateForm
 
 ROUTER_STD = 0.02
 
@@ -37,10 +38,13 @@ class GrowingFFN(nn.Module):
         site: Where the layer keeps its FFN.
         layer: The layer's index; names its tensors in a primitive.
         top_k: Experts per token.
+        gates: Their form.
         context: The current pass, shared by all layers.
     """
 
-    def __init__(self, site: FFNSite, layer: int, top_k: int, context: Context) -> None:
+    def __init__(
+        self, site: FFNSite, layer: int, top_k: int, gates: GateForm, context: Context
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.ffn = site.ffn
@@ -54,7 +58,7 @@ class GrowingFFN(nn.Module):
             self.maps[name] = ExpertLinear(linear, self._call)
             setattr(self.ffn.get_submodule(parent), leaf, self.maps[name])
         weight = self.maps[site.maps[0]].linear.weight
-        self.routers = TaskRouters(layer, site.hidden_size, top_k, weight)
+        self.routers = TaskRouters(layer, site.hidden_size, top_k, gates, weight)
         linears = [m.linear for m in self.maps.values()]
         self.widths = tuple(n for m in linears for n in (m.in_features, m.out_features))
         self.frozen = ExpertStack((), (), 0, self.widths, weight.device)
@@ -82,8 +86,10 @@ class GrowingFFN(nn.Module):
         scale: float,
         init: Mapping[str, Tensor],
         generator: torch.Generator,
+        *,
+        always: bool,
     ) -> None:
-        """Gain `count` experts and a router to be trained.
+        """Gain `count` experts and a router to be trained; `always` is `TaskRouters.learn`'s.
 
         Every tensor that `init` names as a primitive would is taken from there.
 
@@ -102,7 +108,7 @@ class GrowingFFN(nn.Module):
             ranks, scales = (rank,) * count, (scale,) * count
             self.learning = ExpertStack(ranks, scales, start, self.widths, device)
         router = torch.randn(total, self.hidden_size, generator=generator) * ROUTER_STD
-        self.routers.learn(_start(init, self.router_key, router), len(self.frozen))
+        self.routers.learn(_start(init, self.router_key, router), len(self.frozen), always=always)
 
     def learned(self, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The experts and the router being learned, on the CPU, named as in a primitive."""
@@ -149,7 +155,8 @@ class GrowingFFN(nn.Module):
             ranks, scales = zip(*new, strict=True)
             ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
             self.frozen = ExpertStack(ranks, scales, 0, self.widths, self.frozen.scale_e.device)
-        self.routers.freeze([p.routers.get(self.router_key) for p in primitives])
+        own = [len(p.experts[first]) if first in p.experts else 0 for p in primitives]
+        self.routers.freeze([p.routers.get(self.router_key) for p in primitives], own)
 
     def check(self, primitive: Primitive, before: int) -> int:
         """How many experts this layer has once `primitive` is added to `before` ones.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from cmoe.modeling.locator import Location, locate, make_bank
 from cmoe.modeling.outputs import Generation, GrowingOutput, Inputs, RoutedPass, Tasks
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Routing
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import GateForm, LocatorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +42,9 @@ class GrowingVLM(nn.Module):
         base: Any vision-language model whose decoder's FFNs are made of linear maps. It is
             frozen, and its FFNs are wrapped in place.
         top_k: Experts per token, for all tasks.
+        gates: How a router's probabilities become gates: `renormalized` over a token's experts (the
+            paper's), `softmax`, as they are, or `residual`: a task's own experts always work, and
+            older ones are added to them.
         locator: How samples are matched to tasks.
 
     Attributes:
@@ -50,11 +53,16 @@ class GrowingVLM(nn.Module):
 
     Raises:
         UnsupportedModelError: The base has no such FFNs.
-        ValueError: `top_k` or the locator's layer is out of range.
+        ValueError: `top_k` or the locator's layer is out of range, or `gates` has no such form.
     """
 
     def __init__(
-        self, base: PreTrainedModel, *, top_k: int = 2, locator: LocatorConfig | None = None
+        self,
+        base: PreTrainedModel,
+        *,
+        top_k: int = 2,
+        gates: GateForm = "renormalized",
+        locator: LocatorConfig | None = None,
     ) -> None:
         super().__init__()
         sites = find_ffns(base)
@@ -66,18 +74,22 @@ class GrowingVLM(nn.Module):
             )
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; a token needs at least one expert")
+        if gates not in get_args(GateForm):
+            raise ValueError(f"gates is {gates!r}; {', '.join(get_args(GateForm))}")
         self.base_digest = fingerprint(base)
         self.base_parameters = sum(p.numel() for p in base.parameters())
         self.base: PreTrainedModel = base
         freeze(base)
-        self.top_k = top_k
+        self.top_k, self.gates = top_k, gates
         self.locator = replace(locator, layer=len(sites) if locator.layer < 0 else locator.layer)
         self.bank = make_bank(locator)
         self.reject_unknown = False
         self.tasks: tuple[str, ...] = ()
         self._learning: Primitive | None = None  # its tensors are still parameters
         self._context = Context()
-        self.ffns = tuple(GrowingFFN(s, i, top_k, self._context) for i, s in enumerate(sites))
+        self.ffns = tuple(
+            GrowingFFN(s, i, top_k, gates, self._context) for i, s in enumerate(sites)
+        )
         self.eval()
 
     @property
@@ -86,7 +98,7 @@ class GrowingVLM(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """The model-wide choices, as a store keeps them."""
-        return {"top_k": self.top_k, "locator": asdict(self.locator)}
+        return {"top_k": self.top_k, "gates": self.gates, "locator": asdict(self.locator)}
 
     # Running
 
@@ -266,6 +278,7 @@ class GrowingVLM(nn.Module):
         lora_alpha: float,
         seed: int,
         init: Mapping[str, Tensor] | None = None,
+        always: bool = True,
     ) -> list[nn.Parameter]:
         """Begin a task: add trainable experts, and a router to every layer that has experts.
 
@@ -276,6 +289,7 @@ class GrowingVLM(nn.Module):
             lora_alpha: Their scale is `lora_alpha / rank`.
             seed: Of the fresh weights; no global random state is used.
             init: Weights to start from instead, named as in a `Primitive`.
+            always: Whether the new experts always work, where `gates` is `residual`.
 
         Returns:
             The parameters to train: all that require a gradient.
@@ -299,7 +313,7 @@ class GrowingVLM(nn.Module):
         try:
             for ffn in self.ffns:
                 count = experts.get(ffn.layer, 0)
-                ffn.learn(count, rank, lora_alpha / rank, init or {}, generator)
+                ffn.learn(count, rank, lora_alpha / rank, init or {}, generator, always=always)
         except ValueError:
             self.discard()
             raise

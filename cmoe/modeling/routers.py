@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmoe.modeling.experts import Gates
+from cmoe.modeling.settings import GateForm
 
 BASE = -1  # the task of a sample that the base alone answers
 
@@ -72,19 +73,26 @@ class TaskRouters(nn.Module):
         layer: Index of the decoder layer.
         hidden_size: Width `d` of the FFN's input.
         top_k: Experts per token.
+        form: How gates are made of a router's probabilities.
     """
 
     rows: Tensor
     starts: Tensor
     counts: Tensor
+    own: Tensor
 
-    def __init__(self, layer: int, hidden_size: int, top_k: int, like: Tensor) -> None:
+    def __init__(
+        self, layer: int, hidden_size: int, top_k: int, form: GateForm, like: Tensor
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.top_k = top_k
+        self.form = form
         self.weight: nn.Parameter | None = None
         self._older = 0  # experts that the router being learned finds here
+        self._always = False  # whether the experts beside them always work
         self._sizes: list[int] = []
+        self._own: list[int] = []
         self.register_buffer("rows", like.new_empty(0, hidden_size), persistent=False)
         self._index()
 
@@ -97,53 +105,109 @@ class TaskRouters(nn.Module):
         start = sum(self._sizes[:task])
         return self.rows[start : start + self._sizes[task]]
 
-    def learn(self, weight_ed: Tensor, older: int) -> None:
-        """Take the router of the task being learned as a parameter; `older` experts exist."""
-        self._older = older
+    def learn(self, weight_ed: Tensor, older: int, *, always: bool) -> None:
+        """Take the router of the task being learned as a parameter.
+
+        Args:
+            weight_ed: What it starts from.
+            older: Experts that exist; the others are the task's own.
+            always: Whether the own ones always work where the form of the gates says so. Probes
+                don't: they are to win their tokens.
+        """
+        self._older, self._always = older, always
         self.weight = nn.Parameter(weight_ed.to(self.rows, copy=True))
 
-    def freeze(self, weights: Sequence[Tensor | None]) -> None:
-        """Append the routers of finished tasks; None for a task without a router here."""
+    def freeze(self, weights: Sequence[Tensor | None], own: Sequence[int]) -> None:
+        """Append the routers of finished tasks; None for a task without a router here.
+
+        Args:
+            weights: Of each task.
+            own: The last so many experts of each are its own.
+        """
         present = [w.to(self.rows) for w in weights if w is not None]
         self.rows = torch.cat([self.rows, *present])
         self._sizes += [0 if w is None else len(w) for w in weights]
+        self._own += own
         self._index()
 
     def _index(self) -> None:
         starts = torch.tensor([0, *accumulate(self._sizes)][: len(self._sizes)], dtype=torch.long)
         counts = torch.tensor(self._sizes, dtype=torch.long)
+        own = torch.tensor(self._own, dtype=torch.long)
         self.register_buffer("starts", starts.to(self.rows.device), persistent=False)
         self.register_buffer("counts", counts.to(self.rows.device), persistent=False)
+        self.register_buffer("own", own.to(self.rows.device), persistent=False)
+
+    def always_on(self, task: int, *, older: bool = False) -> int:
+        """How many of a task's experts work for all of its tokens: its own ones, or none."""
+        if self.form != "residual":
+            return 0
+        if task < len(self._own):
+            return self._own[task]
+        own = 0 if self.weight is None else len(self.weight) - self._older
+        return own if self._always and not older else 0
+
+    def used(self, task: int) -> int:
+        """How many experts a token of a learned task uses."""
+        return slots(self._sizes[task], self.always_on(task), self.top_k)
 
     def forward(self, hidden_bsd: Tensor, routing: Routing) -> Gates | None:
         """Gates of a batch; None where no sample of it has a router at this layer."""
         tasks = set(routing.tasks) - {BASE}
-        learning = self.router(len(self._sizes), older=self.layer in routing.without)
+        older = self.layer in routing.without
+        learning = self.router(len(self._sizes), older=older)
         sizes = (*self._sizes, len(learning))
         count = max((sizes[t] for t in tasks), default=0)
         if count == 0:
             return None
+        own = {t: self.always_on(t, older=older) for t in tasks}
+        routed_n = None
         if len(tasks) == 1:
-            task = tasks.pop()
+            (task,) = tasks
             router = learning if task == len(self._sizes) else self.router(task)
             logits_bse = F.linear(hidden_bsd, router)
             routed_b = routing.ids != BASE if BASE in routing.tasks else None
         else:
-            logits_bse, routed_b = self._mixed_logits(hidden_bsd, routing, count, learning)
+            logits_bse, counts_b = self._mixed_logits(hidden_bsd, routing, count, learning)
+            routed_b = counts_b > 0
         probs_ne = logits_bse.float().softmax(-1).flatten(0, 1)
-        gates = choose_experts(probs_ne, self.top_k)
-        routed_n = None
+        if not any(own.values()):
+            gates = choose_experts(probs_ne, self.top_k, renormalize=self.form != "softmax")
+        elif len(tasks) == 1:
+            gates = add_to_own(probs_ne, own[task], self.top_k)
+        else:
+            own_b = self._own_of(routing.ids, own.get(len(self._sizes), 0))
+            most = max(slots(sizes[t], own[t], self.top_k) for t in tasks)
+            length = hidden_bsd.shape[1]
+            gates = choose_mixed(
+                probs_ne,
+                counts_b.repeat_interleave(length),
+                own_b.repeat_interleave(length),
+                self.top_k,
+                most,
+            )
         if routed_b is not None:
             routed_n = routed_b.repeat_interleave(hidden_bsd.shape[1])
             gates = Gates(gates.weights * routed_n.unsqueeze(1), gates.experts, count)
         if routing.record is not None:
-            routing.record.append(self._usage(probs_ne, gates, routing, routed_n))
+            usage = self._usage(probs_ne, gates, routing, routed_n)
+            if any(own.values()):  # there is nothing to balance: older ones needn't be used
+                usage = usage._replace(balance=torch.zeros_like(usage.balance))
+            routing.record.append(usage)
         return gates
+
+    def _own_of(self, ids: Tensor, learning: int) -> Tensor:
+        """How many experts always work for each sample [B]."""
+        if not self._own:
+            return torch.full_like(ids, learning)
+        frozen_b = (ids >= 0) & (ids < len(self._own))
+        own_b = self.own[ids.where(frozen_b, 0)] * frozen_b
+        return own_b.where(ids != len(self._own), learning)
 
     def _mixed_logits(
         self, hidden_bsd: Tensor, routing: Routing, count: int, learning_ed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits [B, S, E] of a batch of several tasks, and which samples have a router here."""
+        """Logits [B, S, E] of a batch of several tasks, and each sample's experts here [B]."""
         if self.layer not in routing.gathered:
             routing.gathered[self.layer] = self._gather(routing.ids, count)
         rows_bed, counts_b = routing.gathered[self.layer]
@@ -157,7 +221,7 @@ class TaskRouters(nn.Module):
         missing_be = torch.arange(count, device=counts_b.device) >= counts_b[:, None]
         # Finite, so that a sample without a router yields numbers; its gates become 0 in the end.
         lowest = torch.finfo(logits_bse.dtype).min
-        return logits_bse.masked_fill(missing_be[:, None], lowest), counts_b > 0
+        return logits_bse.masked_fill(missing_be[:, None], lowest), counts_b
 
     def _gather(self, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The samples' frozen routers [B, E, d], and how many experts each chooses among [B]."""
@@ -185,8 +249,16 @@ class TaskRouters(nn.Module):
             return Usage(self.layer, counts_n @ largest_ne.float(), counts_n @ gates_ne, balance)
 
 
-def choose_experts(probs_ne: Tensor, top_k: int) -> Gates:
-    """Gates of each token: the top `k = min(top_k, E)` probabilities, renormalised.
+def slots(count: int, own: int, top_k: int) -> int:
+    """How many of `count` experts a token uses, of which the last `own` always work.
+
+    Its own ones and `top_k` in all, but of the older ones one at least.
+    """
+    return own + min(count - own, max(top_k - own, 1 if own else top_k))
+
+
+def choose_experts(probs_ne: Tensor, top_k: int, *, renormalize: bool = True) -> Gates:
+    """Gates of each token: the top `k = min(top_k, E)` probabilities, renormalised in the paper.
 
     With one expert a token the gate is the probability itself: renormalised it would be 1, and
     the router would get no gradient.
@@ -197,9 +269,46 @@ def choose_experts(probs_ne: Tensor, top_k: int) -> Gates:
         experts = torch.arange(count, device=probs_ne.device).expand_as(probs_ne)
         return Gates(probs_ne, experts, count)
     weights, experts = probs_ne.topk(k, dim=-1)
-    if k > 1:
+    if k > 1 and renormalize:
         weights = weights / weights.sum(-1, keepdim=True)
     return Gates(weights, experts, count)
+
+
+def add_to_own(probs_ne: Tensor, own: int, top_k: int) -> Gates:
+    """Gates of tokens whose last `own` experts always work, with gate 1.
+
+    The likeliest older ones are added with gate `p_e - 1/E`: nothing where the router prefers none,
+    as at its start, and a gradient there too.
+    """
+    tokens, count = probs_ne.shape
+    older = count - own
+    weights, experts = probs_ne[:, :older].topk(slots(count, own, top_k) - own, dim=-1)
+    always = torch.arange(older, count, device=probs_ne.device).expand(tokens, own)
+    gates = torch.cat([weights - 1 / count, weights.new_ones(tokens, own)], 1)
+    return Gates(gates, torch.cat([experts, always], 1), count)
+
+
+def choose_mixed(probs_ne: Tensor, counts_n: Tensor, own_n: Tensor, top_k: int, most: int) -> Gates:
+    """As `choose_experts` and `add_to_own`, for tokens of several tasks.
+
+    Args:
+        probs_ne: 0 for experts that a token's task doesn't know.
+        counts_n: How many it knows.
+        own_n: The last so many of them always work.
+        top_k: Experts per token.
+        most: Experts that a token of any of the tasks uses.
+    """
+    places = torch.arange(probs_ne.shape[1], device=probs_ne.device)
+    own_ne = (places >= (counts_n - own_n)[:, None]) & (places < counts_n[:, None])
+    experts = probs_ne.masked_fill(own_ne, 2.0).topk(most, dim=-1).indices
+    slots_n = own_n + (top_k - own_n).clamp_min(torch.where(own_n > 0, 1, top_k))
+    slots_n = slots_n.minimum(counts_n)
+    probs_nk = probs_ne.gather(1, experts) * (places[:most] < slots_n[:, None])
+    whole_n1 = probs_nk.sum(1, keepdim=True) if top_k > 1 else torch.ones_like(probs_nk[:, :1])
+    weights = probs_nk / whole_n1.clamp_min(torch.finfo(probs_nk.dtype).tiny)
+    added = torch.where(probs_nk > 0, probs_nk - 1 / counts_n.clamp_min(1)[:, None], 0)
+    added = added.masked_fill(own_ne.gather(1, experts), 1.0)
+    return Gates(weights.where(own_n[:, None] == 0, added), experts, probs_ne.shape[1])
 
 
 def balance_loss(probs_ne: Tensor, experts_nk: Tensor, counts_n: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ MIN_SAMPLES = 8
 
 Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
+GateForm = Literal["renormalized", "softmax", "residual"]
 
 
 MINI_BASE = Path(__file__).parents[1] / "mini" / "base"

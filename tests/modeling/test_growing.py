@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,18 @@ def _way(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+GROWN = [(family, "renormalized") for family in CONFIGS] + [
+    ("llava", "softmax"),
+    ("llava", "residual"),
+]
+
+
+@pytest.mark.parametrize(("family", "gates"), GROWN)
 @torch.no_grad()
-def test_later_tasks_leave_every_bit_of_earlier_ones(family: str) -> None:
+def test_later_tasks_leave_every_bit_of_earlier_ones(family: str, gates: Any) -> None:
     inputs = make_inputs(family)
     untouched = untouched_base(family)(**inputs).logits
-    model = GrowingVLM(make_base(family))
+    model = GrowingVLM(make_base(family), gates=gates)
     assert torch.equal(model(inputs, BASE).logits, untouched)
     seen: dict[str, Tensor] = {}
     answers: dict[str, Tensor] = {}
@@ -49,10 +56,10 @@ def test_later_tasks_leave_every_bit_of_earlier_ones(family: str) -> None:
             assert (a - b).abs().max() > 0.01, "each task answers in its own way"
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("family", "gates"), GROWN)
 @torch.no_grad()
-def test_a_mixed_batch_gives_each_sample_its_own_tasks_answer(family: str) -> None:
-    model = grown(family)
+def test_a_mixed_batch_gives_each_sample_its_own_tasks_answer(family: str, gates: Any) -> None:
+    model = grown(family, gates=gates)
     inputs = make_inputs(family, batch=6)
     tasks = ["fourth", BASE, "first", "third", "second", "fourth"]
     mixed = model(inputs, tasks).logits

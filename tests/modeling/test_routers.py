@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from support.devices import on_device
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from cmoe.modeling.routers import BASE, Routing, TaskRouters, balance_loss, choose_experts
+from cmoe.modeling.routers import (
+    BASE,
+    Routing,
+    TaskRouters,
+    add_to_own,
+    balance_loss,
+    choose_experts,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -34,6 +41,48 @@ def test_a_single_expert_per_token_keeps_its_probability_so_that_the_router_lear
     choose_experts(logits.softmax(-1), top_k=1).weights.sum().backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
+
+
+@on_device
+def test_gates_that_are_not_renormalised_are_the_probabilities() -> None:
+    probs = torch.randn(5, 4).softmax(-1)
+    gates = choose_experts(probs, 2, renormalize=False)
+    torch.testing.assert_close(gates.weights, probs.gather(1, gates.experts))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    older=st.integers(0, 5),
+    own=st.integers(1, 3),
+    top_k=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)
+@on_device
+def test_own_experts_always_work_and_the_likeliest_older_ones_are_added(
+    older: int, own: int, top_k: int, seed: int
+) -> None:
+    """`y = sum_own E(x) + sum_e (p_e - 1/E) E_e(x)`, over one older expert at least."""
+    torch.manual_seed(seed)
+    probs = torch.randn(5, older + own).softmax(-1)
+    gates = add_to_own(probs, own, top_k)
+    dense = torch.zeros(5, older + own).scatter(1, gates.experts, gates.weights)
+    count = min(older, max(top_k - own, 1))
+    for p, found in zip(probs, dense, strict=True):
+        wanted = torch.zeros(older + own)
+        wanted[older:] = 1
+        for e in sorted(range(older), key=lambda e: -p[e])[:count]:
+            wanted[e] = p[e] - 1 / (older + own)
+        torch.testing.assert_close(found, wanted)
+
+
+@on_device
+def test_a_router_that_prefers_none_adds_nothing_and_learns() -> None:
+    logits = torch.zeros(4, 3, requires_grad=True)
+    gates = add_to_own(logits.softmax(-1), 1, 2)
+    assert gates.weights[:, 0].abs().max() < 1e-7
+    gates.weights[:, 0].sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum(1) > 0.1).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -62,15 +111,18 @@ def test_balance_loss_is_one_where_experts_are_used_evenly() -> None:
     assert balance_loss(one_sided, crowded, torch.ones(4)).item() == pytest.approx(2.0)
 
 
-@pytest.fixture
+@pytest.fixture(params=["renormalized", "softmax", "residual"])
 @on_device
-def routers() -> TaskRouters:
-    """Tasks 0 and 1 with 2 and 4 experts, task 2 without a router here, task 3 being learned."""
+def routers(request: pytest.FixtureRequest) -> TaskRouters:
+    """Tasks 0 and 1 with 2 and 4 experts, task 2 without a router here, task 3 being learned.
+
+    Tasks 1 and 3 have two experts of their own.
+    """
     torch.manual_seed(0)
-    routers = TaskRouters(0, 8, 2, torch.empty(0))
-    routers.freeze([torch.randn(2, 8)])
-    routers.freeze([torch.randn(4, 8), None])
-    routers.learn(torch.randn(5, 8), older=3)
+    routers = TaskRouters(0, 8, 2, request.param, torch.empty(0))
+    routers.freeze([torch.randn(2, 8)], [2])
+    routers.freeze([torch.randn(4, 8), None], [2, 0])
+    routers.learn(torch.randn(5, 8), older=3, always=True)
     return routers
 
 
@@ -102,7 +154,10 @@ def test_the_record_counts_tokens_of_routed_samples_without_padding(routers: Tas
     assert gates is not None
     (usage,) = routing.record or ()
     assert usage.largest.sum().item() == 7
-    assert usage.gates.sum().item() == pytest.approx(7.0, abs=1e-5)
+    whole = {"renormalized": 7.0, "residual": 7 * 2.0}
+    if routers.form in whole:  # the two own ones always work; the older one is added
+        added = usage.gates[:3].sum().item() if routers.form == "residual" else 0.0
+        assert usage.gates.sum().item() == pytest.approx(whole[routers.form] + added, abs=1e-5)
     probs = torch.nn.functional.linear(hidden, routers.router(3)).softmax(-1)
     counted = [probs[0, 1], probs[0, 2], probs[0, 3], *probs[2]]
     wanted = torch.stack([torch.bincount(p.argmax()[None], minlength=5) for p in counted]).sum(0)

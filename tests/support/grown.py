@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import GateForm, LocatorConfig
 
 SMALL = LocatorConfig(hidden=16, latent=4, steps=40, batch_size=16)
 
@@ -48,8 +48,12 @@ def learn(model: GrowingVLM, task: str, locator: bool = False) -> Primitive:
     return model.commit(entry)
 
 
-def grown(family: str = "llava", locator: LocatorConfig | None = None) -> GrowingVLM:
-    model = GrowingVLM(make_base(family), locator=locator)
+def grown(
+    family: str = "llava",
+    locator: LocatorConfig | None = None,
+    gates: GateForm = "renormalized",
+) -> GrowingVLM:
+    model = GrowingVLM(make_base(family), gates=gates, locator=locator)
     for task in STREAM:
         learn(model, task, locator=locator is not None)
     return model
