@@ -23,7 +23,7 @@ from cmoe.modeling.base import (
 )
 from cmoe.modeling.ffn import Context, GrowingFFN
 from cmoe.modeling.locator import Location, locate, make_bank
-from cmoe.modeling.outputs import Generation, GrowingOutput, Inputs, RoutedPass, Tasks
+from cmoe.modeling.outputs import Generation, GrowingOutput, Inputs, RoutedPass, Tasks, indices
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Routing
 from cmoe.modeling.settings import GateForm, LocatorConfig
@@ -42,9 +42,7 @@ class GrowingVLM(nn.Module):
         base: Any vision-language model whose decoder's FFNs are made of linear maps. It is
             frozen, and its FFNs are wrapped in place.
         top_k: Experts per token, for all tasks.
-        gates: How a router's probabilities become gates: `renormalized` over a token's experts (the
-            paper's), `softmax`, as they are, or `residual`: a task's own experts always work, and
-            older ones are added to them.
+        gates: How they are made of a router's probabilities, as of `ExpertsConfig`.
         locator: How samples are matched to tasks.
 
     Attributes:
@@ -253,19 +251,8 @@ class GrowingVLM(nn.Module):
         return tuple(tasks.tolist())
 
     def _indices(self, tasks: Tasks, batch: int) -> tuple[int, ...]:
-        if isinstance(tasks, Routing):
-            return tasks.tasks
-        given = (tasks,) * batch if isinstance(tasks, str | int) else tuple(tasks)
-        if len(given) != batch:
-            raise ValueError(f"{len(given)} tasks for a batch of {batch} samples")
         names = self.tasks + ((self._learning.task,) if self._learning else ())
-        index = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
-        index[BASE] = BASE
-        for task in given:
-            if task not in index:
-                have = ", ".join(f"{i} {n}" for i, n in enumerate(names)) or "none yet"
-                raise ValueError(f"unknown task {task!r}; tasks: {have}; {BASE} is the base")
-        return tuple(index[t] for t in given)
+        return indices(tasks, batch, names)
 
     # Growing
 

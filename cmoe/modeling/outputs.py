@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from cmoe.modeling.locator import Location
-from cmoe.modeling.routers import Routing, Usage
+from cmoe.modeling.routers import BASE, Routing, Usage
 
 Inputs = Mapping[str, Tensor]
 Tasks = str | int | Sequence[str | int] | Routing
@@ -52,3 +52,23 @@ class RoutedPass:
 
     routing: Routing
     location: Location | None = None
+
+
+def indices(tasks: Tasks, batch: int, names: Sequence[str]) -> tuple[int, ...]:
+    """The tasks of a batch's samples as indices among `names`, or `BASE`.
+
+    Raises:
+        ValueError: An unknown task, or another number of tasks than samples.
+    """
+    if isinstance(tasks, Routing):
+        return tasks.tasks
+    given = (tasks,) * batch if isinstance(tasks, str | int) else tuple(tasks)
+    if len(given) != batch:
+        raise ValueError(f"{len(given)} tasks for a batch of {batch} samples")
+    index = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
+    index[BASE] = BASE
+    for task in given:
+        if task not in index:
+            have = ", ".join(f"{i} {n}" for i, n in enumerate(names)) or "none yet"
+            raise ValueError(f"unknown task {task!r}; tasks: {have}; {BASE} is the base")
+    return tuple(index[t] for t in given)

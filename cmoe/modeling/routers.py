@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmoe.modeling.experts import Gates
-from cmoe.modeling.settings import GateForm
+from cmoe.modeling.settings import GateForm, slots
 
 BASE = -1  # the task of a sample that the base alone answers
 
@@ -247,14 +247,6 @@ class TaskRouters(nn.Module):
         balance = balance_loss(probs_ne, gates.experts, counts_n)
         with torch.no_grad():
             return Usage(self.layer, counts_n @ largest_ne.float(), counts_n @ gates_ne, balance)
-
-
-def slots(count: int, own: int, top_k: int) -> int:
-    """How many of `count` experts a token uses, of which the last `own` always work.
-
-    Its own ones and `top_k` in all, but of the older ones one at least.
-    """
-    return own + min(count - own, max(top_k - own, 1 if own else top_k))
 
 
 def choose_experts(probs_ne: Tensor, top_k: int, *, renormalize: bool = True) -> Gates:

@@ -93,3 +93,11 @@ class LocatorConfig:
                 raise ValueError(f"locator.{name} is {getattr(self, name)}; between 0 and 1")
         if not 0 <= self.shrinkage < 1:
             raise ValueError(f"locator.shrinkage is {self.shrinkage}; 0 or more, and less than 1")
+
+
+def slots(count: int, own: int, top_k: int) -> int:
+    """How many of `count` experts a token uses, of which the last `own` always work.
+
+    Its own ones and `top_k` in all, but of the older ones one at least.
+    """
+    return own + min(count - own, max(top_k - own, 1 if own else top_k))

@@ -258,6 +258,18 @@ def test_training_starts_from_the_recorded_sources(init: Any) -> None:
     assert all(not torch.equal(t, began.experts[n]) for n, t in primitive.experts.items())
 
 
+def test_with_residual_gates_what_a_task_grew_always_works_and_no_probe_does() -> None:
+    method = make_method(replace(EXPERTS, gates="residual"))
+    learn(method, "one")
+    decision = learn(method, "two")[0].decision
+    for layer, (ffn, shares) in enumerate(
+        zip(method.module.ffns, decision["probe_usage"], strict=True)
+    ):
+        assert ffn.routers.always_on(0) == EXPERTS.per_layer
+        assert ffn.routers.always_on(1) == decision["experts"].get(str(layer), 0)
+        assert sum(shares) == pytest.approx(1, abs=1e-5), "older ones and probes share the tokens"
+
+
 def test_every_task_and_seed_has_random_weights_of_its_own(stream: Stream) -> None:
     (one, first), (_, second), (_, third) = stream.learned.values()
     other, again = learn(make_method(seed=4), "one")

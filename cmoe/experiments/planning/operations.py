@@ -14,6 +14,7 @@ from cmoe.experiments.planning.sizes import (
     tokens,
     widths_of,
 )
+from cmoe.modeling.settings import slots
 
 ANSWERED = 3  # times that a test sample is answered: by the base, before its task, and after it
 
@@ -63,7 +64,8 @@ def adapter_flops(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int,
     total = 0
     for layer, maps in enumerate(shape.maps):
         count = sum(grown.get(layer, 0) for grown in growth)
-        used = min(config.experts.top_k, count)
+        own = growth[-1].get(layer, 0) if config.experts.gates == "residual" else 0
+        used = slots(count, own, config.experts.top_k)
         total += 2 * (used * config.experts.rank * widths_of(maps) + count * shape.width)
     return total
 

@@ -30,11 +30,13 @@ def make_config(**changes: Any) -> RunConfig:
     return RunConfig("plan", **(parts | changes))
 
 
+@pytest.mark.parametrize("gates", ["renormalized", "residual"])
 @pytest.mark.parametrize("top_k", [1, 2])
 @torch.no_grad()
-def test_what_a_task_adds_is_what_the_method_counts(top_k: int) -> None:
+def test_what_a_task_adds_is_what_the_method_counts(top_k: int, gates: Any) -> None:
     config = make_config(
-        experts=ExpertsConfig(rank=8, top_k=top_k, per_layer=1), probe=ProbeConfig(max_layers=2)
+        experts=ExpertsConfig(rank=8, top_k=top_k, gates=gates, per_layer=1),
+        probe=ProbeConfig(max_layers=2),
     )
     method = CMoE(make_base(), config.experts, config.probe, LocatorConfig(), 0)
     shape = shape_of(method.module.base)
