@@ -19,7 +19,7 @@ from cmoe.modeling.locator import Location
 from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import LocatorConfig, slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +72,8 @@ class CMoE:
         for ffn in self.module.ffns:
             count, own = len(ffn.routers.router(task)), ffn.routers.always_on(task)
             older, always = ffn.frozen.ranks[: count - own], ffn.frozen.ranks[count - own : count]
-            used = [*always, *sorted(older, reverse=True)[: ffn.routers.used(task) - own]]
+            added = slots(count, own, self.experts.top_k) - own
+            used = [*always, *sorted(older, reverse=True)[:added]]
             total += 2 * (sum(used) * sum(ffn.widths) + count * ffn.hidden_size)
         return total
 

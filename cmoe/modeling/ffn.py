@@ -155,8 +155,7 @@ class GrowingFFN(nn.Module):
             ranks, scales = zip(*new, strict=True)
             ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
             self.frozen = ExpertStack(ranks, scales, 0, self.widths, self.frozen.scale_e.device)
-        own = [len(p.experts[first]) if first in p.experts else 0 for p in primitives]
-        self.routers.freeze([p.routers.get(self.router_key) for p in primitives], own)
+        self.routers.freeze([p.routers.get(self.router_key) for p in primitives])
 
     def check(self, primitive: Primitive, before: int) -> int:
         """How many experts this layer has once `primitive` is added to `before` ones.

@@ -80,6 +80,7 @@ class TaskRouters(nn.Module):
     starts: Tensor
     counts: Tensor
     own: Tensor
+    used: Tensor
 
     def __init__(
         self, layer: int, hidden_size: int, top_k: int, form: GateForm, like: Tensor
@@ -92,7 +93,6 @@ class TaskRouters(nn.Module):
         self._older = 0  # experts that the router being learned finds here
         self._always = False  # whether the experts beside them always work
         self._sizes: list[int] = []
-        self._own: list[int] = []
         self.register_buffer("rows", like.new_empty(0, hidden_size), persistent=False)
         self._index()
 
@@ -114,42 +114,34 @@ class TaskRouters(nn.Module):
             always: Whether the own ones always work where the form of the gates says so. Probes
                 don't: they are to win their tokens.
         """
-        self._older, self._always = older, always
+        self._older, self._always = older, always and self.form == "residual"
         self.weight = nn.Parameter(weight_ed.to(self.rows, copy=True))
 
-    def freeze(self, weights: Sequence[Tensor | None], own: Sequence[int]) -> None:
-        """Append the routers of finished tasks; None for a task without a router here.
-
-        Args:
-            weights: Of each task.
-            own: The last so many experts of each are its own.
-        """
+    def freeze(self, weights: Sequence[Tensor | None]) -> None:
+        """Append the routers of finished tasks; None for a task without a router here."""
         present = [w.to(self.rows) for w in weights if w is not None]
         self.rows = torch.cat([self.rows, *present])
         self._sizes += [0 if w is None else len(w) for w in weights]
-        self._own += own
         self._index()
 
     def _index(self) -> None:
-        starts = torch.tensor([0, *accumulate(self._sizes)][: len(self._sizes)], dtype=torch.long)
-        counts = torch.tensor(self._sizes, dtype=torch.long)
-        own = torch.tensor(self._own, dtype=torch.long)
-        self.register_buffer("starts", starts.to(self.rows.device), persistent=False)
-        self.register_buffer("counts", counts.to(self.rows.device), persistent=False)
-        self.register_buffer("own", own.to(self.rows.device), persistent=False)
+        # A task knows all experts of its time: what it knows beyond those before it is its own.
+        before = accumulate(self._sizes, max, initial=0)
+        own = (max(n - older, 0) for n, older in zip(self._sizes, before, strict=False))
+        self._own = [n if self.form == "residual" else 0 for n in own]
+        used = [slots(n, own, self.top_k) for n, own in zip(self._sizes, self._own, strict=True)]
+        starts = [*accumulate(self._sizes, initial=0)][: len(self._sizes)]
+        values = {"starts": starts, "counts": self._sizes, "own": self._own, "used": used}
+        for name, value in values.items():
+            tensor = torch.tensor(value, dtype=torch.long, device=self.rows.device)
+            self.register_buffer(name, tensor, persistent=False)
 
     def always_on(self, task: int, *, older: bool = False) -> int:
         """How many of a task's experts work for all of its tokens: its own ones, or none."""
-        if self.form != "residual":
-            return 0
         if task < len(self._own):
             return self._own[task]
         own = 0 if self.weight is None else len(self.weight) - self._older
         return own if self._always and not older else 0
-
-    def used(self, task: int) -> int:
-        """How many experts a token of a learned task uses."""
-        return slots(self._sizes[task], self.always_on(task), self.top_k)
 
     def forward(self, hidden_bsd: Tensor, routing: Routing) -> Gates | None:
         """Gates of a batch; None where no sample of it has a router at this layer."""
@@ -176,16 +168,14 @@ class TaskRouters(nn.Module):
         elif len(tasks) == 1:
             gates = add_to_own(probs_ne, own[task], self.top_k)
         else:
-            own_b = self._own_of(routing.ids, own.get(len(self._sizes), 0))
-            most = max(slots(sizes[t], own[t], self.top_k) for t in tasks)
-            length = hidden_bsd.shape[1]
-            gates = choose_mixed(
-                probs_ne,
-                counts_b.repeat_interleave(length),
-                own_b.repeat_interleave(length),
-                self.top_k,
-                most,
+            used = {t: slots(sizes[t], own[t], self.top_k) for t in tasks}
+            learned = len(self._sizes)
+            own_b = self._of_samples(self.own, routing.ids, own.get(learned, 0))
+            used_b = self._of_samples(self.used, routing.ids, used.get(learned, 0))
+            counts_n, own_n, used_n = (
+                value.repeat_interleave(hidden_bsd.shape[1]) for value in (counts_b, own_b, used_b)
             )
+            gates = choose_mixed(probs_ne, counts_n, own_n, used_n, max(used.values()), self.top_k)
         if routed_b is not None:
             routed_n = routed_b.repeat_interleave(hidden_bsd.shape[1])
             gates = Gates(gates.weights * routed_n.unsqueeze(1), gates.experts, count)
@@ -196,13 +186,11 @@ class TaskRouters(nn.Module):
             routing.record.append(usage)
         return gates
 
-    def _own_of(self, ids: Tensor, learning: int) -> Tensor:
-        """How many experts always work for each sample [B]."""
-        if not self._own:
-            return torch.full_like(ids, learning)
-        frozen_b = (ids >= 0) & (ids < len(self._own))
-        own_b = self.own[ids.where(frozen_b, 0)] * frozen_b
-        return own_b.where(ids != len(self._own), learning)
+    def _of_samples(self, values_t: Tensor, ids: Tensor, learning: int) -> Tensor:
+        """A figure of each sample's task [B]: of the learned ones, or of the one being learned."""
+        frozen_b = (ids >= 0) & (ids < len(self._sizes))
+        values_b = values_t[ids.where(frozen_b, 0)] * frozen_b
+        return values_b.where(ids != len(self._sizes), learning)
 
     def _mixed_logits(
         self, hidden_bsd: Tensor, routing: Routing, count: int, learning_ed: Tensor
@@ -280,22 +268,23 @@ def add_to_own(probs_ne: Tensor, own: int, top_k: int) -> Gates:
     return Gates(gates, torch.cat([experts, always], 1), count)
 
 
-def choose_mixed(probs_ne: Tensor, counts_n: Tensor, own_n: Tensor, top_k: int, most: int) -> Gates:
+def choose_mixed(
+    probs_ne: Tensor, counts_n: Tensor, own_n: Tensor, used_n: Tensor, most: int, top_k: int
+) -> Gates:
     """As `choose_experts` and `add_to_own`, for tokens of several tasks.
 
     Args:
         probs_ne: 0 for experts that a token's task doesn't know.
         counts_n: How many it knows.
         own_n: The last so many of them always work.
+        used_n: How many it uses.
+        most: The largest of those.
         top_k: Experts per token.
-        most: Experts that a token of any of the tasks uses.
     """
     places = torch.arange(probs_ne.shape[1], device=probs_ne.device)
     own_ne = (places >= (counts_n - own_n)[:, None]) & (places < counts_n[:, None])
     experts = probs_ne.masked_fill(own_ne, 2.0).topk(most, dim=-1).indices
-    slots_n = own_n + (top_k - own_n).clamp_min(torch.where(own_n > 0, 1, top_k))
-    slots_n = slots_n.minimum(counts_n)
-    probs_nk = probs_ne.gather(1, experts) * (places[:most] < slots_n[:, None])
+    probs_nk = probs_ne.gather(1, experts) * (places[:most] < used_n[:, None])
     whole_n1 = probs_nk.sum(1, keepdim=True) if top_k > 1 else torch.ones_like(probs_nk[:, :1])
     weights = probs_nk / whole_n1.clamp_min(torch.finfo(probs_nk.dtype).tiny)
     added = torch.where(probs_nk > 0, probs_nk - 1 / counts_n.clamp_min(1)[:, None], 0)

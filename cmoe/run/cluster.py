@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from typing import Any
 
 from cmoe.common.errors import RunError
 
 TOKEN = "RAY_AUTH_MODE"
-ATTEMPTS, PAUSE_S = 3, 2.0  # to join a cluster, which may be busy
 
 
 def named_cluster(address: str | None = None) -> str | None:
@@ -38,14 +36,10 @@ def connect(address: str | None = None, **alone: Any) -> None:
         here: dict[str, Any] = {"address": "local", "include_dashboard": False}
         ray.init(**here | alone | quiet)
         return
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            ray.init(address=named, **quiet)
-            return
-        except ConnectionError as error:
-            if attempt == ATTEMPTS:
-                raise RunError(
-                    f"no Ray cluster answers at {named} (cluster.address, or RAY_ADDRESS): {error}"
-                    f"{'' if TOKEN in os.environ else f'. If it asks for a token: {TOKEN}=token'}"
-                ) from error
-            time.sleep(PAUSE_S)
+    try:
+        ray.init(address=named, **quiet)
+    except ConnectionError as error:
+        raise RunError(
+            f"no Ray cluster answers at {named} (cluster.address, or RAY_ADDRESS): {error}"
+            f"{'' if TOKEN in os.environ else f'. If it asks for a token: {TOKEN}=token'}"
+        ) from error

@@ -120,8 +120,8 @@ def routers(request: pytest.FixtureRequest) -> TaskRouters:
     """
     torch.manual_seed(0)
     routers = TaskRouters(0, 8, 2, request.param, torch.empty(0))
-    routers.freeze([torch.randn(2, 8)], [2])
-    routers.freeze([torch.randn(4, 8), None], [2, 0])
+    routers.freeze([torch.randn(2, 8)])
+    routers.freeze([torch.randn(4, 8), None])
     routers.learn(torch.randn(5, 8), older=3, always=True)
     return routers
 
