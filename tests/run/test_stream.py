@@ -130,7 +130,8 @@ def test_a_training_goes_on_with_another_number_of_workers(
 
 def alike(found: dict[str, Any], alone: dict[str, Any], within: float) -> None:
     """Two runs decided alike in the tasks of the first, and their losses agree."""
-    assert found["records"]
+    assert [record.task for record in found["records"]] == found["matrix"]["tasks"]
+    assert list(found["loss"]) == found["matrix"]["tasks"]
     for mine, theirs in zip(found["records"], alone["records"], strict=False):
         assert mine.task == theirs.task
         assert mine.parameters == theirs.parameters
