@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cmoe.data.samples import Sample
+from cmoe.methods.measure import nearest, probing, usage
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
 from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
@@ -48,7 +48,13 @@ class CMoE:
         seed: int,
     ) -> None:
         self._base_flops = decoder_flops(base)
-        self.module = GrowingVLM(base, top_k=experts.top_k, gates=experts.gates, locator=locator)
+        self.module = GrowingVLM(
+            base,
+            top_k=experts.top_k,
+            gates=experts.gates,
+            attention=experts.attention,
+            locator=locator,
+        )
         self.base_digest = self.module.base_digest
         self.base_parameters = self.module.base_parameters
         self.experts = experts
@@ -70,11 +76,15 @@ class CMoE:
             return self._base_flops
         total = 0
         for ffn in self.module.ffns:
-            count, own = len(ffn.routers.router(task)), ffn.routers.always_on(task)
-            older, always = ffn.frozen.ranks[: count - own], ffn.frozen.ranks[count - own : count]
-            added = slots(count, own, self.experts.top_k) - own
-            used = [*always, *sorted(older, reverse=True)[:added]]
-            total += 2 * (sum(used) * sum(ffn.widths) + count * ffn.hidden_size)
+            count, always = len(ffn.routers.router(task)), ffn.routers.always_on(task)
+            ranks = dict(enumerate(ffn.frozen.ranks[:count]))
+            others = sorted((r for e, r in ranks.items() if e not in always), reverse=True)
+            added = slots(count, len(always), self.experts.top_k) - len(always)
+            used = sum(ranks[e] for e in always) + sum(others[:added])
+            total += 2 * (used * sum(ffn.widths) + count * ffn.hidden_size)
+        for attention in self.module.attentions:
+            rank = attention.rank * len(attention.adapters(task))
+            total += 2 * rank * sum(attention.widths)
         return total
 
     def learning_flops(self, task: int, tokens: Mapping[str, int]) -> int:
@@ -85,7 +95,8 @@ class CMoE:
             "probe": training_flops(base, added),
             "train": training_flops(base, added),
             "measure": base + added,
-            "loss gain": (1 + layers) * (base + added),
+            "nearest": (1 + task) * (base + added),
+            "loss gain": (2 + layers * self.probe.experts) * (base + added),
             "usage": base + added,
             "features": base * self.module.locator.layer // layers,
         }
@@ -126,12 +137,12 @@ class CMoE:
             decided, weights = self._decide(task, samples, trainer, probed)
             decision = trainer.note("decision", decided)
         experts = {int(layer): count for layer, count in decision["experts"].items()}
-        self._grow(task, experts, "train", weights)
+        self._grow(task, experts, "train", weights, decision["builds_on"])
         trainer.fit("train", samples, self._loss(task))
         shown = samples[: self.experts.usage_samples]
-        usage, _ = self._usage(task, trainer.map("usage", shown, self._record(task), answers=True))
+        used, _ = usage(self.module, "usage", task, shown, trainer)
         entry = self._locator(task, samples, trainer) if probed is None else probed.locator
-        return self.module.commit(entry, decision | {"usage": _rounded(usage)})
+        return self.module.commit(entry, decision | {"usage": rounded(used)})
 
     def probe_task(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
         """What every choice of thresholds, counts and budgets shares: probes, and the locator.
@@ -146,11 +157,13 @@ class CMoE:
         Returns:
             The trained probes with their routers (none for a first task) and the task's entry in
             the locator. The decision holds `probing`, or null, and what growing costs: `older`
-            experts and `widths` by layer, and the layers' `hidden` size.
+            experts and `widths` by layer, the layers' `hidden` size, and what a layer adds
+            `beside` its experts; and the `foundation`, the task that the probes build on.
         """
         probing = probes = None
+        foundation = self._foundation(task, samples, trainer)
         if self.module.tasks and self.probe.enabled:
-            probing, probes = self._probe(task, samples, trainer)
+            probing, probes = self._probe(task, samples, trainer, foundation)
         entry = self._locator(task, samples, trainer)
         return Primitive(
             task=task,
@@ -164,6 +177,8 @@ class CMoE:
                 "older": [len(ffn.frozen) for ffn in self.module.ffns],
                 "widths": [sum(ffn.widths) for ffn in self.module.ffns],
                 "hidden": self.module.ffns[0].hidden_size,
+                "beside": self._beside(),
+                "foundation": foundation,
             },
         )
 
@@ -198,99 +213,82 @@ class CMoE:
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Where to grow and why, and the weights that the training starts from."""
         layers = range(len(self.module.ffns))
-        if not self.module.tasks or not self.probe.enabled:
-            return {"experts": dict.fromkeys(map(str, layers), self.experts.per_layer)}, {}
         if probed is None:
-            probing, probes = self._probe(task, samples, trainer)
+            foundation = self._foundation(task, samples, trainer)
         else:
-            probing, probes = Probing.of(probed.decision["probing"]), probed
+            foundation = probed.decision["foundation"]
+        if not self.module.tasks or not self.probe.enabled:
+            everywhere = dict.fromkeys(map(str, layers), self.experts.per_layer)
+            return {"experts": everywhere, **foundation}, {}
+        if probed is None:
+            found, probes = self._probe(task, samples, trainer, foundation)
+        else:
+            found, probes = Probing.of(probed.decision["probing"]), probed
         costs = [self._cost(layer) for layer in layers]
-        decision = decide(probing, self.probe, per_layer=self.experts.per_layer, costs=costs)
+        seed = seed_of(self.seed, task, "chance")
+        per_layer = self.experts.per_layer
+        decision = decide(
+            found, self.probe, per_layer=per_layer, costs=costs, beside=self._beside(), seed=seed
+        )
         seed = seed_of(self.seed, task, "fresh")
         weights, sources = starting_weights(
-            self.module, probes, probing, decision, self.probe, self.experts.rank, seed
+            self.module, probes, found, decision, self.probe, self.experts.rank, seed
         )
-        return self._why(probing, decision, sources), weights
+        return {**self._why(found, decision, sources), **foundation}, weights
+
+    def _foundation(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> dict[str, Any]:
+        """The task to build on, `builds_on`, or None; with the losses that say so."""
+        if not self.module.tasks or self.experts.build_on == "none":
+            return {"builds_on": None}
+        _, measuring = self._split(task, samples)
+        name, losses = nearest(self.module, measuring[: self.probe.gain_samples], trainer)
+        return {"builds_on": name, "losses": {t: round(loss, 6) for t, loss in losses.items()}}
+
+    def _split(self, task: str, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+        return split(samples, self.probe, seed_of(self.seed, task, "probe split"))
 
     def _probe(
-        self, task: str, samples: Sequence[Sample], trainer: Trainer
+        self,
+        task: str,
+        samples: Sequence[Sample],
+        trainer: Trainer,
+        foundation: Mapping[str, Any],
     ) -> tuple[Probing, Primitive]:
         """Train probes in every layer, measure them, and take them away again."""
-        train, measure = split(samples, self.probe, seed_of(self.seed, task, "probe split"))
-        layers = range(len(self.module.ffns))
-        self._grow(task, dict.fromkeys(layers, self.probe.experts), "probe", {}, always=False)
-        trainer.fit("probe", train, self._loss(task), steps=self.probe.steps)
-        probing = self._measure(task, measure, trainer)
+        training, measuring = self._split(task, samples)
+        everywhere = dict.fromkeys(range(len(self.module.ffns)), self.probe.experts)
+        # Where shares of tokens decide, probes have to win them.
+        compete = self.probe.rule == "relative"
+        self._grow(task, everywhere, "probe", {}, foundation["builds_on"], compete=compete)
+        trainer.fit("probe", training, self._loss(task), steps=self.probe.steps)
+        found = probing(self.module, task, measuring, self.probe.gain_samples, trainer)
         probes = self.module.learning()
         self.module.discard()
-        return probing, probes
-
-    def _measure(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Probing:
-        """Usage of every layer's experts, and the loss with each layer's probes switched off."""
-        largest, gates = self._usage(
-            task, trainer.map("measure", samples, self._record(task), answers=True)
-        )
-        few = samples[: self.probe.gain_samples]
-        layers: list[tuple[int, ...]] = [(), *((f.layer,) for f in self.module.ffns)]
-
-        @torch.no_grad()
-        def losses(inputs: Inputs) -> Tensor:
-            """Summed losses [1 + L] of the batch, and the answer tokens [1] behind them."""
-            tokens = (inputs["labels"] != -100).sum().float()
-            runs = [
-                self.module(inputs, task, without=off, num_items_in_batch=1).loss for off in layers
-            ]
-            return torch.stack([*runs, tokens])
-
-        sums = torch.stack(trainer.map("loss gain", few, losses, answers=True)).double().sum(0)
-        loss, *without = (sums[:-1] / sums[-1]).tolist()
-        older = tuple(len(f.frozen) for f in self.module.ffns)
-        draw = Random(seed_of(self.seed, task, "chance"))
-        chance = tuple(round(draw.random(), 6) for _ in older)
-        return Probing(older, largest, gates, tuple(w - loss for w in without), chance)
-
-    def _record(self, task: str) -> Any:
-        @torch.no_grad()
-        def record(inputs: Inputs) -> Tensor:
-            """Every layer's usage behind one another: largest [E], gates [E]."""
-            out = self.module(_unlabelled(inputs), task, record=True, logits_to_keep=1)
-            return torch.cat([part for u in out.usage for part in (u.largest, u.gates)])
-
-        return record
-
-    def _usage(
-        self, task: str, batches: Iterable[Tensor]
-    ) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
-        """Shares of the tokens by layer and expert: those whose largest gate it has, mean gates."""
-        total = torch.stack(list(batches)).double().sum(0)
-        largest, gates, at = [], [], 0
-        for ffn in self.module.ffns:
-            count = len(ffn.frozen) + (0 if ffn.learning is None else len(ffn.learning))
-            hits, mass = total[at : at + 2 * count].view(2, count)
-            tokens = hits.sum().clamp_min(1)
-            largest.append(tuple((hits / tokens).tolist()))
-            gates.append(tuple((mass / tokens).tolist()))
-            at += 2 * count
-        return tuple(largest), tuple(gates)
+        return found, probes
 
     def _cost(self, layer: int) -> int:
         """Scalars that one new expert adds to a layer, with its router row."""
         ffn = self.module.ffns[layer]
         return self.experts.rank * sum(ffn.widths) + ffn.hidden_size
 
+    def _beside(self) -> list[int]:
+        """Scalars that each layer which grows adds to its attention; nothing without adapters."""
+        return [a.rank * sum(a.widths) for a in self.module.attentions]
+
     def _why(
         self, probing: Probing, decision: Decision, sources: dict[int, list[int | None]]
     ) -> dict[str, Any]:
         rule = asdict(self.probe) | {"per_layer": self.experts.per_layer}
-        scores = {**probing.scores(), self.probe.score: probing.score(self.probe.score)}
         return {
             "experts": {str(layer): count for layer, count in decision.experts.items()},
             "rule": rule,
-            "scores": {name: _rounded(values) for name, values in scores.items()},
+            "scores": {name: rounded(values) for name, values in probing.scores().items()},
             "threshold": decision.threshold,
             "cut": list(decision.cut),
             "older": list(probing.older),
-            "probe_usage": _rounded(probing.largest),
+            "probe_usage": rounded(probing.largest),
+            "gains": rounded(probing.gains),
+            "whole_gain": rounded(probing.whole),
             "sources": {str(layer): source for layer, source in sources.items()},
         }
 
@@ -302,8 +300,9 @@ class CMoE:
         experts: dict[int, int],
         use: str,
         init: dict[str, Tensor],
+        builds_on: str | None,
         *,
-        always: bool = True,
+        compete: bool = False,
     ) -> None:
         self.module.grow(
             task,
@@ -312,7 +311,8 @@ class CMoE:
             lora_alpha=self.experts.lora_alpha,
             seed=seed_of(self.seed, task, use),
             init=init,
-            always=always,
+            builds_on=builds_on,
+            compete=compete,
         )
 
     def _loss(self, task: str) -> Any:
@@ -324,12 +324,8 @@ class CMoE:
         return loss
 
 
-def _unlabelled(inputs: Inputs) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in inputs.items() if name != "labels"}
-
-
-def _rounded(values: Any) -> Any:
+def rounded(values: Any) -> Any:
     """Nested numbers, short enough to read in a record."""
     if isinstance(values, float):
         return round(values, 6)
-    return [_rounded(v) for v in values]
+    return [rounded(v) for v in values]

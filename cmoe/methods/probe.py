@@ -10,19 +10,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from random import Random
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmoe.data.samples import Sample
-from cmoe.methods.settings import ProbeConfig, Score
+from cmoe.methods.settings import ProbeConfig, Rule, Score
 from cmoe.modeling.experts import fresh_pair
-from cmoe.modeling.ffn import ROUTER_STD, GrowingFFN
+from cmoe.modeling.ffn import GrowingFFN
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.growth import ROUTER_STD
 from cmoe.modeling.primitive import Primitive
+
+
+class Gain(NamedTuple):
+    """By how much the loss per answer token falls, and the standard error of that."""
+
+    value: float
+    error: float
+
+    @property
+    def real(self) -> bool:
+        """Whether it exceeds what chance gives."""
+        return self.value > self.error
 
 
 @dataclass(frozen=True)
@@ -33,48 +47,46 @@ class Probing:
         older: Experts that were there before the probes, `E_l`.
         largest: Share of the tokens whose largest gate is the expert's.
         gates: The expert's mean gate.
-        gain: Rise of the loss per answer token when the layer's probes are switched off.
-        chance: Drawn from 0 to 1: a score that has nothing to do with the task.
+        gains: What all of the layer's probes gain while those of other layers work; then what its
+            second gains beside its first, its third beside these two, and so on.
+        whole: What the probes of all layers gain together.
     """
 
     older: tuple[int, ...]
     largest: tuple[tuple[float, ...], ...]
     gates: tuple[tuple[float, ...], ...]
-    gain: tuple[float, ...]
-    chance: tuple[float, ...] = ()
+    gains: tuple[tuple[Gain, ...], ...]
+    whole: Gain
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Probing:
         """From its JSON."""
         rows = {name: tuple(map(tuple, values[name])) for name in ("largest", "gates")}
-        gain, chance = (tuple(values[name]) for name in ("gain", "chance"))
-        return cls(older=tuple(values["older"]), gain=gain, chance=chance, **rows)
+        gains = tuple(tuple(Gain(*gain) for gain in layer) for layer in values["gains"])
+        whole = Gain(*values["whole"])
+        return cls(older=tuple(values["older"]), gains=gains, whole=whole, **rows)
 
     def scores(self) -> dict[Score, tuple[float, ...]]:
         """Every layer's score, by each definition of what was measured (method, "PGKE")."""
         return {
             "frequency": tuple(math.fsum(own) for own in self.by_probe("frequency")),
             "excess": tuple(math.fsum(own) for own in self.by_probe("excess")),
-            "loss_gain": self.gain,
+            "loss_gain": tuple(layer[0].value for layer in self.gains),
         }
-
-    def score(self, name: Score) -> tuple[float, ...]:
-        """Every layer's score, by the definition that decides."""
-        return self.chance if name == "random" else self.scores()[name]
 
     def by_probe(self, score: Score) -> tuple[tuple[float, ...], ...]:
         """Each layer's score shared out to its probes.
 
-        Their own frequency; their own excess; of other scores their part by frequency.
+        Their own frequency; their own excess; of the gain their part by frequency.
         """
         out = []
-        for layer, (older, largest) in enumerate(zip(self.older, self.largest, strict=True)):
+        for older, largest, gains in zip(self.older, self.largest, self.gains, strict=True):
             own = largest[older:]
             if score == "excess":
                 own = tuple(f - 1 / len(largest) for f in own)
-            elif score != "frequency":
+            elif score == "loss_gain":
                 whole = sum(own) or 1.0
-                own = tuple(self.score(score)[layer] * f / whole for f in own)
+                own = tuple(gains[0].value * f / whole for f in own)
             out.append(own)
         return tuple(out)
 
@@ -85,7 +97,7 @@ class Decision:
 
     Attributes:
         experts: Layer -> new experts.
-        threshold: A layer's score had to exceed it; None where none was set.
+        threshold: What a layer's score or gain had to exceed; None where none was set.
         cut: Layers that passed the threshold and not the budget.
     """
 
@@ -113,7 +125,13 @@ def split(
 
 
 def decide(
-    probing: Probing, config: ProbeConfig, *, per_layer: int, costs: Sequence[int]
+    probing: Probing,
+    config: ProbeConfig,
+    *,
+    per_layer: int,
+    costs: Sequence[int],
+    beside: Sequence[int] = (),
+    seed: int = 0,
 ) -> Decision:
     """Layers and counts by the rule of the configuration.
 
@@ -122,8 +140,44 @@ def decide(
         config: The rule.
         per_layer: New experts of a layer with `count: fixed`.
         costs: Scalars that one new expert adds to each layer, with its router row.
+        beside: What each layer that grows adds beside its experts: its attention's adapter.
+        seed: Of the layers that `random` draws.
     """
-    scores = probing.score(config.score)
+    threshold, counts = _passing(probing, config, per_layer, seed)
+    experts: dict[int, int] = {}
+    cut: list[int] = []
+    added = 0
+    for layer, count in counts.items():
+        full = config.max_layers is not None and len(experts) >= config.max_layers
+        limit, cost = (
+            config.max_added_parameters,
+            count * costs[layer] + sum(beside[layer : layer + 1]),
+        )
+        if cut or full or (limit is not None and added + cost > limit):
+            cut.append(layer)  # the budget ends the list: no later, cheaper layer slips in
+            continue
+        experts[layer], added = count, added + cost
+    return Decision(dict(sorted(experts.items())), threshold, tuple(sorted(cut)))
+
+
+def _passing(
+    probing: Probing, config: ProbeConfig, per_layer: int, seed: int
+) -> tuple[float | None, dict[int, int]]:
+    """The threshold, and how many experts each layer that passes it gains, the first one first."""
+    layers = range(len(probing.older))
+    if config.rule == "relative":
+        return _relative(probing, config, per_layer)
+    if config.rule == "gain":
+        return _by_gain(probing, config, per_layer)
+    chosen = _by_depth(config.rule, len(layers), min(config.max_layers or 0, len(layers)), seed)
+    return None, dict.fromkeys(chosen, per_layer)
+
+
+def _relative(
+    probing: Probing, config: ProbeConfig, per_layer: int
+) -> tuple[float | None, dict[int, int]]:
+    """Layers whose score exceeds mean - alpha * deviation over the layers (arXiv 2503.21227)."""
+    scores = probing.scores()[config.score]
     threshold = None
     if config.alpha is not None:
         threshold = fmean(scores) - config.alpha * pstdev(scores)
@@ -133,21 +187,44 @@ def decide(
         (layer for layer, score in enumerate(scores) if score > floor),
         key=lambda layer: (-scores[layer], layer),
     )
-    experts: dict[int, int] = {}
-    cut: list[int] = []
-    added = 0
-    for layer in passed:
-        count = per_layer
-        if config.count == "per_probe":
-            # The layer passed: it grows, even where no probe passes without the others.
-            count = max(1, sum(s > floor for s in alone[layer]))
-        full = config.max_layers is not None and len(experts) >= config.max_layers
-        limit, cost = config.max_added_parameters, count * costs[layer]
-        if cut or full or (limit is not None and added + cost > limit):
-            cut.append(layer)  # the budget ends the list: no later, cheaper layer slips in
-            continue
-        experts[layer], added = count, added + cost
-    return Decision(dict(sorted(experts.items())), threshold, tuple(sorted(cut)))
+    counts = dict.fromkeys(passed, per_layer)
+    if config.count == "per_probe":
+        # The layer passed: it grows, even where no probe passes without the others.
+        counts = {layer: max(1, sum(s > floor for s in alone[layer])) for layer in passed}
+    return threshold, counts
+
+
+def _by_gain(probing: Probing, config: ProbeConfig, per_layer: int) -> tuple[float, dict[int, int]]:
+    """Layers whose gain is real and not small beside the whole; none where the whole isn't real.
+
+    Where the whole is and no layer's own, as each does the work of any other, the best one grows.
+    """
+    threshold = config.min_gain * max(probing.whole.value, 0.0)
+
+    def passes(gain: Gain) -> bool:
+        return gain.real and gain.value > threshold
+
+    order = sorted(range(len(probing.gains)), key=lambda layer: -probing.gains[layer][0].value)
+    passed = [layer for layer in order if passes(probing.gains[layer][0])] or order[:1]
+    if not probing.whole.real:
+        return threshold, {}
+    counts = dict.fromkeys(passed, per_layer)
+    if config.count == "per_probe":
+        counts = {
+            layer: 1 + sum(1 for _ in takewhile(passes, probing.gains[layer][1:]))
+            for layer in passed
+        }
+    return threshold, counts
+
+
+def _by_depth(rule: Rule, layers: int, count: int, seed: int) -> list[int]:
+    """`count` of the layers, whatever was measured: what a choice has to beat."""
+    if rule == "random":
+        return sorted(Random(seed).sample(range(layers), count))
+    if rule == "even":
+        return [(2 * n + 1) * layers // (2 * count) for n in range(count)]
+    start = {"first": 0, "middle": (layers - count) // 2, "last": layers - count}[rule]
+    return [*range(start, start + count)]
 
 
 def starting_weights(
@@ -196,6 +273,9 @@ def starting_weights(
             key = ffn.expert_key(name)
             init[f"{key}.A"] = torch.cat([A for A, _ in pairs])
             init[f"{key}.B"] = torch.cat([B for _, B in pairs])
+    for attention in model.attentions if config.init != "fresh" else ():
+        if decision.experts.get(attention.layer):
+            init |= {n: t for n, t in probes.experts.items() if attention.owns(n)}
     return init, sources
 
 

@@ -11,8 +11,10 @@ from typing import Literal
 from cmoe.common.bounds import require
 from cmoe.modeling.settings import GateForm
 
-Score = Literal["frequency", "excess", "loss_gain", "random"]
+Score = Literal["frequency", "excess", "loss_gain"]
+Rule = Literal["relative", "gain", "first", "middle", "last", "even", "random"]
 Init = Literal["used", "probe", "fresh"]
+BuildOn = Literal["none", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class ExpertsConfig:
             `residual`: the task's own experts always work, and older ones are added with gates
             that begin at zero.
         per_layer: New experts in a layer that grows; the first task's in every layer.
+        attention: Rank of the adapters that a layer's attention gains where its FFN grows; no
+            router chooses among them, the sample's task does. 0 leaves attention alone.
+        build_on: `nearest` lets a task build on the older one that answers its samples best,
+            unless the base does: what always works for that one does for the new one, too. With
+            `none` the router alone reuses what is there (paper).
         balance_weight: Weight of the balance loss, which is summed over layers.
         usage_samples: Training samples on which each expert's use is recorded.
     """
@@ -36,13 +43,15 @@ class ExpertsConfig:
     top_k: int = 2
     gates: GateForm = "renormalized"
     per_layer: int = 1
+    attention: int = 0
+    build_on: BuildOn = "none"
     balance_weight: float = 0.01
     usage_samples: int = 256
 
     def __post_init__(self) -> None:
         require(self, "experts", "rank", "top_k", "per_layer", "usage_samples", least=1)
         require(self, "experts", "lora_alpha", above=0)
-        require(self, "experts", "balance_weight", least=0)
+        require(self, "experts", "balance_weight", "attention", least=0)
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,14 @@ class ProbeConfig:
             pass over them per layer.
         experts: Probe experts per layer.
         steps: Training steps of the probes.
-        score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`; `random`, drawn
-            by the seed, is what those have to beat.
+        rule: `relative` (paper), by `score` and `alpha`: some layer always grows. `gain`: a layer
+            grows if its probes' gain exceeds its standard error and `min_gain`; it may be none, and
+            the task adds its router alone. What those have to beat grows in `max_layers` layers:
+            the `first`, the `middle` ones, the `last`, at `even` distances, or `random` ones.
+        score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`.
         alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers; with
             null every layer passes, and the budgets alone decide.
+        min_gain: Share of what all probes gain together that a layer's own have to gain.
         count: `fixed` adds `experts.per_layer`; `per_probe` as many as pass the threshold alone.
         init: New experts start from the experts most `used` while probing (paper), from the
             most used `probe` experts, or `fresh`.
@@ -74,8 +87,10 @@ class ProbeConfig:
     gain_samples: int = 256
     experts: int = 1
     steps: int = 50
+    rule: Rule = "relative"
     score: Score = "frequency"
     alpha: float | None = 0.5
+    min_gain: float = 0.02
     count: Literal["fixed", "per_probe"] = "fixed"
     init: Init = "used"
     max_layers: int | None = None
@@ -85,7 +100,9 @@ class ProbeConfig:
         if not 0 < self.fraction <= 0.5:
             raise ValueError(f"probe.fraction is {self.fraction}; more than 0 and at most 0.5")
         require(self, "probe", "max_samples", "gain_samples", "experts", "steps", least=1)
-        require(self, "probe", "max_layers", "max_added_parameters", least=0)
+        require(self, "probe", "max_layers", "max_added_parameters", "min_gain", least=0)
+        if self.rule not in ("relative", "gain") and self.max_layers is None:
+            raise ValueError(f"probe.rule is {self.rule}; it needs probe.max_layers, its count")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from cmoe.modeling.settings import Pooling
 Context = AbstractContextManager[None]
 
 LAYERS_NAMES = ("layers", "h", "blocks")
+ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
 FFN_NAMES = ("mlp", "feed_forward", "ffn")
 PLACEHOLDER_NAMES = ("image_token_id", "video_token_id")
 
@@ -33,23 +34,21 @@ class UnsupportedModelError(KnownError, ValueError):
 
 
 @dataclass(frozen=True)
-class FFNSite:
-    """Where one decoder layer keeps its FFN.
+class Site:
+    """Where one decoder layer keeps a part of itself: its FFN, or its attention.
 
     Attributes:
         layer: The decoder layer.
-        name: Attribute of the layer that holds the FFN.
-        maps: Dotted names, inside the FFN, of its linear maps in order of definition.
-        hidden_size: Width `d` of the FFN's input.
+        name: Attribute of the layer that holds the part.
+        maps: Dotted names, inside the part, of its linear maps in order of definition.
     """
 
     layer: nn.Module
     name: str
     maps: tuple[str, ...]
-    hidden_size: int
 
     @property
-    def ffn(self) -> nn.Module:
+    def module(self) -> nn.Module:
         return self.layer.get_submodule(self.name)
 
 
@@ -97,7 +96,7 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
     return next(x for x in lists if isinstance(x, nn.ModuleList))
 
 
-def find_ffns(model: nn.Module) -> list[FFNSite]:
+def find_ffns(model: nn.Module) -> list[Site]:
     """The FFN of every decoder layer.
 
     An FFN fits if linear maps hold all of its parameters: a router or fused expert tensors
@@ -109,7 +108,7 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
     return [_find_ffn(model, i, layer) for i, layer in enumerate(find_layers(model))]
 
 
-def _find_ffn(model: nn.Module, index: int, layer: nn.Module) -> FFNSite:
+def _find_ffn(model: nn.Module, index: int, layer: nn.Module) -> Site:
     for name in FFN_NAMES:
         ffn = getattr(layer, name, None)
         if not isinstance(ffn, nn.Module):
@@ -119,12 +118,36 @@ def _find_ffn(model: nn.Module, index: int, layer: nn.Module) -> FFNSite:
             id(p) for m in linears.values() for p in m.parameters()
         }
         if linears and not strangers:
-            width = next(iter(linears.values())).in_features
-            return FFNSite(layer, name, tuple(linears), width)
+            return Site(layer, name, tuple(linears))
+    raise _unsupported(model, index, layer, "FFN made of linear maps alone", FFN_NAMES)
+
+
+def find_attentions(model: nn.Module) -> list[Site]:
+    """The attention of every decoder layer, which has linear maps.
+
+    Raises:
+        UnsupportedModelError: A layer has none; names what was looked for and what was found.
+    """
+    return [_find_attention(model, i, layer) for i, layer in enumerate(find_layers(model))]
+
+
+def _find_attention(model: nn.Module, index: int, layer: nn.Module) -> Site:
+    for name in ATTENTION_NAMES:
+        attention = getattr(layer, name, None)
+        if isinstance(attention, nn.Module):
+            linears = [n for n, m in attention.named_modules() if isinstance(m, nn.Linear)]
+            if linears:
+                return Site(layer, name, tuple(linears))
+    raise _unsupported(model, index, layer, "attention with linear maps", ATTENTION_NAMES)
+
+
+def _unsupported(
+    model: nn.Module, index: int, layer: nn.Module, what: str, names: Sequence[str]
+) -> UnsupportedModelError:
     children = ", ".join(f"{n} ({type(m).__name__})" for n, m in layer.named_children())
-    raise UnsupportedModelError(
-        f"{type(model).__name__}: decoder layer {index} ({type(layer).__name__}) has no FFN made "
-        f"of linear maps alone; looked for {', '.join(FFN_NAMES)}, found {children}"
+    return UnsupportedModelError(
+        f"{type(model).__name__}: decoder layer {index} ({type(layer).__name__}) has no {what}; "
+        f"looked for {', '.join(names)}, found {children}"
     )
 
 

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmoe.modeling.base import Site
+
 # Measured with `ray_jobs/bench.py experts` (2 CPU cores, fp32): below these sizes sorting tokens
 # by expert costs more than computing every expert for every token.
 GROUPED_MIN_SHARE = 8  # experts per used expert
@@ -96,9 +98,9 @@ class ExpertStack(nn.Module):
             experts, weights = experts.where(mine, 0), weights * mine
         weights = (weights * self.scale_e[experts]).to(dtype)
         if self._prefers_grouped(experts, count, dtype):
-            return _Grouped(experts, weights, count, self.ranks[0])
+            return Grouped(experts, weights, count, self.ranks[0])
         gates_ne = weights.new_zeros(len(weights), count).scatter_add(1, experts, weights)
-        return _Concatenated(gates_ne.index_select(1, self.row_expert[: self._ends[count]]))
+        return Concatenated(gates_ne.index_select(1, self.row_expert[: self._ends[count]]))
 
     def _prefers_grouped(self, experts_nk: Tensor, count: int, dtype: torch.dtype) -> bool:
         """Whether sorting tokens by expert beats computing all experts for all tokens.
@@ -124,18 +126,23 @@ class Dispatch:
         raise NotImplementedError
 
 
-class _Concatenated(Dispatch):
-    """All experts for all tokens in two matrix products, masked by the gates in between."""
+class Concatenated(Dispatch):
+    """All experts for all tokens in two matrix products, masked by the gates in between.
 
-    def __init__(self, gates_nr: Tensor) -> None:
+    Args:
+        gates_nr: A row's expert's gate times its scale; [1, r] where all tokens have the same.
+        rows: Of the stack; None takes the first `r`.
+    """
+
+    def __init__(self, gates_nr: Tensor, rows: Tensor | None = None) -> None:
         self.gates_nr = gates_nr
+        self.rows = slice(gates_nr.shape[1]) if rows is None else rows
 
     def add_to(self, out_no: Tensor, u_ni: Tensor, A_ri: Tensor, B_ro: Tensor) -> None:
-        rows = self.gates_nr.shape[1]
-        out_no.addmm_(F.linear(u_ni, A_ri[:rows]) * self.gates_nr, B_ro[:rows])
+        out_no.addmm_(F.linear(u_ni, A_ri[self.rows]) * self.gates_nr, B_ro[self.rows])
 
 
-class _Grouped(Dispatch):
+class Grouped(Dispatch):
     """Each expert for its own tokens: tokens sorted by expert, one grouped product a side."""
 
     def __init__(self, experts: Tensor, weights: Tensor, count: int, rank: int) -> None:
@@ -176,7 +183,7 @@ class ExpertLinear(nn.Module):
     frozen_A: Tensor
     frozen_B: Tensor
 
-    def __init__(self, linear: nn.Linear, call: FFNCall) -> None:
+    def __init__(self, linear: nn.Linear, call: LayerCall) -> None:
         super().__init__()
         self.linear = linear
         self.A: nn.Parameter | None = None
@@ -234,8 +241,20 @@ def _unstacked(A_ri: Tensor, B_ro: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return A_ri.unflatten(0, (-1, rank)), B_ro.unflatten(0, (-1, rank)).transpose(1, 2)
 
 
-class FFNCall:
-    """What the linear maps of an FFN share during one call of it."""
+def wrapped(site: Site, call: LayerCall) -> dict[str, ExpertLinear]:
+    """The linear maps of a part of a layer, by name; each is wrapped in place."""
+    maps: dict[str, ExpertLinear] = {}
+    for name in site.maps:
+        parent, _, leaf = name.rpartition(".")
+        linear = site.module.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        maps[name] = ExpertLinear(linear, call)
+        setattr(site.module.get_submodule(parent), leaf, maps[name])
+    return maps
+
+
+class LayerCall:
+    """What the linear maps of an FFN or an attention share during one call of it."""
 
     frozen: Dispatch | None = None
     learning: Dispatch | None = None

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cmoe.modeling.base import FFNSite
-from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, fresh_pair
+from cmoe.modeling.base import Site
+from cmoe.modeling.experts import ExpertStack, LayerCall, fresh_pair, wrapped
+from cmoe.modeling.growth import ROUTER_STD, Context, Growth, exported, require_shape
 from cmoe.modeling.primitive import Primitive
-from cmoe.modeling.routers import Routing, TaskRouters
+from cmoe.modeling.routers import TaskRouters
 from cmoe.modeling.settings import GateForm
-
-ROUTER_STD = 0.02
-
-
-class Context:
-    """What all layers see of the current forward pass; without routing the base is untouched."""
-
-    routing: Routing | None = None
-
-    @contextmanager
-    def using(self, routing: Routing | None) -> Iterator[None]:
-        before, self.routing = self.routing, routing
-        try:
-            yield
-        finally:
-            self.routing = before
 
 
 class GrowingFFN(nn.Module):
@@ -43,22 +27,16 @@ class GrowingFFN(nn.Module):
     """
 
     def __init__(
-        self, site: FFNSite, layer: int, top_k: int, gates: GateForm, context: Context
+        self, site: Site, layer: int, top_k: int, gates: GateForm, context: Context
     ) -> None:
         super().__init__()
         self.layer = layer
-        self.ffn = site.ffn
+        self.ffn = site.module
         self._context = context
-        self._call = FFNCall()
-        self.maps: dict[str, ExpertLinear] = {}
-        for name in site.maps:
-            parent, _, leaf = name.rpartition(".")
-            linear = self.ffn.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            self.maps[name] = ExpertLinear(linear, self._call)
-            setattr(self.ffn.get_submodule(parent), leaf, self.maps[name])
+        self._call = LayerCall()
+        self.maps = wrapped(site, self._call)
         weight = self.maps[site.maps[0]].linear.weight
-        self.routers = TaskRouters(layer, site.hidden_size, top_k, gates, weight)
+        self.routers = TaskRouters(layer, weight.shape[1], top_k, gates, weight)
         linears = [m.linear for m in self.maps.values()]
         self.widths = tuple(n for m in linears for n in (m.in_features, m.out_features))
         self.frozen = ExpertStack((), (), 0, self.widths, weight.device)
@@ -79,46 +57,38 @@ class GrowingFFN(nn.Module):
         finally:
             call.frozen = call.learning = None
 
-    def learn(
-        self,
-        count: int,
-        rank: int,
-        scale: float,
-        init: Mapping[str, Tensor],
-        generator: torch.Generator,
-        *,
-        always: bool,
-    ) -> None:
-        """Gain `count` experts and a router to be trained; `always` is `TaskRouters.learn`'s.
-
-        Every tensor that `init` names as a primitive would is taken from there.
-
-        Raises:
-            ValueError: Such a tensor has another shape.
-        """
+    def learn(self, growth: Growth) -> None:
+        """Gain a task's experts, and a router to be trained."""
+        count = growth.experts.get(self.layer, 0)
         total = len(self.frozen) + count
         if total == 0:
             return
         for name, linear in self.maps.items() if count else ():
-            A, B = fresh_pair(count, rank, linear.linear, generator)
+            A, B = fresh_pair(count, growth.rank, linear.linear, growth.generator)
             key = self.expert_key(name)
-            linear.learn(_start(init, f"{key}.A", A), _start(init, f"{key}.B", B))
+            linear.learn(growth.start(f"{key}.A", A), growth.start(f"{key}.B", B))
         if count:
             start, device = len(self.frozen), self.frozen.scale_e.device
-            ranks, scales = (rank,) * count, (scale,) * count
+            ranks, scales = (growth.rank,) * count, (growth.scale,) * count
             self.learning = ExpertStack(ranks, scales, start, self.widths, device)
-        router = torch.randn(total, self.hidden_size, generator=generator) * ROUTER_STD
-        self.routers.learn(_start(init, self.router_key, router), len(self.frozen), always=always)
+        router = torch.randn(total, self.hidden_size, generator=growth.generator) * ROUTER_STD
+        self.routers.learn(
+            growth.start(self.router_key, router),
+            len(self.frozen),
+            growth.builds_on,
+            compete=growth.compete,
+        )
 
-    def learned(self, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The experts and the router being learned, on the CPU, named as in a primitive."""
         experts: dict[str, Tensor] = {}
-        for name, linear in self.maps.items() if self.learning is not None else ():
-            A, B = linear.learned(rank)
+        ranks = () if self.learning is None else self.learning.ranks
+        for name, linear in self.maps.items() if ranks else ():
+            A, B = linear.learned(ranks[0])
             key = self.expert_key(name)
-            experts |= {f"{key}.A": _exported(A), f"{key}.B": _exported(B)}
+            experts |= {f"{key}.A": exported(A), f"{key}.B": exported(B)}
         router = self.routers.weight
-        return experts, {} if router is None else {self.router_key: _exported(router)}
+        return experts, {} if router is None else {self.router_key: exported(router)}
 
     def expert(self, index: int) -> dict[str, Tensor]:
         """One frozen expert, named as in a primitive: `A [1, r, in]`, `B [1, out, r]`."""
@@ -141,7 +111,7 @@ class GrowingFFN(nn.Module):
         norm = inner.diagonal().sqrt().clamp_min(1e-30)
         return inner / norm / norm[:, None]
 
-    def freeze(self, primitives: Sequence[Primitive]) -> None:
+    def freeze(self, primitives: Sequence[Primitive], builds_on: Sequence[int]) -> None:
         """Append the primitives' experts and routers of this layer to the frozen ones."""
         first = f"{self.expert_key(next(iter(self.maps)))}.A"
         adding = [p for p in primitives if first in p.experts]
@@ -155,14 +125,19 @@ class GrowingFFN(nn.Module):
             ranks, scales = zip(*new, strict=True)
             ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
             self.frozen = ExpertStack(ranks, scales, 0, self.widths, self.frozen.scale_e.device)
-        self.routers.freeze([p.routers.get(self.router_key) for p in primitives])
+        self.routers.freeze([p.routers.get(self.router_key) for p in primitives], builds_on)
 
-    def check(self, primitive: Primitive, before: int) -> int:
-        """How many experts this layer has once `primitive` is added to `before` ones.
+    def check(self, primitives: Sequence[Primitive]) -> None:
+        """ValueError where a tensor is missing or has another shape; it names the tensor."""
+        total = len(self.frozen)
+        for primitive in primitives:
+            total += self._experts_of(primitive)
+            router = primitive.routers.get(self.router_key)
+            needed = (total, self.hidden_size) if total else None
+            require_shape(primitive, self.router_key, router, needed)
 
-        Raises:
-            ValueError: A tensor is missing or has another shape; names it.
-        """
+    def _experts_of(self, primitive: Primitive) -> int:
+        """How many experts a primitive has here."""
         count = 0
         for name, linear in self.maps.items():
             key, r = self.expert_key(name), primitive.rank
@@ -173,12 +148,8 @@ class GrowingFFN(nn.Module):
             count = n
             pair = (n, r, linear.linear.in_features), (n, linear.linear.out_features, r)
             for suffix, tensor, shape in zip("AB", (A, B), pair, strict=True):
-                _require_shape(primitive, f"{key}.{suffix}", tensor, shape if n else None)
-        total = before + count
-        router = primitive.routers.get(self.router_key)
-        needed = (total, self.hidden_size) if total else None
-        _require_shape(primitive, self.router_key, router, needed)
-        return total
+                require_shape(primitive, f"{key}.{suffix}", tensor, shape if n else None)
+        return count
 
     @property
     def hidden_size(self) -> int:
@@ -196,26 +167,3 @@ class GrowingFFN(nn.Module):
         self.learning = self.routers.weight = None
         for linear in self.maps.values():
             linear.A = linear.B = None
-
-
-def _start(init: Mapping[str, Tensor], name: str, fresh: Tensor) -> Tensor:
-    start = init.get(name, fresh)
-    if start.shape != fresh.shape:
-        found, needed = tuple(start.shape), tuple(fresh.shape)
-        raise ValueError(f"init: {name} has shape {found}, this task needs {needed}")
-    return start
-
-
-def _exported(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _require_shape(
-    primitive: Primitive, name: str, tensor: Tensor | None, shape: tuple[int, ...] | None
-) -> None:
-    found = None if tensor is None else tuple(tensor.shape)
-    if found != shape:
-        raise ValueError(
-            f"task {primitive.task!r}: {name} has shape {found or 'none'}, "
-            f"this model needs {shape or 'none'}"
-        )

@@ -26,13 +26,15 @@ class Primitive:
         rank: Rank `r` of this task's experts.
         lora_alpha: Their scale is `lora_alpha / rank`.
         experts: Per layer with new experts and per linear map `m` of its FFN
-            `layers.<l>.<m>.A` [n, r, in] and `layers.<l>.<m>.B` [n, out, r].
+            `layers.<l>.<m>.A` [n, r, in] and `layers.<l>.<m>.B` [n, out, r]; with adapters of
+            attention the same of its maps as `layers.<l>.attention.<m>.A`, n = 1, at one scale.
         routers: Per layer with experts `layers.<l>` [E_l, d], over all experts that exist there
             once this task is learned.
         locator: The task's entry in the locator's bank; empty where none was trained.
         decision: What was decided and why (scores, threshold, layers), as JSON.
         memory: What learning later tasks needs of this one and answering doesn't; empty for all
             methods but those that keep such a thing (EWC's importances).
+        builds_on: An earlier task whose experts stay at work for this one.
     """
 
     task: str
@@ -43,6 +45,7 @@ class Primitive:
     locator: Mapping[str, Tensor]
     decision: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    builds_on: str | None = None
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """The tensors by part, in the order of `PARTS`, and the memory, where there is one."""

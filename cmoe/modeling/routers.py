@@ -6,7 +6,7 @@ that task's router chooses among the experts that existed when it was trained, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
@@ -37,6 +37,26 @@ class Usage(NamedTuple):
     balance: Tensor
 
 
+class Mixed(NamedTuple):
+    """The routers of a batch of several tasks at one layer, and how they choose.
+
+    Attributes:
+        rows: [B, E, d] of frozen routers, the samples' first `counts` of them.
+        counts: [B] experts that a sample's task knows; 0 without a router.
+        always: [B, E] bool, those that always work.
+        added: [B] bool, whether the others are added to them (see `add_to`).
+        used: [B] experts of a token.
+        most: The largest of those.
+    """
+
+    rows: Tensor
+    counts: Tensor
+    always: Tensor
+    added: Tensor
+    used: Tensor
+    most: int
+
+
 @dataclass
 class Routing:
     """Which task's routers each sample of a forward pass uses.
@@ -46,17 +66,19 @@ class Routing:
         ids: The same [B], on the device.
         tokens: [B, S] bool, tokens that count in the record; None counts all.
         record: Receives every layer's `Usage`; None records nothing.
-        without: Layers whose experts of the task being learned are switched off: that task's
-            router chooses among the older ones alone.
-        gathered: Frozen routers of a mixed batch by layer, kept for all steps of a generation.
+        kept: By layer how many experts of the task being learned work, where not all of them do;
+            that task's router chooses among these and the older ones.
+        mixed: What a mixed batch needs of each layer, kept for all steps of a generation.
+        adapters: By layer the rows and gates of the attention's adapters, kept likewise.
     """
 
     tasks: tuple[int, ...]
     ids: Tensor
     tokens: Tensor | None = None
     record: list[Usage] | None = None
-    without: frozenset[int] = frozenset()
-    gathered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    kept: Mapping[int, int] = field(default_factory=dict)
+    mixed: dict[int, Mixed] = field(default_factory=dict)
+    adapters: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tasks: Sequence[int], device: torch.device) -> Routing:
@@ -77,10 +99,6 @@ class TaskRouters(nn.Module):
     """
 
     rows: Tensor
-    starts: Tensor
-    counts: Tensor
-    own: Tensor
-    used: Tensor
 
     def __init__(
         self, layer: int, hidden_size: int, top_k: int, form: GateForm, like: Tensor
@@ -91,136 +109,162 @@ class TaskRouters(nn.Module):
         self.form = form
         self.weight: nn.Parameter | None = None
         self._older = 0  # experts that the router being learned finds here
-        self._always = False  # whether the experts beside them always work
+        self._learning_form = form
+        self._builds_on: tuple[int, ...] = ()  # always at work beside those being learned
         self._sizes: list[int] = []
+        self._always: list[tuple[int, ...]] = []
+        self._indices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.register_buffer("rows", like.new_empty(0, hidden_size), persistent=False)
-        self._index()
 
-    def router(self, task: int, *, older: bool = False) -> Tensor:
-        """A task's router [E, d]; of the one being learned its rows for `older` experts alone."""
+    def router(self, task: int) -> Tensor:
+        """A task's router [E, d]; of one that has none here, no rows."""
         if task == len(self._sizes):
-            if self.weight is None:
-                return self.rows[:0]
-            return self.weight[: self._older] if older else self.weight
+            return self.rows[:0] if self.weight is None else self.weight
         start = sum(self._sizes[:task])
         return self.rows[start : start + self._sizes[task]]
 
-    def learn(self, weight_ed: Tensor, older: int, *, always: bool) -> None:
+    def learn(self, weight_ed: Tensor, older: int, builds_on: int, *, compete: bool) -> None:
         """Take the router of the task being learned as a parameter.
 
         Args:
             weight_ed: What it starts from.
             older: Experts that exist; the others are the task's own.
-            always: Whether the own ones always work where the form of the gates says so. Probes
-                don't: they are to win their tokens.
+            builds_on: Task whose experts stay at work, or `BASE`.
+            compete: Whether the own ones have to win their tokens, by the paper's gates, whatever
+                form the others have. Probes do.
         """
-        self._older, self._always = older, always and self.form == "residual"
+        self._older = older
+        self._learning_form = "renormalized" if compete else self.form
+        self._builds_on = () if builds_on == BASE else self._always[builds_on]
+        self._indices.clear()
         self.weight = nn.Parameter(weight_ed.to(self.rows, copy=True))
 
-    def freeze(self, weights: Sequence[Tensor | None]) -> None:
-        """Append the routers of finished tasks; None for a task without a router here."""
+    def freeze(self, weights: Sequence[Tensor | None], builds_on: Sequence[int]) -> None:
+        """Append the routers of finished tasks; None for a task without a router here.
+
+        Args:
+            weights: In the order of learning.
+            builds_on: Index of the task that each builds on, or `BASE`.
+        """
         present = [w.to(self.rows) for w in weights if w is not None]
         self.rows = torch.cat([self.rows, *present])
-        self._sizes += [0 if w is None else len(w) for w in weights]
-        self._index()
+        for weight, foundation in zip(weights, builds_on, strict=True):
+            size = 0 if weight is None else len(weight)
+            # A task knows all experts of its time: what it knows beyond those before is its own.
+            own = range(max(self._sizes, default=0), size)
+            below = () if foundation == BASE else self._always[foundation]
+            self._always.append((*below, *own) if self.form == "residual" else ())
+            self._sizes.append(size)
+        self._indices.clear()
 
-    def _index(self) -> None:
-        # A task knows all experts of its time: what it knows beyond those before it is its own.
-        before = accumulate(self._sizes, max, initial=0)
-        own = (max(n - older, 0) for n, older in zip(self._sizes, before, strict=False))
-        self._own = [n if self.form == "residual" else 0 for n in own]
-        used = [slots(n, own, self.top_k) for n, own in zip(self._sizes, self._own, strict=True)]
-        starts = [*accumulate(self._sizes, initial=0)][: len(self._sizes)]
-        values = {"starts": starts, "counts": self._sizes, "own": self._own, "used": used}
-        for name, value in values.items():
-            tensor = torch.tensor(value, dtype=torch.long, device=self.rows.device)
-            self.register_buffer(name, tensor, persistent=False)
+    def always_on(self, task: int, kept: int | None = None) -> tuple[int, ...]:
+        """The experts that work for all tokens of a task, in ascending order.
 
-    def always_on(self, task: int, *, older: bool = False) -> int:
-        """How many of a task's experts work for all of its tokens: its own ones, or none."""
-        if task < len(self._own):
-            return self._own[task]
-        own = 0 if self.weight is None else len(self.weight) - self._older
-        return own if self._always and not older else 0
+        Args:
+            task: Its index.
+            kept: Of the one being learned how many of its own experts work, if not all.
+        """
+        if task < len(self._always):
+            return () if task == BASE else self._always[task]
+        if self.weight is None or self._learning_form != "residual":
+            return ()
+        return (*self._builds_on, *range(self._older, self._size(task, kept)))
+
+    def _size(self, task: int, kept: int | None) -> int:
+        """Experts that a task's router chooses among; arguments as of `always_on`."""
+        if task < len(self._sizes):
+            return 0 if task == BASE else self._sizes[task]
+        whole = 0 if self.weight is None else len(self.weight)
+        return whole if kept is None else min(whole, self._older + kept)
+
+    def _form(self, task: int) -> GateForm:
+        return self.form if task < len(self._sizes) else self._learning_form
 
     def forward(self, hidden_bsd: Tensor, routing: Routing) -> Gates | None:
         """Gates of a batch; None where no sample of it has a router at this layer."""
-        tasks = set(routing.tasks) - {BASE}
-        older = self.layer in routing.without
-        learning = self.router(len(self._sizes), older=older)
-        sizes = (*self._sizes, len(learning))
-        count = max((sizes[t] for t in tasks), default=0)
+        tasks, kept = set(routing.tasks) - {BASE}, routing.kept.get(self.layer)
+        count = max((self._size(t, kept) for t in tasks), default=0)
         if count == 0:
             return None
-        own = {t: self.always_on(t, older=older) for t in tasks}
-        routed_n = None
+        forms = {self._form(t) for t in tasks}
+        routed_b = routed_n = None
         if len(tasks) == 1:
             (task,) = tasks
-            router = learning if task == len(self._sizes) else self.router(task)
-            logits_bse = F.linear(hidden_bsd, router)
-            routed_b = routing.ids != BASE if BASE in routing.tasks else None
+            logits_bse = F.linear(hidden_bsd, self.router(task)[:count])
+            probs_ne = logits_bse.float().softmax(-1).flatten(0, 1)
+            if forms == {"residual"}:
+                gates = add_to(probs_ne, *self._split(task, count), self.top_k)
+            else:
+                gates = choose_experts(probs_ne, self.top_k, renormalize=forms != {"softmax"})
+            if BASE in routing.tasks:
+                routed_b = routing.ids != BASE
         else:
-            logits_bse, counts_b = self._mixed_logits(hidden_bsd, routing, count, learning)
+            probs_ne, gates, counts_b = self._mixed(hidden_bsd, routing, count, forms)
             routed_b = counts_b > 0
-        probs_ne = logits_bse.float().softmax(-1).flatten(0, 1)
-        if not any(own.values()):
-            gates = choose_experts(probs_ne, self.top_k, renormalize=self.form != "softmax")
-        elif len(tasks) == 1:
-            gates = add_to_own(probs_ne, own[task], self.top_k)
-        else:
-            used = {t: slots(sizes[t], own[t], self.top_k) for t in tasks}
-            learned = len(self._sizes)
-            own_b = self._of_samples(self.own, routing.ids, own.get(learned, 0))
-            used_b = self._of_samples(self.used, routing.ids, used.get(learned, 0))
-            counts_n, own_n, used_n = (
-                value.repeat_interleave(hidden_bsd.shape[1]) for value in (counts_b, own_b, used_b)
-            )
-            gates = choose_mixed(probs_ne, counts_n, own_n, used_n, max(used.values()), self.top_k)
         if routed_b is not None:
             routed_n = routed_b.repeat_interleave(hidden_bsd.shape[1])
             gates = Gates(gates.weights * routed_n.unsqueeze(1), gates.experts, count)
         if routing.record is not None:
             usage = self._usage(probs_ne, gates, routing, routed_n)
-            if any(own.values()):  # there is nothing to balance: older ones needn't be used
+            if "residual" in forms:  # there is nothing to balance: none need be used
                 usage = usage._replace(balance=torch.zeros_like(usage.balance))
             routing.record.append(usage)
         return gates
 
-    def _of_samples(self, values_t: Tensor, ids: Tensor, learning: int) -> Tensor:
-        """A figure of each sample's task [B]: of the learned ones, or of the one being learned."""
-        frozen_b = (ids >= 0) & (ids < len(self._sizes))
-        values_b = values_t[ids.where(frozen_b, 0)] * frozen_b
-        return values_b.where(ids != len(self._sizes), learning)
+    def _split(self, task: int, count: int) -> tuple[Tensor, Tensor]:
+        """Indices of the experts that always work for a task that knows `count`, and the others."""
+        if (task, count) not in self._indices:
+            always = self.always_on(task, count - self._older)
+            others = sorted(set(range(count)) - set(always))
+            self._indices[task, count] = (
+                torch.tensor(always, dtype=torch.long, device=self.rows.device),
+                torch.tensor(others, dtype=torch.long, device=self.rows.device),
+            )
+        return self._indices[task, count]
 
-    def _mixed_logits(
-        self, hidden_bsd: Tensor, routing: Routing, count: int, learning_ed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [B, S, E] of a batch of several tasks, and each sample's experts here [B]."""
-        if self.layer not in routing.gathered:
-            routing.gathered[self.layer] = self._gather(routing.ids, count)
-        rows_bed, counts_b = routing.gathered[self.layer]
-        logits_bse = torch.bmm(hidden_bsd, rows_bed.transpose(1, 2))
-        if len(self._sizes) in routing.tasks and len(learning_ed):
-            learning_b = routing.ids == len(self._sizes)
-            learned_bse = F.linear(hidden_bsd, learning_ed)
-            learned_bse = F.pad(learned_bse, (0, count - len(learning_ed)))
-            logits_bse = torch.where(learning_b[:, None, None], learned_bse, logits_bse)
-            counts_b = counts_b.where(~learning_b, len(learning_ed))
-        missing_be = torch.arange(count, device=counts_b.device) >= counts_b[:, None]
+    def _mixed(
+        self, hidden_bsd: Tensor, routing: Routing, count: int, forms: set[GateForm]
+    ) -> tuple[Tensor, Gates, Tensor]:
+        """Probabilities, gates, and each sample's experts here [B], of a batch of several tasks."""
+        learned, kept = len(self._sizes), routing.kept.get(self.layer)
+        if self.layer not in routing.mixed:
+            routing.mixed[self.layer] = self._gather(routing.tasks, count, kept)
+        mixed = routing.mixed[self.layer]
+        logits_bse = torch.bmm(hidden_bsd, mixed.rows.transpose(1, 2))
+        if self.weight is not None and learned in routing.tasks:
+            mine_ed = self.weight[: self._size(learned, kept)]
+            mine_bse = F.pad(F.linear(hidden_bsd, mine_ed), (0, count - len(mine_ed)))
+            logits_bse = mine_bse.where((routing.ids == learned)[:, None, None], logits_bse)
+        missing_be = torch.arange(count, device=mixed.counts.device) >= mixed.counts[:, None]
         # Finite, so that a sample without a router yields numbers; its gates become 0 in the end.
         lowest = torch.finfo(logits_bse.dtype).min
-        return logits_bse.masked_fill(missing_be[:, None], lowest), counts_b
+        logits_bse = logits_bse.masked_fill(missing_be[:, None], lowest)
+        probs_ne = logits_bse.float().softmax(-1).flatten(0, 1)
+        if "residual" in forms:
+            gates = choose_mixed(probs_ne, mixed, self.top_k)
+        else:
+            gates = choose_experts(probs_ne, self.top_k, renormalize=self.form != "softmax")
+        return probs_ne, gates, mixed.counts
 
-    def _gather(self, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The samples' frozen routers [B, E, d], and how many experts each chooses among [B]."""
-        frozen_b = (ids >= 0) & (ids < len(self._sizes))
-        if not self._sizes or not len(self.rows):
-            rows = self.rows.new_zeros(len(ids), count, self.rows.shape[1])
-            return rows, torch.zeros_like(ids)
-        safe_b = ids.where(frozen_b, 0)
-        index_be = self.starts[safe_b, None] + torch.arange(count, device=ids.device)
-        rows_bed = self.rows[index_be.clamp_max(len(self.rows) - 1)]
-        return rows_bed, self.counts[safe_b] * frozen_b
+    def _gather(self, tasks: Sequence[int], count: int, kept: int | None) -> Mixed:
+        """See `Mixed`; what it is made of is known on the host, and goes to the device at once."""
+        starts = [*accumulate(self._sizes, initial=0)]
+        last, table, most = max(len(self.rows) - 1, 0), [], 0
+        for task in tasks:
+            size, always = self._size(task, kept), self.always_on(task, kept)
+            start = starts[task] if 0 <= task < len(self._sizes) else 0
+            used = slots(size, len(always), self.top_k)
+            most = max(most, used)
+            table.append(
+                [min(start + e, last) for e in range(count)]
+                + [e in always for e in range(count)]
+                + [size, used, self._form(task) == "residual"]
+            )
+        values = torch.tensor(table).to(self.rows.device)
+        index_be, always_be, rest = values.split([count, count, 3], 1)
+        rows = self.rows if len(self.rows) else self.rows.new_zeros(1, self.rows.shape[1])
+        counts, used_b, added = rest.unbind(1)
+        return Mixed(rows[index_be], counts, always_be.bool(), added.bool(), used_b, most)
 
     def _usage(
         self, probs_ne: Tensor, gates: Gates, routing: Routing, routed_n: Tensor | None
@@ -254,42 +298,47 @@ def choose_experts(probs_ne: Tensor, top_k: int, *, renormalize: bool = True) ->
     return Gates(weights, experts, count)
 
 
-def add_to_own(probs_ne: Tensor, own: int, top_k: int) -> Gates:
-    """Gates of tokens whose last `own` experts always work, with gate 1.
+def add_to(probs_ne: Tensor, always_a: Tensor, others_o: Tensor, top_k: int) -> Gates:
+    """Gates of tokens for which some experts always work, with gate 1.
 
-    The likeliest older ones are added with gate `p_e - 1/E`: nothing where the router prefers none,
-    as at its start, and a gradient there too.
+    The likeliest others are added with gate `p_e - 1/E`: nothing where the router prefers none, as
+    at its start, and a gradient there too.
+
+    Args:
+        probs_ne: Of all experts.
+        always_a: Indices of those that always work.
+        others_o: Indices of the others.
+        top_k: Experts per token, of the others one at least.
     """
     tokens, count = probs_ne.shape
-    older = count - own
-    weights, experts = probs_ne[:, :older].topk(slots(count, own, top_k) - own, dim=-1)
-    always = torch.arange(older, count, device=probs_ne.device).expand(tokens, own)
-    gates = torch.cat([weights - 1 / count, weights.new_ones(tokens, own)], 1)
-    return Gates(gates, torch.cat([experts, always], 1), count)
+    added = slots(count, len(always_a), top_k) - len(always_a)
+    weights, places = probs_ne.index_select(1, others_o).topk(added, dim=-1)
+    gates = torch.cat([weights - 1 / count, weights.new_ones(tokens, len(always_a))], 1)
+    experts = torch.cat([others_o[places], always_a.expand(tokens, -1)], 1)
+    return Gates(gates, experts, count)
 
 
-def choose_mixed(
-    probs_ne: Tensor, counts_n: Tensor, own_n: Tensor, used_n: Tensor, most: int, top_k: int
-) -> Gates:
-    """As `choose_experts` and `add_to_own`, for tokens of several tasks.
+def choose_mixed(probs_ne: Tensor, mixed: Mixed, top_k: int) -> Gates:
+    """As `choose_experts` and `add_to`, for the tokens of samples of several tasks.
 
     Args:
         probs_ne: 0 for experts that a token's task doesn't know.
-        counts_n: How many it knows.
-        own_n: The last so many of them always work.
-        used_n: How many it uses.
-        most: The largest of those.
+        mixed: The samples' tasks.
         top_k: Experts per token.
     """
-    places = torch.arange(probs_ne.shape[1], device=probs_ne.device)
-    own_ne = (places >= (counts_n - own_n)[:, None]) & (places < counts_n[:, None])
-    experts = probs_ne.masked_fill(own_ne, 2.0).topk(most, dim=-1).indices
-    probs_nk = probs_ne.gather(1, experts) * (places[:most] < used_n[:, None])
+    tokens = len(probs_ne) // len(mixed.counts)
+    counts_n, always_ne, added_n, used_n = (
+        each.repeat_interleave(tokens, 0)
+        for each in (mixed.counts, mixed.always, mixed.added, mixed.used)
+    )
+    experts = probs_ne.masked_fill(always_ne, 2.0).topk(mixed.most, dim=-1).indices
+    places = torch.arange(mixed.most, device=probs_ne.device)
+    probs_nk = probs_ne.gather(1, experts) * (places < used_n[:, None])
     whole_n1 = probs_nk.sum(1, keepdim=True) if top_k > 1 else torch.ones_like(probs_nk[:, :1])
     weights = probs_nk / whole_n1.clamp_min(torch.finfo(probs_nk.dtype).tiny)
     added = torch.where(probs_nk > 0, probs_nk - 1 / counts_n.clamp_min(1)[:, None], 0)
-    added = added.masked_fill(own_ne.gather(1, experts), 1.0)
-    return Gates(weights.where(own_n[:, None] == 0, added), experts, probs_ne.shape[1])
+    added = added.masked_fill(always_ne.gather(1, experts), 1.0)
+    return Gates(added.where(added_n[:, None], weights), experts, probs_ne.shape[1])
 
 
 def balance_loss(probs_ne: Tensor, experts_nk: Tensor, counts_n: Tensor) -> Tensor:

@@ -79,6 +79,8 @@ def _chained(records: Collection[Record], parent: str) -> dict[str, bytes]:
     for record in records:
         fields = asdict(record) | {"parent": parent}
         del fields["digest"]
+        if record.builds_on is None:
+            del fields["builds_on"]  # as the store writes it
         name = record_name(record.index)
         files[name] = seal(fields)
         parent = unseal(name, files[name])["digest"]

@@ -80,6 +80,7 @@ class Record:
         parameters: The scalars that it adds, by part.
         parent: Digest of the record before it; of the header for index 0.
         digest: sha256 of the rest as canonical JSON; the primitive's identity.
+        builds_on: The earlier task that it builds on, if any; logs of before have no such field.
     """
 
     index: int
@@ -92,6 +93,7 @@ class Record:
     decision: Mapping[str, Any]
     parent: str
     digest: str
+    builds_on: str | None = None
 
 
 class Store:
@@ -199,6 +201,8 @@ class Store:
             "decision": primitive.decision,
             "parent": self._tip(self._records),
         }
+        if primitive.builds_on is not None:
+            fields["builds_on"] = primitive.builds_on
         data = seal(plain(fields, "record"))
         # What a reader would refuse is refused here, before anything is written.
         record = self._parse_record(data, index, self._records)
@@ -223,7 +227,12 @@ class Store:
             part: safetensors.torch.load(self.read_data(record, part)) for part in record.files
         }
         primitive = Primitive(
-            record.task, record.rank, record.lora_alpha, **parts, decision=record.decision
+            record.task,
+            record.rank,
+            record.lora_alpha,
+            **parts,
+            decision=record.decision,
+            builds_on=record.builds_on,
         )
         if (counts := primitive.parameter_counts()) != record.parameters:
             raise StoreError(
@@ -272,6 +281,11 @@ class Store:
             raise StoreError(f"{where}: {record.task!r} can't name a folder; {_TASK.pattern} can")
         if record.task in (other.task for other in before):
             raise StoreError(f"{where}: task {record.task!r} is in the log already; rename it")
+        if record.builds_on not in (None, *(other.task for other in before)):
+            raise StoreError(
+                f"{where}: builds on task {record.builds_on!r}, which isn't in the log before it; "
+                "restore it from a copy"
+            )
         if record.parent != (tip := self._tip(before)):
             last = record_name(index - 1) if index else HEADER
             raise StoreError(f"{where}: its parent is {record.parent}, but {last} has digest {tip}")

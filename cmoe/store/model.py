@@ -61,9 +61,11 @@ def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -
     if "top_k" not in settings:
         raise StoreError(f"{store.url}: written by another method ({dict(settings)}), not a log")
     locator = LocatorConfig(**settings["locator"])
-    # Logs of before there were others have no form of the gates.
-    gates = settings.get("gates", "renormalized")
-    model = GrowingVLM(base, top_k=settings["top_k"], gates=gates, locator=locator)
+    # Logs of before there were others have no form of the gates, and nothing of attention.
+    gates, attention = settings.get("gates", "renormalized"), settings.get("attention", 0)
+    model = GrowingVLM(
+        base, top_k=settings["top_k"], gates=gates, attention=attention, locator=locator
+    )
     store.require_base(model.base_digest)
     model.append(*(store.read(index) for index in range(count)))
     return model

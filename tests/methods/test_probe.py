@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.probings import gained, gains
 
 from cmoe.data.samples import Sample
-from cmoe.methods.probe import Decision, Probing, decide, split
+from cmoe.methods.probe import Decision, Gain, Probing, decide, split
 from cmoe.methods.settings import ProbeConfig
 
 SCORES = ("frequency", "excess", "loss_gain")
@@ -40,14 +41,17 @@ def probings(draw: st.DrawFn, probes: int | None = None) -> Probing:
             out.append(tuple(w / sum(weights) for w in weights))
         return tuple(out)
 
-    gain = draw(st.lists(st.integers(-9, 30), min_size=layers, max_size=layers))
-    return Probing(older, shares(), shares(), tuple(g / 16 for g in gain))
+    def gain() -> Gain:
+        return Gain(draw(st.integers(-9, 30)) / 16, draw(st.integers(0, 16)) / 16)
+
+    by_layer = tuple(tuple(gain() for _ in range(own)) for _ in range(layers))
+    return Probing(older, shares(), shares(), by_layer, gain())
 
 
 def expected_scores(probing: Probing, score: str) -> list[float]:
     """Method, "PGKE", step 3 and the alternatives below it."""
     if score == "loss_gain":
-        return list(probing.gain)
+        return [layer[0].value for layer in probing.gains]
     out = []
     for older, largest in zip(probing.older, probing.largest, strict=True):
         frequency = sum(largest[older:])
@@ -77,7 +81,7 @@ def test_all_three_scores_are_the_published_ones(probing: Probing) -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 4))
 def test_a_uniform_routers_excess_is_nothing(older: list[int], probes: int) -> None:
     uniform = tuple((1 / (n + probes),) * (n + probes) for n in older)
-    probing = Probing(tuple(older), uniform, uniform, (0.0,) * len(older))
+    probing = Probing(tuple(older), uniform, uniform, gains(*[0.0] * len(older)), Gain(0.0, 0.0))
     np.testing.assert_allclose(probing.scores()["excess"], 0, atol=1e-12)
 
 
@@ -105,10 +109,10 @@ def test_layers_above_the_threshold_grow(
 
 
 def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
-    probing = Probing((0,) * 3, ((1.0,),) * 3, ((1.0,),) * 3, (0.25, 0.5, 0.75))
+    probing = gained((0,) * 3, 0.25, 0.5, 0.75)
     config = ProbeConfig(score="loss_gain", alpha=0.0)
     assert decide(probing, config, per_layer=1, costs=[1] * 3).experts == {2: 1}
-    even = replace(probing, gain=(0.5,) * 3)
+    even = gained((0,) * 3, 0.5, 0.5, 0.5)
     for alpha in (0.0, 0.5, 3.0):  # nothing deviates: no layer stands out
         same = decide(even, replace(config, alpha=alpha), per_layer=1, costs=[1] * 3)
         assert same.experts == {}
@@ -162,8 +166,7 @@ def test_a_budget_cuts_from_the_lowest_score(
 
 
 def test_ties_are_cut_from_the_top_layer_whatever_the_order_of_costs() -> None:
-    gain = (0.5, 1.0, 0.0, 1.0, 1.0)
-    probing = Probing((0,) * 5, ((1.0,),) * 5, ((1.0,),) * 5, gain)
+    probing = gained((0,) * 5, 0.5, 1.0, 0.0, 1.0, 1.0)
     config = ProbeConfig(score="loss_gain", alpha=0.0, max_layers=2)
     decision = decide(probing, config, per_layer=1, costs=[1] * 5)
     assert (decision.experts, decision.cut) == ({1: 1, 3: 1}, (4,))
@@ -211,6 +214,89 @@ def test_one_probing_serves_every_rule(probing: Probing, alphas: Sequence[float]
                 grown.append(set(decision.experts))
     # The larger alpha, the lower the threshold: more layers grow, never others.
     assert all(fewer <= more for fewer, more in pairwise(grown))
+
+
+# By gain
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    probing=probings(),
+    min_gain=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    count=st.sampled_from(["fixed", "per_probe"]),
+)
+def test_a_layer_grows_by_gain_where_it_is_real_and_not_small(
+    probing: Probing, min_gain: float, count: Any
+) -> None:
+    config = ProbeConfig(rule="gain", min_gain=min_gain, count=count)
+    decision = decide(probing, config, per_layer=2, costs=[1] * len(probing.older))
+    (whole, error), least = probing.whole, min_gain * max(probing.whole.value, 0)
+    assert decision.threshold == least
+
+    def passes(gain: Gain) -> bool:
+        return gain.value > gain.error and gain.value > least
+
+    if whole <= error:
+        assert decision.experts == {}, "nothing is gained: the router alone"
+        return
+    expected = [layer for layer, each in enumerate(probing.gains) if passes(each[0])]
+    values = [each[0].value for each in probing.gains]
+    assert [*decision.experts] == (expected or [values.index(max(values))])
+    for layer, number in decision.experts.items():
+        more = [passes(gain) for gain in probing.gains[layer][1:]]
+        following = [*more, False].index(False)
+        assert number == (1 + following if count == "per_probe" else 2)
+
+
+def test_a_budget_takes_the_layers_that_gain_most() -> None:
+    probing = gained((1,) * 4, 0.2, 0.5, 0.1, 0.4, error=0.05)
+    config = ProbeConfig(rule="gain", max_layers=2)
+    decision = decide(probing, config, per_layer=1, costs=[1] * 4)
+    assert (decision.experts, decision.cut) == ({1: 1, 3: 1}, (0, 2))
+
+
+def test_probes_that_only_do_harm_add_nothing() -> None:
+    """The gains of a task that was learned before, under another name."""
+    probing = gained((2,) * 6, -0.005, -0.011, -0.036, -0.02, -0.008, -0.014, error=0.004)
+    config = ProbeConfig(rule="gain")
+    assert decide(probing, config, per_layer=1, costs=[1] * 6).experts == {}
+    relative = replace(config, rule="relative", score="loss_gain", alpha=1.5)
+    assert decide(probing, relative, per_layer=1, costs=[1] * 6).experts, "which can't say none"
+
+
+# By depth
+
+
+@pytest.mark.parametrize(
+    ("rule", "layers"),
+    [
+        ("first", {0: 1, 1: 1, 2: 1}),
+        ("middle", {2: 1, 3: 1, 4: 1}),
+        ("last", {5: 1, 6: 1, 7: 1}),
+        ("even", {1: 1, 4: 1, 6: 1}),
+    ],
+)
+def test_layers_by_depth(rule: Any, layers: dict[int, int]) -> None:
+    config = ProbeConfig(rule=rule, max_layers=3)
+    probing = gained((1,) * 8, *range(8))
+    decision = decide(probing, config, per_layer=1, costs=[1] * 8)
+    assert (decision.experts, decision.threshold, decision.cut) == (layers, None, ())
+    every = replace(config, max_layers=20)
+    assert [*decide(probing, every, per_layer=1, costs=[1] * 8).experts] == [*range(8)]
+    assert decide(probing, replace(config, max_layers=0), per_layer=1, costs=[1] * 8).experts == {}
+
+
+def test_random_layers_are_drawn_by_the_seed_whatever_was_measured() -> None:
+    config = ProbeConfig(rule="random", max_layers=3)
+
+    def drawn(seed: int, *values: float) -> list[int]:
+        probing = gained((1,) * 8, *values)
+        return [*decide(probing, config, per_layer=1, costs=[1] * 8, seed=seed).experts]
+
+    every = [drawn(seed, *range(8)) for seed in range(40)]
+    assert every == [drawn(seed, *range(8, 0, -1)) for seed in range(40)]
+    assert {len(each) for each in every} == {3}
+    assert {layer for each in every for layer in each} == set(range(8))
 
 
 # The split
@@ -262,6 +348,8 @@ def test_other_seeds_choose_other_samples() -> None:
         ({"max_samples": 0}, "probe.max_samples is 0; at least 1"),
         ({"max_layers": -1}, "probe.max_layers is -1; at least 0, or null"),
         ({"max_added_parameters": -1}, "at least 0, or null"),
+        ({"min_gain": -0.1}, "probe.min_gain is -0.1; at least 0"),
+        ({"rule": "even"}, "probe.rule is even; it needs probe.max_layers, its count"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], cause: str) -> None:

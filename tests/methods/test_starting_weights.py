@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.probings import gains
 from support.tiny_models import LAYERS, WIDTH, make_base, make_inputs
 
-from cmoe.methods.probe import Decision, Probing, starting_weights
+from cmoe.methods.probe import Decision, Gain, Probing, starting_weights
 from cmoe.methods.settings import ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
@@ -49,7 +50,8 @@ def start(
     rows = tuple(tuple(row) for row in gates)
     older = tuple(len(f.frozen) for f in model.ffns)
     # Where the largest gates fall is none of its business: mean gates tell what is used.
-    probing = Probing(older, tuple(row[::-1] for row in rows), rows, (0.0,) * LAYERS)
+    largest = tuple(row[::-1] for row in rows)
+    probing = Probing(older, largest, rows, gains(*[0.0] * LAYERS), Gain(0.0, 0.0))
     return starting_weights(
         model, probes, probing, Decision(experts, 0.0, ()), ProbeConfig(init=init), rank, seed
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cmoe.experiments.benchmarks.growing import forced
 from cmoe.modeling import experts
-from cmoe.modeling.experts import ExpertLinear, ExpertStack, FFNCall, Gates
+from cmoe.modeling.experts import ExpertLinear, ExpertStack, Gates, LayerCall
 from cmoe.modeling.growing import GrowingVLM
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 4e-2}
@@ -80,7 +80,7 @@ def test_the_stacked_computation_equals_the_loop(case: dict[str, Any]) -> None:
     chosen = [torch.randperm(len(ranks))[: case["k"]] for _ in range(case["tokens"])]
     gates = Gates(weights, torch.stack(chosen), len(ranks))
 
-    call = FFNCall()
+    call = LayerCall()
     widths = (case["width_in"], case["width_out"])
     linear = nn.Linear(*widths).to(dtype)
     module = ExpertLinear(linear, call)
@@ -122,13 +122,13 @@ def test_both_ways_have_the_loops_gradients(way: str) -> None:
     u = torch.randn(7, 12, requires_grad=True)
     weights = torch.rand(7, 2, requires_grad=True)
     gates = Gates(weights, torch.stack([torch.randperm(5)[:2] for _ in range(7)]), 5)
-    call, linear = FFNCall(), nn.Linear(12, 16)
+    call, linear = LayerCall(), nn.Linear(12, 16)
     module = ExpertLinear(linear, call)
     module.learn(As, Bs)
     call.learning = ExpertStack([8] * 5, [2.0] * 5, 0, (12, 16), DEVICE).dispatch(
         gates, torch.float32
     )
-    assert type(call.learning).__name__ == f"_{way.capitalize()}"
+    assert type(call.learning).__name__ == way.capitalize()
     module(u).square().sum().backward()
     assert module.A is not None
     assert module.B is not None
@@ -192,9 +192,9 @@ def test_the_way_is_chosen_by_size() -> None:
         dispatch = stack.dispatch(Gates(torch.rand(tokens, k), chosen, experts_), dtype)
         return type(dispatch).__name__
 
-    assert way(256, 64, 2, 16, torch.float32) == "_Grouped"
-    assert way(256, 2, 2, 16, torch.float32) == "_Concatenated"
-    assert way(1, 64, 2, 16, torch.float32) == "_Concatenated"
-    assert way(256, 64, 2, 3, torch.float32) == "_Concatenated", "rank 3 isn't aligned"
-    assert way(256, 64, 2, 4, torch.bfloat16) == "_Concatenated", "nor are 4 numbers of 2 bytes"
-    assert way(256, 64, 2, 8, torch.bfloat16, width=12) == "_Concatenated", "nor is a width of 12"
+    assert way(256, 64, 2, 16, torch.float32) == "Grouped"
+    assert way(256, 2, 2, 16, torch.float32) == "Concatenated"
+    assert way(1, 64, 2, 16, torch.float32) == "Concatenated"
+    assert way(256, 64, 2, 3, torch.float32) == "Concatenated", "rank 3 isn't aligned"
+    assert way(256, 64, 2, 4, torch.bfloat16) == "Concatenated", "nor are 4 numbers of 2 bytes"
+    assert way(256, 64, 2, 8, torch.bfloat16, width=12) == "Concatenated", "nor is a width of 12"

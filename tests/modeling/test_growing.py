@@ -26,18 +26,21 @@ def _way(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-GROWN = [(family, "renormalized") for family in CONFIGS] + [
-    ("llava", "softmax"),
-    ("llava", "residual"),
+GROWN = [(family, "renormalized", 0) for family in CONFIGS] + [
+    ("llava", "softmax", 0),
+    ("llava", "residual", 0),
+    *((family, "residual", 3) for family in CONFIGS),
 ]
 
 
-@pytest.mark.parametrize(("family", "gates"), GROWN)
+@pytest.mark.parametrize(("family", "gates", "attention"), GROWN)
 @torch.no_grad()
-def test_later_tasks_leave_every_bit_of_earlier_ones(family: str, gates: Any) -> None:
+def test_later_tasks_leave_every_bit_of_earlier_ones(
+    family: str, gates: Any, attention: int
+) -> None:
     inputs = make_inputs(family)
     untouched = untouched_base(family)(**inputs).logits
-    model = GrowingVLM(make_base(family), gates=gates)
+    model = GrowingVLM(make_base(family), gates=gates, attention=attention)
     assert torch.equal(model(inputs, BASE).logits, untouched)
     seen: dict[str, Tensor] = {}
     answers: dict[str, Tensor] = {}
@@ -56,10 +59,12 @@ def test_later_tasks_leave_every_bit_of_earlier_ones(family: str, gates: Any) ->
             assert (a - b).abs().max() > 0.01, "each task answers in its own way"
 
 
-@pytest.mark.parametrize(("family", "gates"), GROWN)
+@pytest.mark.parametrize(("family", "gates", "attention"), GROWN)
 @torch.no_grad()
-def test_a_mixed_batch_gives_each_sample_its_own_tasks_answer(family: str, gates: Any) -> None:
-    model = grown(family, gates=gates)
+def test_a_mixed_batch_gives_each_sample_its_own_tasks_answer(
+    family: str, gates: Any, attention: int
+) -> None:
+    model = grown(family, gates=gates, attention=attention)
     inputs = make_inputs(family, batch=6)
     tasks = ["fourth", BASE, "first", "third", "second", "fourth"]
     mixed = model(inputs, tasks).logits
@@ -89,8 +94,9 @@ def test_generation_with_a_cache_equals_generation_without() -> None:
     assert torch.equal(beams.sequences[1, : len(alone)], alone[: beams.sequences.shape[1]])
 
 
-def test_an_optimizer_step_moves_the_new_experts_and_routers_alone() -> None:
-    model = grown()
+@pytest.mark.parametrize("attention", [0, 2])
+def test_an_optimizer_step_moves_the_new_experts_and_routers_alone(attention: int) -> None:
+    model = grown(attention=attention)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     buffers = {n: t.clone() for n, t in model.named_buffers()}
     parameters = model.grow("fifth", {1: 2, 3: 1}, rank=8, lora_alpha=16, seed=9)
@@ -110,14 +116,16 @@ def test_an_optimizer_step_moves_the_new_experts_and_routers_alone() -> None:
         assert torch.equal(frozen[name], old), name
     assert not any(p.requires_grad for n, p in model.named_parameters() if n in before)
     # layers 1 and 3 have new experts; layers 0 and 2 a new router over old ones
-    assert len(parameters) == 2 * 6 + 4
+    assert len(parameters) == 2 * 6 + 4 + (2 * 8 if attention else 0)
 
 
-@pytest.mark.parametrize("family", ["llava", "smolvlm"])
-def test_gradient_checkpointing_recomputes_with_the_same_routing(family: str) -> None:
+@pytest.mark.parametrize(("family", "attention"), [("llava", 0), ("smolvlm", 0), ("llava", 2)])
+def test_gradient_checkpointing_recomputes_with_the_same_routing(
+    family: str, attention: int
+) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = grown(family)
+        model = grown(family, attention=attention)
         parameters = model.grow("fifth", {1: 2, 3: 1}, rank=8, lora_alpha=16, seed=9)
         randomise(model, seed=3)
         if checkpointing:
@@ -171,8 +179,9 @@ def test_recomputed_layers_do_not_pile_up_in_the_record() -> None:
     assert live_after_backward(checkpointing=True) <= live_after_backward(checkpointing=False) + 1
 
 
-def test_a_mixed_training_batch_trains_the_task_being_learned() -> None:
-    model, inputs = grown(), make_inputs()
+@pytest.mark.parametrize("attention", [0, 2])
+def test_a_mixed_training_batch_trains_the_task_being_learned(attention: int) -> None:
+    model, inputs = grown(attention=attention), make_inputs()
     parameters = model.grow("fifth", {0: 1}, rank=8, lora_alpha=16, seed=9)
     randomise(model, seed=3)
     logits = model(inputs, ["first", "fifth", BASE]).logits
@@ -209,24 +218,25 @@ def test_bf16_runs_the_same_code_and_leaves_the_locator_exact() -> None:
 
 @torch.no_grad()
 def test_all_tensors_follow_the_model_to_another_device() -> None:
-    model = grown()
+    model = grown(attention=2)
     model.grow("fifth", {0: 1}, rank=8, lora_alpha=16, seed=9)
     model.to("meta")
     assert all(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
     assert model.device.type == "meta"
 
 
+@pytest.mark.parametrize(("gates", "attention"), [("renormalized", 0), ("residual", 2)])
 @torch.no_grad()
-def test_a_log_of_primitives_rebuilds_the_model_bit_for_bit() -> None:
-    writer = GrowingVLM(make_base(), locator=SMALL)
+def test_a_log_of_primitives_rebuilds_the_model_bit_for_bit(gates: Any, attention: int) -> None:
+    def empty() -> GrowingVLM:
+        return GrowingVLM(make_base(), gates=gates, attention=attention, locator=SMALL)
+
+    writer, at_once, one_by_one, prefix = (empty() for _ in range(4))
     log = [learn(writer, task, locator=True) for task in STREAM]
     inputs = make_inputs(batch=4)
-    at_once = GrowingVLM(make_base(), locator=SMALL)
     at_once.append(*log)
-    one_by_one = GrowingVLM(make_base(), locator=SMALL)
     for primitive in log:
         one_by_one.append(primitive)
-    prefix = GrowingVLM(make_base(), locator=SMALL)
     prefix.append(*log[:2])
     mixed = ["first", "fourth", BASE, "second"]
     for reader in (at_once, one_by_one):
@@ -237,6 +247,60 @@ def test_a_log_of_primitives_rebuilds_the_model_bit_for_bit() -> None:
     assert torch.equal(prefix(inputs, "second").logits, writer(inputs, "second").logits)
     added = sum(log[1].parameter_counts().values())
     assert added == sum(t.numel() for part in log[1].parts().values() for t in part.values())
+
+
+@torch.no_grad()
+def test_an_adapter_of_attention_adds_a_scaled_product_to_each_map_of_its_tasks_alone() -> None:
+    """`y = P u + s B A u`, for the task and those that build on it: LoRA (arXiv 2106.09685)."""
+    model = grown(gates="residual", attention=3)
+    (layer, site), u = (2, model.attentions[2]), torch.randn(2, 5, WIDTH).to(DEVICE)
+    projection = site.maps["q_proj"]
+    taken: list[Tensor] = []
+    hook = projection.register_forward_hook(lambda _, __, out: taken.append(out))
+    plain = projection.linear.register_forward_hook(lambda _, args, out: taken.append(args[0]))
+    assert [site.adapters(t) for t in range(4)] == [(0,), (1,), (1,), (1, 2)]
+    for task, ranks in ((BASE, ()), ("first", (8,)), ("third", (4,)), ("fourth", (4, 8))):
+        taken.clear()
+        model(make_inputs(), task)
+        u, y = taken
+        wanted = projection.linear(u)
+        for adapter, rank in zip(site.adapters(model._indices(task, 1)[0]), ranks, strict=True):
+            rows = slice(3 * adapter, 3 * adapter + 3)
+            product = u @ projection.frozen_A[rows].T @ projection.frozen_B[rows]
+            wanted = wanted + 8 / rank * product  # lora_alpha 8, at the scale of the experts
+        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-5)
+    hook.remove()
+    plain.remove()
+    assert layer in STREAM["fourth"]
+
+
+@torch.no_grad()
+def test_a_task_that_adds_nothing_does_what_always_works_for_the_one_it_builds_on() -> None:
+    """With a router that prefers none its function is that one's, but for what routers add."""
+    model, inputs = grown(gates="residual", attention=2), make_inputs()
+    rows = {f.router_key: torch.zeros(len(f.frozen), WIDTH) for f in model.ffns}
+    model.grow("again", {}, rank=8, lora_alpha=8, seed=0, init=rows, builds_on="fourth")
+    again = model(inputs, "again").logits
+    assert (again - model(inputs, "fourth").logits).abs().max() > 1e-3
+    for ffn in model.ffns:
+        ffn.routers.rows.zero_()
+    torch.testing.assert_close(again, model(inputs, "fourth").logits)
+    assert (again - model(inputs, BASE).logits).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_layers_attention_is_as_it_was_where_none_of_its_new_experts_work() -> None:
+    model, inputs = grown(gates="residual", attention=2), make_inputs()
+    model.grow("fifth", {0: 2, 3: 1}, rank=8, lora_alpha=8, seed=0, builds_on="fourth")
+    randomise(model, seed=3)
+    one = model(inputs, "fifth", kept={0: 0, 3: 0}).logits
+    primitive = model.learning()
+    model.discard()
+    routers = {
+        n: rows[: len(model.ffns[int(n[7:])].frozen)] for n, rows in primitive.routers.items()
+    }
+    model.grow("fifth", {}, rank=8, lora_alpha=8, seed=0, init=routers, builds_on="fourth")
+    torch.testing.assert_close(one, model(inputs, "fifth").logits, rtol=1e-5, atol=1e-5)
 
 
 def test_growing_starts_from_given_weights_and_else_changes_nothing() -> None:

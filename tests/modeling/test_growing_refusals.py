@@ -75,6 +75,14 @@ def test_wrong_use_is_refused_with_what_would_be_right() -> None:
         GrowingVLM(make_base(), locator=replace(SMALL, layer=9))
     with pytest.raises(ValueError, match="top_k is 0"):
         GrowingVLM(make_base(), top_k=0)
+    with pytest.raises(ValueError, match="attention is -1; a rank, or 0 for no adapters"):
+        GrowingVLM(make_base(), attention=-1)
+    with pytest.raises(ValueError, match="gates is 'tanh'; renormalized, softmax, residual"):
+        GrowingVLM(make_base(), gates="tanh")  # type: ignore[arg-type]
+    model.discard()
+    with pytest.raises(ValueError, match="'fifth' builds on 'sixth', which isn't learned; learned"):
+        model.grow("fifth", {0: 1}, rank=8, lora_alpha=8, seed=0, builds_on="sixth")
+    assert not [p for p in model.parameters() if p.requires_grad]
 
 
 def test_a_primitive_that_does_not_fit_is_refused_and_nothing_is_added() -> None:

@@ -13,7 +13,7 @@ from cmoe.modeling.routers import (
     BASE,
     Routing,
     TaskRouters,
-    add_to_own,
+    add_to,
     balance_loss,
     choose_experts,
 )
@@ -52,33 +52,33 @@ def test_gates_that_are_not_renormalised_are_the_probabilities() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    older=st.integers(0, 5),
-    own=st.integers(1, 3),
+    works=st.lists(st.booleans(), min_size=1, max_size=7),
     top_k=st.integers(1, 4),
     seed=st.integers(0, 999),
 )
 @on_device
-def test_own_experts_always_work_and_the_likeliest_older_ones_are_added(
-    older: int, own: int, top_k: int, seed: int
+def test_some_experts_always_work_and_the_likeliest_others_are_added(
+    works: list[bool], top_k: int, seed: int
 ) -> None:
-    """`y = sum_own E(x) + sum_e (p_e - 1/E) E_e(x)`, over one older expert at least."""
+    """`y = sum_always E(x) + sum_e (p_e - 1/E) E_e(x)`, over `top_k` in all and one e at least."""
     torch.manual_seed(seed)
-    probs = torch.randn(5, older + own).softmax(-1)
-    gates = add_to_own(probs, own, top_k)
-    dense = torch.zeros(5, older + own).scatter(1, gates.experts, gates.weights)
-    count = min(older, max(top_k - own, 1))
+    probs = torch.randn(5, len(works)).softmax(-1)
+    always = [e for e, each in enumerate(works) if each]
+    others = [e for e, each in enumerate(works) if not each]
+    gates = add_to(probs, torch.tensor(always).long(), torch.tensor(others).long(), top_k)
+    dense = torch.zeros(5, len(works)).scatter(1, gates.experts, gates.weights)
+    count = min(len(others), max(top_k - len(always), 1))
     for p, found in zip(probs, dense, strict=True):
-        wanted = torch.zeros(older + own)
-        wanted[older:] = 1
-        for e in sorted(range(older), key=lambda e: -p[e])[:count]:
-            wanted[e] = p[e] - 1 / (older + own)
+        wanted = torch.tensor(works).float()
+        for e in sorted(others, key=lambda e: -p[e])[:count]:
+            wanted[e] = p[e] - 1 / len(works)
         torch.testing.assert_close(found, wanted)
 
 
 @on_device
 def test_a_router_that_prefers_none_adds_nothing_and_learns() -> None:
     logits = torch.zeros(4, 3, requires_grad=True)
-    gates = add_to_own(logits.softmax(-1), 1, 2)
+    gates = add_to(logits.softmax(-1), torch.tensor([2]), torch.tensor([0, 1]), 2)
     assert gates.weights[:, 0].abs().max() < 1e-7
     gates.weights[:, 0].sum().backward()
     assert logits.grad is not None
@@ -116,14 +116,28 @@ def test_balance_loss_is_one_where_experts_are_used_evenly() -> None:
 def routers(request: pytest.FixtureRequest) -> TaskRouters:
     """Tasks 0 and 1 with 2 and 4 experts, task 2 without a router here, task 3 being learned.
 
-    Tasks 1 and 3 have two experts of their own.
+    Tasks 0, 1 and 3 have two experts of their own. Task 3 builds on task 1, which builds on none.
     """
     torch.manual_seed(0)
     routers = TaskRouters(0, 8, 2, request.param, torch.empty(0))
-    routers.freeze([torch.randn(2, 8)])
-    routers.freeze([torch.randn(4, 8), None])
-    routers.learn(torch.randn(5, 8), older=3, always=True)
+    routers.freeze([torch.randn(2, 8)], [BASE])
+    routers.freeze([torch.randn(4, 8), None], [BASE, 0])
+    routers.learn(torch.randn(6, 8), older=4, builds_on=1, compete=False)
     return routers
+
+
+@on_device
+def test_what_always_works_for_a_task_does_for_those_that_build_on_it() -> None:
+    torch.manual_seed(0)
+    routers = TaskRouters(0, 8, 2, "residual", torch.empty(0))
+    sizes, builds_on = (1, 3, 3, 4), (BASE, 0, 1, BASE)  # the third adds a router alone
+    routers.freeze([torch.randn(n, 8) for n in sizes], builds_on)
+    assert [routers.always_on(t) for t in range(4)] == [(0,), (0, 1, 2), (0, 1, 2), (3,)]
+    routers.learn(torch.randn(5, 8), older=4, builds_on=2, compete=False)
+    assert routers.always_on(4) == (0, 1, 2, 4)
+    assert routers.always_on(4, kept=0) == (0, 1, 2)
+    routers.learn(torch.randn(5, 8), older=4, builds_on=2, compete=True)
+    assert routers.always_on(4) == (), "probes have to win their tokens"
 
 
 @on_device
@@ -132,10 +146,10 @@ def test_a_mixed_batch_gates_every_sample_by_its_own_router(routers: TaskRouters
     tasks = (1, BASE, 3, 0, 2)
     mixed = routers(hidden, Routing(tasks, torch.tensor(tasks)))
     assert mixed is not None
-    dense = torch.zeros(15, 5).scatter(1, mixed.experts, mixed.weights).view(5, 3, 5)
+    dense = torch.zeros(15, 6).scatter(1, mixed.experts, mixed.weights).view(5, 3, 6)
     for i, task in enumerate(tasks):
         alone = routers(hidden[i : i + 1], Routing((task,), torch.tensor([task])))
-        wanted = torch.zeros(3, 5)
+        wanted = torch.zeros(3, 6)
         if alone is not None:
             wanted[:, : alone.total] = torch.zeros(3, alone.total).scatter(
                 1, alone.experts, alone.weights
@@ -154,11 +168,11 @@ def test_the_record_counts_tokens_of_routed_samples_without_padding(routers: Tas
     assert gates is not None
     (usage,) = routing.record or ()
     assert usage.largest.sum().item() == 7
-    whole = {"renormalized": 7.0, "residual": 7 * 2.0}
-    if routers.form in whole:  # the two own ones always work; the older one is added
-        added = usage.gates[:3].sum().item() if routers.form == "residual" else 0.0
+    whole = {"renormalized": 7.0, "residual": 7 * 4.0}
+    if routers.form in whole:  # its own and task 1's always work; of task 0's one is added
+        added = usage.gates[:2].sum().item() if routers.form == "residual" else 0.0
         assert usage.gates.sum().item() == pytest.approx(whole[routers.form] + added, abs=1e-5)
     probs = torch.nn.functional.linear(hidden, routers.router(3)).softmax(-1)
     counted = [probs[0, 1], probs[0, 2], probs[0, 3], *probs[2]]
-    wanted = torch.stack([torch.bincount(p.argmax()[None], minlength=5) for p in counted]).sum(0)
+    wanted = torch.stack([torch.bincount(p.argmax()[None], minlength=6) for p in counted]).sum(0)
     assert usage.largest.tolist() == wanted.tolist()

@@ -55,7 +55,7 @@ def test_variants_stand_beside_the_method_as_it_was_compared(compared_page: Page
     shown = {key: row[key] for key in ("Last", "BWT", "Location", "Oracle Last", "Added")}
     assert list(shown.values()) == ["71.0 ± 0.7", "0.0", "97.2", "76.2", "290,000"]
     assert [row[task] for task in TASKS] == ["67.0", "71.0", "75.0"]
-    assert row["Settings"] == 'probe.score: "random"'
+    assert row["Settings"] == 'probe.rule: "random"'
     compared_rows = [r for r in compared_page.rows if r[0] == "cmoeas compared"]
     assert [r[1] for r in compared_rows] == ["74.2 ± 0.7"] * 2
     assert [r[-1] for r in compared_rows] == [

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from support.pages import HOSTILE, Page, is_light, stays_the_same
+from support.probings import gains
 
 from cmoe.common.run_files import RunFileError
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Point, Result, front
 from cmoe.experiments.sweep.summary import probes_summary
-from cmoe.methods.probe import Probing
+from cmoe.methods.probe import Gain, Probing
 from cmoe.reports.sweep_page import write_sweep_report
 
 TASKS = ("ScienceQA", HOSTILE, "GQA")
@@ -28,7 +29,8 @@ PROBING = Probing(
     older=(1, 1, 1),
     largest=((0.9, 0.1), (0.4, 0.6), (0.2, 0.8)),
     gates=((0.8, 0.2), (0.5, 0.5), (0.3, 0.7)),
-    gain=(0.02, 0.3, 0.1),
+    gains=gains(0.02, 0.3, 0.1),
+    whole=Gain(0.5, 0.01),
 )
 
 

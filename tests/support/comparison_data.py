@@ -137,7 +137,7 @@ def study(seeds: Sequence[int]) -> dict[str, Any]:
             {
                 "name": HOSTILE,
                 "variants": [
-                    variant("by chance", {"probe.score": "random"}, seeds, 66.5, 0, 290_000),
+                    variant("by chance", {"probe.rule": "random"}, seeds, 66.5, 0, 290_000),
                     variant("everywhere", {"probe.enabled": False}, seeds, 72.5, 1, 600_000),
                 ],
             },

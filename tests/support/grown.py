@@ -25,6 +25,9 @@ STREAM: dict[str, Mapping[int, int]] = {
 }
 
 
+# What some of them build on, where the model has adapters of attention.
+FOUNDATIONS = {"third": "second", "fourth": "third"}
+
 RANKS = {"first": 8, "second": 4, "third": 8, "fourth": 8}
 
 
@@ -38,7 +41,9 @@ def randomise(model: GrowingVLM, seed: int) -> None:
 
 
 def learn(model: GrowingVLM, task: str, locator: bool = False) -> Primitive:
-    model.grow(task, STREAM[task], rank=RANKS[task], lora_alpha=8, seed=len(model.tasks))
+    builds_on = FOUNDATIONS.get(task) if model.attention else None
+    seed, rank = len(model.tasks), RANKS[task]
+    model.grow(task, STREAM[task], rank=rank, lora_alpha=8, seed=seed, builds_on=builds_on)
     randomise(model, seed=len(model.tasks))
     entry: Mapping[str, Tensor] = {}
     if locator:
@@ -52,8 +57,9 @@ def grown(
     family: str = "llava",
     locator: LocatorConfig | None = None,
     gates: GateForm = "renormalized",
+    attention: int = 0,
 ) -> GrowingVLM:
-    model = GrowingVLM(make_base(family), gates=gates, locator=locator)
+    model = GrowingVLM(make_base(family), gates=gates, attention=attention, locator=locator)
     for task in STREAM:
         learn(model, task, locator=locator is not None)
     return model

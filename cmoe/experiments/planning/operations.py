@@ -58,15 +58,21 @@ def operations(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, in
 
 
 def adapter_flops(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, int]]) -> int:
-    """Operations per token that the last task adds, as the methods' `flops_per_token`."""
+    """Operations per token that the last task adds, as the methods' `flops_per_token`.
+
+    At worst each task builds on the one before it, if it builds on any.
+    """
     if one_adapter(config):
         return 2 * config.lora.rank * widths_of(shape.linears)
-    total = 0
+    experts, total = config.experts, 0
+    at_work = growth if experts.build_on == "nearest" else growth[-1:]
     for layer, maps in enumerate(shape.maps):
         count = sum(grown.get(layer, 0) for grown in growth)
-        own = growth[-1].get(layer, 0) if config.experts.gates == "residual" else 0
-        used = slots(count, own, config.experts.top_k)
-        total += 2 * (used * config.experts.rank * widths_of(maps) + count * shape.width)
+        always = sum(grown.get(layer, 0) for grown in at_work)
+        used = slots(count, always if experts.gates == "residual" else 0, experts.top_k)
+        adapters = sum(grown.get(layer, 0) > 0 for grown in at_work)
+        total += 2 * (used * experts.rank * widths_of(maps) + count * shape.width)
+        total += 2 * adapters * experts.attention * widths_of(shape.attention[layer])
     return total
 
 

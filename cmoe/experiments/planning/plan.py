@@ -73,7 +73,10 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
     if config.entry.formula == "experts everywhere":
         config = replace(config, probe=replace(config.probe, enabled=False))
     model = config.model
-    shape = shape_of(load_shape(model.path, revision=model.revision))
+    shape = shape_of(
+        load_shape(model.path, revision=model.revision),
+        attention="experts" in config.method_sections and config.experts.attention > 0,
+    )
     samples = samples_of(config)
     growth = worst_growth(config, shape)
     tasks = added(config, shape, growth)

@@ -14,7 +14,13 @@ from torch import nn
 
 from cmoe.config.tree import RunConfig
 from cmoe.methods.method import decoder_flops
-from cmoe.modeling.base import find_decoder, find_ffns, find_layers, find_optional
+from cmoe.modeling.base import (
+    find_attentions,
+    find_decoder,
+    find_ffns,
+    find_layers,
+    find_optional,
+)
 from cmoe.modeling.locator import VAE
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ class Shape:
         decoder: Parameters that ZeRO 3 shards: the decoder and the output embeddings.
         vision: All others: the vision tower, its projector.
         maps: Per layer the inputs and outputs of its FFN's linear maps.
+        attention: Per layer those of its attention's; nothing where none are to gain adapters.
         linears: Inputs and outputs of all of the decoder's linear maps.
         width: Of the hidden state.
         vocabulary: Of the output embeddings.
@@ -43,6 +50,7 @@ class Shape:
     decoder: int
     vision: int
     maps: tuple[tuple[tuple[int, int], ...], ...]
+    attention: tuple[tuple[tuple[int, int], ...], ...]
     linears: tuple[tuple[int, int], ...]
     width: int
     vocabulary: int
@@ -55,11 +63,15 @@ class Shape:
         return len(self.maps)
 
 
-def shape_of(base: PreTrainedModel) -> Shape:
+def shape_of(base: PreTrainedModel, *, attention: bool = False) -> Shape:
     """The shape of a base, with weights or on the meta device.
 
+    Args:
+        base: Not wrapped.
+        attention: Whether its attention is to gain adapters.
+
     Raises:
-        UnsupportedModelError: It has no FFNs that can grow.
+        UnsupportedModelError: It has no FFNs that can grow, or no such attention.
     """
     text = base.config.get_text_config()
     optional = [parent.get_submodule(name) for parent, name in find_optional(base)]
@@ -70,7 +82,10 @@ def shape_of(base: PreTrainedModel) -> Shape:
     return Shape(
         decoder=sum(p.numel() for p in base.parameters()) - vision,
         vision=vision,
-        maps=tuple(tuple(_sizes(site.ffn)) for site in find_ffns(base)),
+        maps=tuple(tuple(_sizes(site.module)) for site in find_ffns(base)),
+        attention=tuple(tuple(_sizes(site.module)) for site in find_attentions(base))
+        if attention
+        else ((),) * len(find_layers(base)),
         linears=tuple(_sizes(find_decoder(base))),
         width=text.hidden_size,
         vocabulary=text.vocab_size,
@@ -110,6 +125,7 @@ def worst_growth(config: RunConfig, shape: Shape) -> tuple[Mapping[int, int], ..
     spent, limit = 0, probe.max_added_parameters
     for layer, maps in enumerate(shape.maps):
         spent += count * (config.experts.rank * widths_of(maps) + shape.width)
+        spent += config.experts.attention * widths_of(shape.attention[layer])
         if len(later) == probe.max_layers or (limit is not None and spent > limit):
             break
         later[layer] = count
@@ -136,7 +152,9 @@ def added(
     for grown in growth:
         older = [n + grown.get(layer, 0) for layer, n in enumerate(older)]
         widths = sum(grown.get(layer, 0) * widths_of(m) for layer, m in enumerate(shape.maps))
-        experts, routers = config.experts.rank * widths, sum(older) * shape.width
+        adapted = sum(widths_of(shape.attention[layer]) for layer, count in grown.items() if count)
+        experts = config.experts.rank * widths + config.experts.attention * adapted
+        routers = sum(older) * shape.width
         tasks.append(Added(experts, routers, _entry(config, shape.width)))
     return tuple(tasks)
 

@@ -20,7 +20,7 @@ class SearchConfig:
     Attributes:
         alpha: Thresholds (`probe.alpha`); give these or `layers`.
         layers: Numbers of layers, those of the highest scores.
-        score: Of `frequency`, `excess`, `loss_gain`, `random`.
+        score: Of `frequency`, `excess`, `loss_gain`.
         per_layer: New experts in a layer that grows.
         rank: Of the experts; none takes `experts.rank`.
         init: Of `used`, `probe`, `fresh`.

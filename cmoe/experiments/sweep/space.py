@@ -45,6 +45,7 @@ class Probed:
         older: Experts of each layer before this task.
         widths: Of each layer, the widths in and out of its FFN's maps, summed.
         hidden: Width of the layers' input.
+        beside: Scalars that each layer which grows adds beside its experts, if any.
         locator: Scalars of the task's locator entry.
     """
 
@@ -52,6 +53,7 @@ class Probed:
     older: tuple[int, ...]
     widths: tuple[int, ...]
     hidden: int
+    beside: tuple[int, ...]
     locator: int
 
 
@@ -134,12 +136,20 @@ def candidate(point: Point, config: RunConfig, found: Probed) -> Candidate:
     if found.probing is None or not chosen.probe.enabled:
         experts, init = dict.fromkeys(layers, point.per_layer), "fresh"
     else:
-        decision = decide(found.probing, chosen.probe, per_layer=point.per_layer, costs=costs)
+        decision = decide(
+            found.probing,
+            chosen.probe,
+            per_layer=point.per_layer,
+            costs=costs,
+            beside=found.beside,
+        )
         experts, init = dict(decision.experts), point.init
     rows = sum(
         found.older[n] + experts.get(n, 0) for n in layers if found.older[n] or experts.get(n)
     )
-    weights = sum(point.rank * found.widths[n] * count for n, count in experts.items())
+    grown = [n for n, count in experts.items() if count]
+    weights = sum(point.rank * found.widths[n] * experts[n] for n in grown)
+    weights += sum(sum(found.beside[n : n + 1]) for n in grown)
     parameters = weights + rows * found.hidden + found.locator
     return Candidate(tuple(sorted(experts.items())), point.rank, init, parameters, point)
 

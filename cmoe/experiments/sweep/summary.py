@@ -65,9 +65,9 @@ def probes_summary(probing: Probing, point: Point) -> dict[str, Any]:
         by kind of score, how many `layers` grow at each threshold of `alphas`.
     """
     rule = ProbeConfig(score=point.score, alpha=point.alpha, max_layers=point.layers)
-    decision = decide(probing, rule, per_layer=1, costs=[0] * len(probing.gain))
+    decision = decide(probing, rule, per_layer=1, costs=[0] * len(probing.older))
     return {
-        "scores": list(probing.score(point.score)),
+        "scores": list(probing.scores()[point.score]),
         "threshold": decision.threshold,
         "passed": sorted(decision.experts),
         "alphas": list(ALPHAS),
@@ -81,4 +81,4 @@ def probes_summary(probing: Probing, point: Point) -> dict[str, Any]:
 def layers_grown(probing: Probing, score: Score, alpha: float) -> int:
     """Layers over the threshold, where no other limit holds."""
     rule = ProbeConfig(score=score, alpha=alpha)
-    return len(decide(probing, rule, per_layer=1, costs=[0] * len(probing.gain)).experts)
+    return len(decide(probing, rule, per_layer=1, costs=[0] * len(probing.older)).experts)

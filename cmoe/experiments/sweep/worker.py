@@ -145,6 +145,7 @@ def read_probed(folder: Path) -> tuple[Probed, Primitive]:
         older=tuple(found["older"]),
         widths=tuple(found["widths"]),
         hidden=found["hidden"],
+        beside=tuple(found["beside"]),
         locator=sum(t.numel() for t in primitive.locator.values()),
     )
     return probed, primitive

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.probings import gains
 
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
@@ -22,17 +23,20 @@ from cmoe.experiments.sweep.space import (
     points,
     winner,
 )
-from cmoe.methods.probe import Probing, decide
+from cmoe.methods.probe import Gain, Probing, decide
 
 RUN = RunConfig("run")
 PROBING = Probing(
     older=(1, 0, 2),
     largest=((0.2, 0.8), (1.0,), (0.5, 0.3, 0.2)),
     gates=((0.2, 0.8), (1.0,), (0.5, 0.3, 0.2)),
-    gain=(0.5, 0.1, 0.3),
+    gains=gains(0.5, 0.1, 0.3),
+    whole=Gain(0.5, 0.01),
 )
-PROBED = Probed(PROBING, older=(1, 0, 2), widths=(100, 100, 140), hidden=16, locator=1000)
-FIRST = Probed(None, older=(0, 0, 0), widths=(100, 100, 140), hidden=16, locator=1000)
+PROBED = Probed(
+    PROBING, older=(1, 0, 2), widths=(100, 100, 140), hidden=16, beside=(), locator=1000
+)
+FIRST = Probed(None, older=(0, 0, 0), widths=(100, 100, 140), hidden=16, beside=(), locator=1000)
 
 
 def point(**changes: Any) -> Point:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 
+from support.probings import gains
+
 from cmoe.experiments.sweep.space import Point
 from cmoe.experiments.sweep.summary import layers_grown, probes_summary
-from cmoe.methods.probe import Probing
+from cmoe.methods.probe import Gain, Probing
 
 PROBING = Probing(
     older=(1, 1, 1),
     largest=((0.9, 0.1), (0.4, 0.6), (0.2, 0.8)),
     gates=((0.8, 0.2), (0.5, 0.5), (0.3, 0.7)),
-    gain=(0.02, 0.3, 0.1),
+    gains=gains(0.02, 0.3, 0.1),
+    whole=Gain(0.5, 0.01),
 )
 
 

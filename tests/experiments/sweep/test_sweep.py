@@ -321,7 +321,7 @@ def test_a_trial_that_failed_by_itself_is_not_tried_again(tmp_path: Path) -> Non
 
 
 def test_a_budget_below_the_smallest_candidate_is_refused() -> None:
-    found = Probed(None, older=(0, 0), widths=(100, 100), hidden=16, locator=500)
+    found = Probed(None, older=(0, 0), widths=(100, 100), hidden=16, beside=(), locator=500)
     run = small_sweep(Path(), "poor").run
     every = [candidate(p, run, found) for p in points(replace(SEARCH, rank=(4, 8)), 8)]
     least = 4 * 200 + 2 * 16 + 500

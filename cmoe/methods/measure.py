@@ -1,0 +1,143 @@
+"""What is measured of a task before it is learned, by passes over a few of its samples.
+
+All workers share the passes, and all get the same results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmoe.data.samples import Sample
+from cmoe.methods.method import Trainer
+from cmoe.methods.probe import Gain, Probing
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.outputs import Inputs
+from cmoe.modeling.routers import BASE
+
+Shares = tuple[tuple[float, ...], ...]
+Pass = tuple[str | int, Mapping[int, int]]
+"""Whose experts answer, and how many of those being learned work by layer, where not all do."""
+
+
+def nearest(
+    model: GrowingVLM, samples: Sequence[Sample], trainer: Trainer
+) -> tuple[str | None, dict[str, float]]:
+    """The learned task that answers some samples best, None where the base does.
+
+    Returns:
+        Its name, and every task's loss per answer token; the base's under "".
+    """
+    tasks: list[Pass] = [(index, {}) for index in (BASE, *range(len(model.tasks)))]
+    losses, tokens = _losses(model, "nearest", samples, trainer, tasks)
+    found = dict(zip(("", *model.tasks), (losses.sum(0) / tokens.sum()).tolist(), strict=True))
+    return min(found, key=found.__getitem__) or None, found
+
+
+def probing(
+    model: GrowingVLM, task: str, samples: Sequence[Sample], gain_samples: int, trainer: Trainer
+) -> Probing:
+    """How the probes of the task being learned are used, and what they gain.
+
+    Args:
+        model: With the trained probes.
+        task: Its name.
+        samples: That trained none of them.
+        gain_samples: At most this many of them measure gains: a pass for every probe.
+        trainer: The worker group.
+    """
+    largest, gates = usage(model, "measure", task, samples, trainer)
+    counts = {f.layer: 0 if f.learning is None else len(f.learning) for f in model.ffns}
+    passes: list[Pass] = [(task, {}), (task, dict.fromkeys(counts, 0))]
+    passes += [(task, {layer: kept}) for layer, n in counts.items() for kept in range(n)]
+    losses, tokens = _losses(model, "loss gain", samples[:gain_samples], trainer, passes)
+    every, none, *some = losses.T
+    gains, at = [], 0
+    for count in counts.values():
+        steps = [*some[at : at + count], every]  # the loss with none, with the first, ...
+        layer = [_gain(steps[0] - every, tokens)]
+        layer += [_gain(a - b, tokens) for a, b in pairwise(steps[1:])]
+        gains.append(tuple(layer))
+        at += count
+    older = tuple(len(f.frozen) for f in model.ffns)
+    return Probing(older, largest, gates, tuple(gains), _gain(none - every, tokens))
+
+
+def usage(
+    model: GrowingVLM, phase: str, task: str, samples: Sequence[Sample], trainer: Trainer
+) -> tuple[Shares, Shares]:
+    """Shares of the tokens by layer and expert: those whose largest gate it has, mean gates."""
+
+    @torch.no_grad()
+    def record(inputs: Inputs) -> Tensor:
+        """Every layer's usage behind one another: largest [E], gates [E]."""
+        out = model(_unlabelled(inputs), task, record=True, logits_to_keep=1)
+        return torch.cat([part for u in out.usage for part in (u.largest, u.gates)])
+
+    total = torch.stack(trainer.map(phase, samples, record, answers=True)).double().sum(0)
+    largest, gates, at = [], [], 0
+    for ffn in model.ffns:
+        count = len(ffn.frozen) + (0 if ffn.learning is None else len(ffn.learning))
+        hits, mass = total[at : at + 2 * count].view(2, count)
+        tokens = hits.sum().clamp_min(1)
+        largest.append(tuple((hits / tokens).tolist()))
+        gates.append(tuple((mass / tokens).tolist()))
+        at += 2 * count
+    return tuple(largest), tuple(gates)
+
+
+def _losses(
+    model: GrowingVLM,
+    phase: str,
+    samples: Sequence[Sample],
+    trainer: Trainer,
+    passes: Sequence[Pass],
+) -> tuple[Tensor, Tensor]:
+    """Every sample's summed loss in every pass [N, P], and its answer tokens [N], fp64."""
+
+    @torch.no_grad()
+    def compute(inputs: Inputs) -> Tensor:
+        labels = inputs["labels"]
+        columns = [
+            _summed(
+                model(_unlabelled(inputs), t, kept=kept, logits_to_keep=labels.shape[1]).logits,
+                labels,
+            )
+            for t, kept in passes
+        ]
+        return torch.stack([*columns, _targets(labels).ne(-100).sum(1).float()], 1)
+
+    found = torch.cat(trainer.map(phase, samples, compute, answers=True)).double()
+    return found[:, :-1], found[:, -1]
+
+
+def _summed(logits_btv: Tensor, labels_bt: Tensor) -> Tensor:
+    """Every sample's summed cross-entropy [B], fp32."""
+    each_bt = F.cross_entropy(
+        logits_btv[:, :-1].float().transpose(1, 2), _targets(labels_bt), reduction="none"
+    )
+    return each_bt.sum(1)  # 0 where a label is ignored
+
+
+def _targets(labels_bt: Tensor) -> Tensor:
+    """A place's logits are of the next one's token."""
+    return labels_bt[:, 1:]
+
+
+def _gain(falls_n: Tensor, tokens_n: Tensor) -> Gain:
+    """The mean fall per token, a ratio of sums over samples, and its standard error."""
+    value, count = float(falls_n.sum() / tokens_n.sum()), len(falls_n)
+    if count < 2:
+        return Gain(value, abs(value))  # nothing to tell it from chance by
+    left_n = falls_n - value * tokens_n
+    error = math.sqrt(count / (count - 1) * float(left_n.square().sum())) / float(tokens_n.sum())
+    return Gain(value, error)
+
+
+def _unlabelled(inputs: Inputs) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in inputs.items() if name != "labels"}

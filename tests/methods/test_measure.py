@@ -1,0 +1,73 @@
+"""What is measured before a task is learned, worked out here a second time from the logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.tiny_cmoe import EXPERTS, LOCATOR, PROBE, answer_loss, learn, make_method
+from support.tiny_models import make_base
+from torch import Tensor
+
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.routers import BASE
+
+
+def test_a_task_builds_on_the_one_that_answers_its_samples_best() -> None:
+    """By the loss on samples that train nothing, worked out here from the logits."""
+    experts = replace(EXPERTS, gates="residual", attention=2, build_on="nearest")
+    method = make_method(experts, replace(PROBE, rule="gain"))
+    first, _ = learn(method, "one")
+    assert first.builds_on is None, "there is nothing to build on"
+    with torch.no_grad():  # another task, which builds on none
+        other = GrowingVLM(make_base(), gates="residual", attention=2, locator=LOCATOR)
+        other.append(first)
+        for p in other.grow("other", {0: 1, 1: 1}, rank=4, lora_alpha=8, seed=1):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)).to(p))
+    method.append(other.commit(first.locator))
+    primitive, trainer = learn(method, "two")
+    assert list(trainer.seen)[:2] == ["nearest", "probe"]
+    few = trainer.seen["nearest"]
+    assert set(few) <= set(trainer.seen["measure"])
+    losses = {"": answer_loss(method.module, BASE, few)}
+    losses |= {task: answer_loss(method.module, task, few) for task in ("one", "other")}
+    found = primitive.decision["losses"]
+    assert found == pytest.approx(losses, abs=2e-5)
+    best = min(losses, key=losses.__getitem__)
+    assert primitive.builds_on == primitive.decision["builds_on"] == best != ""
+    assert trainer.began["probe"].builds_on == trainer.began["train"].builds_on == best
+    for ffn in method.module.ffns:
+        own = tuple(range(2 if ffn.layer < 2 else 1, len(ffn.frozen)))
+        below = ffn.routers.always_on(method.tasks.index(best))
+        assert ffn.routers.always_on(2) == (*below, *own)
+
+
+def test_gains_are_falls_of_the_loss_with_their_standard_errors() -> None:
+    method = make_method(replace(EXPERTS, gates="residual"), replace(PROBE, rule="gain"))
+    first, _ = learn(method, "one")
+    primitive, trainer = learn(method, "two")
+    probes, few = trainer.ended["probe"], trainer.seen["loss gain"]
+
+    def losses(*counts: int) -> Tensor:
+        """By sample, of a model with the first probes of each layer."""
+        model = GrowingVLM(make_base(), top_k=EXPERTS.top_k, gates="residual", locator=LOCATOR)
+        model.append(first)
+        init = {n: t[: counts[int(n.split(".")[1])]] for n, t in probes.experts.items()}
+        init |= {n: t[: 1 + counts[int(n.split(".")[1])]] for n, t in probes.routers.items()}
+        experts = dict(enumerate(counts))
+        model.grow("two", experts, rank=EXPERTS.rank, lora_alpha=8, seed=99, init=init)
+        return torch.tensor([answer_loss(model, "two", [sample]) for sample in few]).double()
+
+    every = losses(2, 2, 2, 2)
+    # All answers have as many tokens: the mean over samples is the mean over tokens.
+    one_less, none = losses(2, 1, 2, 2), losses(2, 0, 2, 2)
+    expected = [none - every, one_less - every]
+    for (value, error), falls in zip(primitive.decision["gains"][1], expected, strict=True):
+        assert value == pytest.approx(falls.mean().item(), abs=1e-5)
+        assert error == pytest.approx(falls.std().item() / len(few) ** 0.5, abs=1e-5)
+    value, error = primitive.decision["whole_gain"]
+    falls = losses(0, 0, 0, 0) - every
+    assert (value, error) == pytest.approx(
+        (falls.mean().item(), falls.std().item() / len(few) ** 0.5), abs=1e-5
+    )
