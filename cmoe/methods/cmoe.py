@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmoe.data.samples import Sample
-from cmoe.methods.measure import nearest, probing, usage
+from cmoe.methods.measure import answer_losses, probing, usage
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
 from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
@@ -23,6 +23,9 @@ from cmoe.modeling.settings import LocatorConfig, slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+AGAIN = ", built on"
+"""Behind the names of phases that a task goes through a second time, on top of another task."""
 
 
 class CMoE:
@@ -95,12 +98,12 @@ class CMoE:
             "probe": training_flops(base, added),
             "train": training_flops(base, added),
             "measure": base + added,
-            "nearest": (1 + task) * (base + added),
             "loss gain": (2 + layers * self.probe.experts) * (base + added),
+            "nearest": task * (base + added),
             "usage": base + added,
             "features": base * self.module.locator.layer // layers,
         }
-        return sum(count * passes[phase] for phase, count in tokens.items())
+        return sum(count * passes[p.removesuffix(AGAIN)] for p, count in tokens.items())
 
     def expert_similarity(self) -> list[float | None]:
         means: list[float | None] = []
@@ -161,9 +164,9 @@ class CMoE:
             `beside` its experts; and the `foundation`, the task that the probes build on.
         """
         probing = probes = None
-        foundation = self._foundation(task, samples, trainer)
+        foundation: dict[str, Any] = {"builds_on": None}
         if self.module.tasks and self.probe.enabled:
-            probing, probes = self._probe(task, samples, trainer, foundation)
+            probing, probes, foundation = self._probe(task, samples, trainer)
         entry = self._locator(task, samples, trainer)
         return Primitive(
             task=task,
@@ -213,17 +216,14 @@ class CMoE:
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Where to grow and why, and the weights that the training starts from."""
         layers = range(len(self.module.ffns))
-        if probed is None:
-            foundation = self._foundation(task, samples, trainer)
-        else:
-            foundation = probed.decision["foundation"]
         if not self.module.tasks or not self.probe.enabled:
             everywhere = dict.fromkeys(map(str, layers), self.experts.per_layer)
-            return {"experts": everywhere, **foundation}, {}
+            return {"experts": everywhere, "builds_on": None}, {}
         if probed is None:
-            found, probes = self._probe(task, samples, trainer, foundation)
+            found, probes, foundation = self._probe(task, samples, trainer)
         else:
             found, probes = Probing.of(probed.decision["probing"]), probed
+            foundation = probed.decision["foundation"]
         costs = [self._cost(layer) for layer in layers]
         seed = seed_of(self.seed, task, "chance")
         per_layer = self.experts.per_layer
@@ -236,35 +236,40 @@ class CMoE:
         )
         return {**self._why(found, decision, sources), **foundation}, weights
 
-    def _foundation(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> dict[str, Any]:
-        """The task to build on, `builds_on`, or None; with the losses that say so."""
-        if not self.module.tasks or self.experts.build_on == "none":
-            return {"builds_on": None}
-        _, measuring = self._split(task, samples)
-        name, losses = nearest(self.module, measuring[: self.probe.gain_samples], trainer)
-        return {"builds_on": name, "losses": {t: round(loss, 6) for t, loss in losses.items()}}
-
-    def _split(self, task: str, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-        return split(samples, self.probe, seed_of(self.seed, task, "probe split"))
-
     def _probe(
-        self,
-        task: str,
-        samples: Sequence[Sample],
-        trainer: Trainer,
-        foundation: Mapping[str, Any],
-    ) -> tuple[Probing, Primitive]:
-        """Train probes in every layer, measure them, and take them away again."""
-        training, measuring = self._split(task, samples)
-        everywhere = dict.fromkeys(range(len(self.module.ffns)), self.probe.experts)
-        # Where shares of tokens decide, probes have to win them.
-        compete = self.probe.rule == "relative"
-        self._grow(task, everywhere, "probe", {}, foundation["builds_on"], compete=compete)
-        trainer.fit("probe", training, self._loss(task), steps=self.probe.steps)
-        found = probing(self.module, task, measuring, self.probe.gain_samples, trainer)
-        probes = self.module.learning()
-        self.module.discard()
-        return found, probes
+        self, task: str, samples: Sequence[Sample], trainer: Trainer
+    ) -> tuple[Probing, Primitive, dict[str, Any]]:
+        """Train probes in every layer, measure them, and take them away again.
+
+        Returns:
+            What was measured, the probes, and what the task builds on: `builds_on` with the losses
+            that say so. An older task is near if its experts, as they are, answer better than
+            probes do that were trained on nothing but the base; then probes are trained once more
+            on top of that task's.
+        """
+        training, measuring = split(samples, self.probe, seed_of(self.seed, task, "probe split"))
+        few = self.probe.gain_samples
+
+        def probe(builds_on: str | None, again: str = "") -> tuple[Probing, Primitive]:
+            everywhere = dict.fromkeys(range(len(self.module.ffns)), self.probe.experts)
+            # Where shares of tokens decide, probes have to win them.
+            compete = self.probe.rule == "relative"
+            self._grow(task, everywhere, "probe", {}, builds_on, compete=compete)
+            trainer.fit(f"probe{again}", training, self._loss(task), steps=self.probe.steps)
+            found = probing(self.module, task, measuring, few, trainer, again)
+            probes = self.module.learning()
+            self.module.discard()
+            return found, probes
+
+        found, probes = probe(None)
+        if self.experts.build_on == "none":
+            return found, probes, {"builds_on": None}
+        losses = answer_losses(self.module, measuring[:few], trainer)
+        best = min(losses, key=losses.__getitem__)
+        told = {name: round(loss, 6) for name, loss in {"": found.loss, **losses}.items()}
+        if losses[best] >= found.loss:
+            return found, probes, {"builds_on": None, "losses": told}
+        return *probe(best, AGAIN), {"builds_on": best, "losses": told}
 
     def _cost(self, layer: int) -> int:
         """Scalars that one new expert adds to a layer, with its router row."""

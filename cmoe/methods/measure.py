@@ -18,29 +18,30 @@ from cmoe.methods.method import Trainer
 from cmoe.methods.probe import Gain, Probing
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.outputs import Inputs
-from cmoe.modeling.routers import BASE
 
 Shares = tuple[tuple[float, ...], ...]
-Pass = tuple[str | int, Mapping[int, int]]
+Pass = tuple[str, Mapping[int, int]]
 """Whose experts answer, and how many of those being learned work by layer, where not all do."""
 
 
-def nearest(
+def answer_losses(
     model: GrowingVLM, samples: Sequence[Sample], trainer: Trainer
-) -> tuple[str | None, dict[str, float]]:
-    """The learned task that answers some samples best, None where the base does.
-
-    Returns:
-        Its name, and every task's loss per answer token; the base's under "".
-    """
-    tasks: list[Pass] = [(index, {}) for index in (BASE, *range(len(model.tasks)))]
-    losses, tokens = _losses(model, "nearest", samples, trainer, tasks)
-    found = dict(zip(("", *model.tasks), (losses.sum(0) / tokens.sum()).tolist(), strict=True))
-    return min(found, key=found.__getitem__) or None, found
+) -> dict[str, float]:
+    """How well each learned task answers some samples: its loss per answer token."""
+    losses, tokens = _losses(
+        model, "nearest", samples, trainer, [(task, {}) for task in model.tasks]
+    )
+    found = (losses.sum(0) / tokens.sum()).tolist()
+    return dict(zip(model.tasks, found, strict=True))
 
 
 def probing(
-    model: GrowingVLM, task: str, samples: Sequence[Sample], gain_samples: int, trainer: Trainer
+    model: GrowingVLM,
+    task: str,
+    samples: Sequence[Sample],
+    gain_samples: int,
+    trainer: Trainer,
+    again: str = "",
 ) -> Probing:
     """How the probes of the task being learned are used, and what they gain.
 
@@ -50,12 +51,13 @@ def probing(
         samples: That trained none of them.
         gain_samples: At most this many of them measure gains: a pass for every probe.
         trainer: The worker group.
+        again: Behind the phases' names, where a task is measured a second time.
     """
-    largest, gates = usage(model, "measure", task, samples, trainer)
+    largest, gates = usage(model, f"measure{again}", task, samples, trainer)
     counts = {f.layer: 0 if f.learning is None else len(f.learning) for f in model.ffns}
     passes: list[Pass] = [(task, {}), (task, dict.fromkeys(counts, 0))]
     passes += [(task, {layer: kept}) for layer, n in counts.items() for kept in range(n)]
-    losses, tokens = _losses(model, "loss gain", samples[:gain_samples], trainer, passes)
+    losses, tokens = _losses(model, f"loss gain{again}", samples[:gain_samples], trainer, passes)
     every, none, *some = losses.T
     gains, at = [], 0
     for count in counts.values():
@@ -65,7 +67,8 @@ def probing(
         gains.append(tuple(layer))
         at += count
     older = tuple(len(f.frozen) for f in model.ffns)
-    return Probing(older, largest, gates, tuple(gains), _gain(none - every, tokens))
+    whole, loss = _gain(none - every, tokens), float(every.sum() / tokens.sum())
+    return Probing(older, largest, gates, tuple(gains), whole, loss)
 
 
 def usage(

@@ -50,6 +50,7 @@ class Probing:
         gains: What all of the layer's probes gain while those of other layers work; then what its
             second gains beside its first, its third beside these two, and so on.
         whole: What the probes of all layers gain together.
+        loss: Per answer token, with all of them.
     """
 
     older: tuple[int, ...]
@@ -57,14 +58,15 @@ class Probing:
     gates: tuple[tuple[float, ...], ...]
     gains: tuple[tuple[Gain, ...], ...]
     whole: Gain
+    loss: float
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Probing:
         """From its JSON."""
         rows = {name: tuple(map(tuple, values[name])) for name in ("largest", "gates")}
         gains = tuple(tuple(Gain(*gain) for gain in layer) for layer in values["gains"])
-        whole = Gain(*values["whole"])
-        return cls(older=tuple(values["older"]), gains=gains, whole=whole, **rows)
+        whole, older = Gain(*values["whole"]), tuple(values["older"])
+        return cls(older=older, gains=gains, whole=whole, loss=values["loss"], **rows)
 
     def scores(self) -> dict[Score, tuple[float, ...]]:
         """Every layer's score, by each definition of what was measured (method, "PGKE")."""

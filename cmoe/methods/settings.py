@@ -31,9 +31,9 @@ class ExpertsConfig:
         per_layer: New experts in a layer that grows; the first task's in every layer.
         attention: Rank of the adapters that a layer's attention gains where its FFN grows; no
             router chooses among them, the sample's task does. 0 leaves attention alone.
-        build_on: `nearest` lets a task build on the older one that answers its samples best,
-            unless the base does: what always works for that one does for the new one, too. With
-            `none` the router alone reuses what is there (paper).
+        build_on: `nearest` lets a task build on an older one that answers its samples better than
+            trained probes do: what always works for that one does for the new one, too. With `none`
+            the router alone reuses what is there (paper).
         balance_weight: Weight of the balance loss, which is summed over layers.
         usage_samples: Training samples on which each expert's use is recorded.
     """

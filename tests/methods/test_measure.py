@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 from support.tiny_cmoe import EXPERTS, LOCATOR, PROBE, answer_loss, learn, make_method
-from support.tiny_models import make_base
+from support.tiny_models import LAYERS, make_base
 from torch import Tensor
 
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.routers import BASE
 
 
-def test_a_task_builds_on_the_one_that_answers_its_samples_best() -> None:
+@pytest.mark.parametrize("steps", [1, 12])
+def test_a_task_builds_on_one_that_answers_its_samples_better_than_probes(steps: int) -> None:
     """By the loss on samples that train nothing, worked out here from the logits."""
     experts = replace(EXPERTS, gates="residual", attention=2, build_on="nearest")
-    method = make_method(experts, replace(PROBE, rule="gain"))
+    method = make_method(experts, replace(PROBE, rule="gain", steps=steps))
     first, _ = learn(method, "one")
     assert first.builds_on is None, "there is nothing to build on"
     with torch.no_grad():  # another task, which builds on none
@@ -25,21 +25,30 @@ def test_a_task_builds_on_the_one_that_answers_its_samples_best() -> None:
         other.append(first)
         for p in other.grow("other", {0: 1, 1: 1}, rank=4, lora_alpha=8, seed=1):
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)).to(p))
-    method.append(other.commit(first.locator))
+    second = other.commit(first.locator)
+    method.append(second)
     primitive, trainer = learn(method, "two")
-    assert list(trainer.seen)[:2] == ["nearest", "probe"]
-    few = trainer.seen["nearest"]
+    decision, few = primitive.decision, trainer.seen["nearest"]
     assert set(few) <= set(trainer.seen["measure"])
-    losses = {"": answer_loss(method.module, BASE, few)}
-    losses |= {task: answer_loss(method.module, task, few) for task in ("one", "other")}
-    found = primitive.decision["losses"]
-    assert found == pytest.approx(losses, abs=2e-5)
-    best = min(losses, key=losses.__getitem__)
-    assert primitive.builds_on == primitive.decision["builds_on"] == best != ""
-    assert trainer.began["probe"].builds_on == trainer.began["train"].builds_on == best
+    losses = {task: answer_loss(method.module, task, few) for task in ("one", "other")}
+    probes = trainer.ended["probe"]
+    probed = GrowingVLM(make_base(), gates="residual", attention=2, locator=LOCATOR)
+    probed.append(first, second)
+    counts = dict.fromkeys(range(LAYERS), PROBE.experts)
+    init = {**probes.experts, **probes.routers}
+    probed.grow("two", counts, rank=4, lora_alpha=8, seed=0, init=init)
+    losses[""] = answer_loss(probed, "two", few)
+    assert decision["losses"] == pytest.approx(losses, abs=2e-5)
+    best = min(("one", "other"), key=losses.__getitem__)
+    near = losses[best] < losses[""]
+    assert near == (steps == 1)
+    assert primitive.builds_on == decision["builds_on"] == (best if near else None)
+    assert trainer.began["train"].builds_on == primitive.builds_on
+    again = [phase for phase in trainer.seen if phase.endswith(", built on")]
+    assert len(again) == (3 if near else 0), "probes are trained and measured on top of it"
     for ffn in method.module.ffns:
         own = tuple(range(2 if ffn.layer < 2 else 1, len(ffn.frozen)))
-        below = ffn.routers.always_on(method.tasks.index(best))
+        below = ffn.routers.always_on(method.tasks.index(best)) if near else ()
         assert ffn.routers.always_on(2) == (*below, *own)
 
 

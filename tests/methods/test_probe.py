@@ -45,7 +45,7 @@ def probings(draw: st.DrawFn, probes: int | None = None) -> Probing:
         return Gain(draw(st.integers(-9, 30)) / 16, draw(st.integers(0, 16)) / 16)
 
     by_layer = tuple(tuple(gain() for _ in range(own)) for _ in range(layers))
-    return Probing(older, shares(), shares(), by_layer, gain())
+    return Probing(older, shares(), shares(), by_layer, gain(), 0.25)
 
 
 def expected_scores(probing: Probing, score: str) -> list[float]:
@@ -81,7 +81,7 @@ def test_all_three_scores_are_the_published_ones(probing: Probing) -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 4))
 def test_a_uniform_routers_excess_is_nothing(older: list[int], probes: int) -> None:
     uniform = tuple((1 / (n + probes),) * (n + probes) for n in older)
-    probing = Probing(tuple(older), uniform, uniform, gains(*[0.0] * len(older)), Gain(0.0, 0.0))
+    probing = Probing(tuple(older), uniform, uniform, gains(*[0.0] * len(older)), Gain(0, 0), 1.0)
     np.testing.assert_allclose(probing.scores()["excess"], 0, atol=1e-12)
 
 

@@ -51,7 +51,7 @@ def start(
     older = tuple(len(f.frozen) for f in model.ffns)
     # Where the largest gates fall is none of its business: mean gates tell what is used.
     largest = tuple(row[::-1] for row in rows)
-    probing = Probing(older, largest, rows, gains(*[0.0] * LAYERS), Gain(0.0, 0.0))
+    probing = Probing(older, largest, rows, gains(*[0.0] * LAYERS), Gain(0.0, 0.0), 1.0)
     return starting_weights(
         model, probes, probing, Decision(experts, 0.0, ()), ProbeConfig(init=init), rank, seed
     )

@@ -31,6 +31,7 @@ PROBING = Probing(
     gates=((0.8, 0.2), (0.5, 0.5), (0.3, 0.7)),
     gains=gains(0.02, 0.3, 0.1),
     whole=Gain(0.5, 0.01),
+    loss=1.0,
 )
 
 

@@ -14,7 +14,8 @@ def gained(probing_older: tuple[int, ...], *values: float, error: float = 0.0) -
         error: Of each of them.
     """
     rows = tuple((*[0.0] * older, 1.0) for older in probing_older)
-    return Probing(probing_older, rows, rows, gains(*values, error=error), Gain(sum(values), error))
+    whole = Gain(sum(values), error)
+    return Probing(probing_older, rows, rows, gains(*values, error=error), whole, loss=1.0)
 
 
 def gains(*values: float, error: float = 0.0) -> tuple[tuple[Gain, ...], ...]:

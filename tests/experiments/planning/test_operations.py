@@ -30,19 +30,29 @@ def make_config(**changes: Any) -> RunConfig:
     return RunConfig("plan", **(parts | changes))
 
 
-@pytest.mark.parametrize("gates", ["renormalized", "residual"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gates": "residual"},
+        {"gates": "softmax", "attention": 3},
+        {"gates": "residual", "attention": 3, "build_on": "nearest"},
+        {"gates": "renormalized", "attention": 3, "build_on": "nearest"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("top_k", [1, 2])
 @torch.no_grad()
-def test_what_a_task_adds_is_what_the_method_counts(top_k: int, gates: Any) -> None:
-    config = make_config(
-        experts=ExpertsConfig(rank=8, top_k=top_k, gates=gates, per_layer=1),
-        probe=ProbeConfig(max_layers=2),
-    )
+def test_what_a_task_adds_is_what_the_method_counts(top_k: int, changes: dict[str, Any]) -> None:
+    """At worst each builds on the one before it."""
+    experts = ExpertsConfig(rank=8, top_k=top_k, per_layer=1, **changes)
+    config = make_config(experts=experts, probe=ProbeConfig(max_layers=2))
     method = CMoE(make_base(), config.experts, config.probe, LocatorConfig(), 0)
-    shape = shape_of(method.module.base)
+    shape = shape_of(method.module.base, attention=experts.attention > 0)
     growth = worst_growth(config, shape)
     for index, (task, grown) in enumerate(zip(TASKS, growth, strict=True)):
-        method.module.grow(task, grown, rank=8, lora_alpha=8, seed=0)
+        builds_on = TASKS[index - 1] if index and experts.build_on == "nearest" else None
+        method.module.grow(task, grown, rank=8, lora_alpha=8, seed=0, builds_on=builds_on)
         method.module.commit({})
         counted = adapter_flops(config, shape, growth[: index + 1])
         assert counted == method.flops_per_token(index)

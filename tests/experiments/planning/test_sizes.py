@@ -92,6 +92,11 @@ def test_a_bases_parts_are_those_of_the_model_with_weights(family: str) -> None:
         {"probe": ProbeConfig(max_layers=0)},
         {"probe": ProbeConfig(max_added_parameters=0)},
         {"probe": ProbeConfig(max_added_parameters=12_000)},
+        {"experts": ExpertsConfig(rank=8, lora_alpha=8, per_layer=2, attention=5)},
+        {
+            "experts": ExpertsConfig(rank=8, lora_alpha=8, per_layer=2, attention=5),
+            "probe": ProbeConfig(max_added_parameters=12_000),
+        },
         {"locator": replace(LOCATOR, score="mahalanobis")},
         {"locator": replace(LOCATOR, score="raw", hidden=5, latent=3)},
     ],
@@ -99,10 +104,11 @@ def test_a_bases_parts_are_those_of_the_model_with_weights(family: str) -> None:
 )
 def test_the_tasks_add_what_a_real_model_commits(changes: dict[str, Any]) -> None:
     config = make_config(**changes)
-    shape = shape_of(on_meta("llava"))
+    attention = config.experts.attention
+    shape = shape_of(on_meta("llava"), attention=attention > 0)
     growth = worst_growth(config, shape)
     planned = added(config, shape, growth)
-    model = GrowingVLM(make_base("llava"), locator=config.locator)
+    model = GrowingVLM(make_base("llava"), attention=attention, locator=config.locator)
     most = 0
     for index, (task, grown) in enumerate(zip(TASKS, growth, strict=True)):
         if index and config.probe.enabled:

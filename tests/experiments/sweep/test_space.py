@@ -32,6 +32,7 @@ PROBING = Probing(
     gates=((0.2, 0.8), (1.0,), (0.5, 0.3, 0.2)),
     gains=gains(0.5, 0.1, 0.3),
     whole=Gain(0.5, 0.01),
+    loss=1.0,
 )
 PROBED = Probed(
     PROBING, older=(1, 0, 2), widths=(100, 100, 140), hidden=16, beside=(), locator=1000
