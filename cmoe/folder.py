@@ -13,6 +13,7 @@
     train/                   Ray Train's own part, with the checkpoints
     lease/                   who drives the run
     sweep.json, sweep/       of a sweep: what was tried, and the candidates; sweep.html shows it
+    choice.json, choice/     of a study of a choice: its sets of layers; choice.html shows it
 
 A run on S3 has the same files below its prefix. A copy on this machine is worked in; `store`,
 `train` and `lease` are used in their place.

@@ -46,6 +46,7 @@ COMMANDS = {
         "learn a stream by several methods and compare them", "cmoe.cli.stream", "compare"
     ),
     "sweep": Command("search how much to grow for each task", "cmoe.cli.sweep"),
+    "choice": Command("judge a choice of layers beside random ones", "cmoe.cli.choice"),
     "serve": Command("answer requests over HTTP from a store", "cmoe.cli.serve"),
     "prepare": Command("check CoIN's files and convert them to Parquet", "cmoe.cli.prepare"),
     "plan": Command("print what a run would need, and start nothing", "cmoe.cli.stream", "plan"),

@@ -125,6 +125,7 @@ class CMoE:
         samples: Sequence[Sample],
         trainer: Trainer,
         probed: Primitive | None = None,
+        experts: Mapping[int, int] | None = None,
     ) -> Primitive:
         """Learn a task; its primitive is part of the method when this returns.
 
@@ -133,14 +134,15 @@ class CMoE:
             samples: Its training data.
             trainer: The worker group.
             probed: What `probe_task` found of this task after the same ones; None probes now.
+            experts: Where it grows, and by how many, if not by the rule.
         """
         decision = trainer.noted("decision")
         weights: dict[str, Tensor] = {}
         if decision is None:
-            decided, weights = self._decide(task, samples, trainer, probed)
+            decided, weights = self._decide(task, samples, trainer, probed, experts)
             decision = trainer.note("decision", decided)
-        experts = {int(layer): count for layer, count in decision["experts"].items()}
-        self._grow(task, experts, "train", weights, decision["builds_on"])
+        grown = {int(layer): count for layer, count in decision["experts"].items()}
+        self._grow(task, grown, "train", weights, decision["builds_on"])
         trainer.fit("train", samples, self._loss(task))
         shown = samples[: self.experts.usage_samples]
         used, _ = usage(self.module, "usage", task, shown, trainer)
@@ -213,6 +215,7 @@ class CMoE:
         samples: Sequence[Sample],
         trainer: Trainer,
         probed: Primitive | None,
+        experts: Mapping[int, int] | None,
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Where to grow and why, and the weights that the training starts from."""
         layers = range(len(self.module.ffns))
@@ -224,12 +227,17 @@ class CMoE:
         else:
             found, probes = Probing.of(probed.decision["probing"]), probed
             foundation = probed.decision["foundation"]
-        costs = [self._cost(layer) for layer in layers]
-        seed = seed_of(self.seed, task, "chance")
-        per_layer = self.experts.per_layer
-        decision = decide(
-            found, self.probe, per_layer=per_layer, costs=costs, beside=self._beside(), seed=seed
-        )
+        if experts is None:
+            decision = decide(
+                found,
+                self.probe,
+                per_layer=self.experts.per_layer,
+                costs=[self._cost(layer) for layer in layers],
+                beside=self._beside(),
+                seed=seed_of(self.seed, task, "chance"),
+            )
+        else:
+            decision = Decision(experts, None, ())
         seed = seed_of(self.seed, task, "fresh")
         weights, sources = starting_weights(
             self.module, probes, found, decision, self.probe, self.experts.rank, seed

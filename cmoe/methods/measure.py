@@ -71,6 +71,26 @@ def probing(
     return Probing(older, largest, gates, tuple(gains), whole, loss)
 
 
+def greedy_order(
+    model: GrowingVLM, task: str, samples: Sequence[Sample], count: int, trainer: Trainer
+) -> list[int]:
+    """The layers whose probes lower the loss most, each beside those before it.
+
+    Args:
+        model: With the trained probes.
+        task: Its name.
+        samples: That trained none of them; a pass over them for every layer left, `count` times.
+        count: How many layers.
+        trainer: The worker group.
+    """
+    left, chosen = [ffn.layer for ffn in model.ffns], list[int]()
+    while left and len(chosen) < count:
+        off = {layer: dict.fromkeys(set(left) - {layer}, 0) for layer in left}
+        losses, _ = _losses(model, "greedy", samples, trainer, [(task, off[n]) for n in left])
+        chosen.append(left.pop(int(losses.sum(0).argmin())))
+    return chosen
+
+
 def usage(
     model: GrowingVLM, phase: str, task: str, samples: Sequence[Sample], trainer: Trainer
 ) -> tuple[Shares, Shares]:

@@ -2,8 +2,8 @@
 
     python -m cmoe.small.align --out cmoe/small/weights [--seed 0]
 
-Tower and language model stay frozen. The projector learns from the mini base's lessons: captions and
-questions in wordings that no task uses, several turns behind one picture (as in
+Tower and language model stay frozen. The projector learns from the mini base's lessons: captions
+and questions in wordings that no task uses, several turns behind one picture (as in
 `cmoe.mini.pretrain`).
 """
 
@@ -254,7 +254,8 @@ The projector learns the lessons' answers, each once, by AdamW, while all else i
 {recipe}
 
 ## Measured
-Turns of held-out lessons answered exactly, by skill: with a projector that has learned nothing, and aligned.
+Turns of held-out lessons answered exactly, by skill: with a projector that has learned nothing,
+and aligned.
 
 | skill | at the start | aligned |
 |---|---|---|

@@ -48,13 +48,22 @@ class Bench:
         index: How many of them.
         task: One of the run's.
         where: Device to compute on.
+        seed: Of the training, if not the run's, which parts the samples.
     """
 
-    def __init__(self, config: RunConfig, prefix: str, index: int, task: str, where: str) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        prefix: str,
+        index: int,
+        task: str,
+        where: str,
+        seed: int | None = None,
+    ) -> None:
         data = replace(config.data, tasks=(task,), evaluate_on="selection")
         device = alone(where)
-        self.config = config
         self.index, (self.task,) = index, read_tasks(data, config.seed)
+        self.config = config = config if seed is None else replace(config, seed=seed)
         base, collator = load(config, device)
         self.session = session_of(config, Group(device=device), collator)
         # Judged in the middle of a training, too, which goes on with its own loader.
