@@ -95,6 +95,21 @@ def per_task_lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
 
 
 @register_method(
+    "located_lora",
+    about="a LoRA for every task, and cmoe's locator finds the task: the simplest rival",
+    sections={"lora": LoRAConfig, "locator": LocatorConfig},
+    locates=True,
+    whole_weights=True,
+)
+def located_lora(
+    base: PreTrainedModel, seed: int, lora: LoRAConfig, locator: LocatorConfig
+) -> Method:
+    from cmoe.methods.located_lora import LocatedLoRA
+
+    return LocatedLoRA(base, lora, locator, seed)
+
+
+@register_method(
     "multitask",
     about="one LoRA that learns all tasks at once",
     sections={"lora": LoRAConfig},

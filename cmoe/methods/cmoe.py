@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from cmoe.data.samples import Sample
+from cmoe.methods.locating import fit_entry
 from cmoe.methods.measure import answer_losses, probing, usage
 from cmoe.methods.method import Forward, Trainer, decoder_flops, seed_of, training_flops
 from cmoe.methods.probe import Decision, Probing, decide, split, starting_weights
@@ -191,9 +191,9 @@ class CMoE:
         self, task: str, samples: Sequence[Sample], trainer: Trainer
     ) -> Mapping[str, Tensor]:
         model = self.module
-        features = torch.cat(trainer.map("features", samples, model.features))
-        seed = seed_of(self.seed, task, "locator")
-        return trainer.once(lambda: model.bank.fit(features.to(model.device), seed))
+        return fit_entry(
+            model.bank, model.features, task, samples, trainer, self.seed, model.device
+        )
 
     def answerer(self, stage: int, task: int) -> int:
         raise NotImplementedError("the locator finds what answers")

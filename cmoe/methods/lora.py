@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cmoe.methods.adapter import Adapter
 from cmoe.methods.method import seed_of
 from cmoe.methods.settings import LoRAConfig
-from cmoe.modeling.base import find_decoder
+from cmoe.modeling.base import find_decoder, find_ffns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,10 @@ class SequentialLoRA(Adapter):
 
         super().__init__(base)
         self.config = lora
-        within = {id(m) for m in find_decoder(base).modules()}
+        parts = [find_decoder(base)]
+        if lora.maps == "ffn":
+            parts = [site.module for site in find_ffns(base)]
+        within = {id(m) for part in parts for m in part.modules()}
         names = [
             name for name, m in base.named_modules() if isinstance(m, nn.Linear) and id(m) in within
         ]

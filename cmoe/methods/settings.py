@@ -24,7 +24,7 @@ class ExpertsConfig:
     Attributes:
         rank: Of their LoRA pairs.
         lora_alpha: Their scale is `lora_alpha / rank`.
-        top_k: Experts per token.
+        top_k: Experts per token, those that always work included.
         gates: `renormalized` over a token's experts (paper); `softmax`, as the router has them; or
             `residual`: the task's own experts always work, and older ones are added with gates
             that begin at zero.
@@ -107,15 +107,17 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """LoRA on every linear map of the decoder.
+    """LoRA on linear maps of the decoder.
 
     Attributes:
         rank: Of the adapter.
         lora_alpha: Its scale is `lora_alpha / rank`.
+        maps: `all` of them, or those of the FFNs alone, which is where experts are.
     """
 
     rank: int = 16
     lora_alpha: int = 32
+    maps: Literal["all", "ffn"] = "all"
 
     def __post_init__(self) -> None:
         require(self, "lora", "rank", "lora_alpha", least=1)

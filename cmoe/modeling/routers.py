@@ -308,7 +308,7 @@ def add_to(probs_ne: Tensor, always_a: Tensor, others_o: Tensor, top_k: int) -> 
         probs_ne: Of all experts.
         always_a: Indices of those that always work.
         others_o: Indices of the others.
-        top_k: Experts per token, of the others one at least.
+        top_k: Experts per token, those that always work included; none is added beyond it.
     """
     tokens, count = probs_ne.shape
     added = slots(count, len(always_a), top_k) - len(always_a)

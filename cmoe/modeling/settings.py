@@ -95,9 +95,9 @@ class LocatorConfig:
             raise ValueError(f"locator.shrinkage is {self.shrinkage}; 0 or more, and less than 1")
 
 
-def slots(count: int, own: int, top_k: int) -> int:
-    """How many of `count` experts a token uses, of which the last `own` always work.
+def slots(count: int, always: int, top_k: int) -> int:
+    """How many of `count` experts a token uses, of which `always` work for all tokens.
 
-    Its own ones and `top_k` in all, but of the older ones one at least.
+    These, and others up to `top_k` in all.
     """
-    return own + min(count - own, max(top_k - own, 1 if own else top_k))
+    return always + min(count - always, max(top_k - always, 0))

@@ -13,6 +13,7 @@ from support.tiny_models import llava, make_base, make_inputs
 
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.ewc import EWC
+from cmoe.methods.located_lora import LocatedLoRA
 from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.lwf import LwF
 from cmoe.methods.moelora import MoELoRA
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "moelora": lambda base: MoELoRA(base, MoELoRAConfig(2, 2, 4), 0),
     "multitask": lambda base: JointLoRA(base, LORA, 0),
     "per_task_lora": lambda base: PerTaskLoRA(base, LORA, 0),
+    "located_lora": lambda base: LocatedLoRA(base, LORA, LOCATOR, 0),
 }
 
 

@@ -22,8 +22,8 @@ from cmoe.methods.zero_shot import ZeroShot
 from cmoe.reports.comparison_numbers import ALL_TASKS, THE_TASK
 
 CMOES_OWN = [
-    *("zero_shot", "lora", "ewc", "lwf", "moelora", "per_task_lora", "multitask", "expand_all"),
-    "cmoe",
+    *("zero_shot", "lora", "ewc", "lwf", "moelora", "per_task_lora", "located_lora", "multitask"),
+    *("expand_all", "cmoe"),
 ]
 
 

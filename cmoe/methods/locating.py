@@ -1,0 +1,38 @@
+"""How a method that finds a sample's task learns to: a task's entry in the locator's bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cmoe.data.samples import Sample
+from cmoe.methods.method import Trainer, seed_of
+from cmoe.modeling.locator import Bank
+from cmoe.modeling.outputs import Inputs
+
+
+def fit_entry(
+    bank: Bank,
+    features: Callable[[Inputs], Tensor],
+    task: str,
+    samples: Sequence[Sample],
+    trainer: Trainer,
+    seed: int,
+    device: torch.device,
+) -> Mapping[str, Tensor]:
+    """A task's entry, fitted on the features of its samples; the bank stays as it was.
+
+    Args:
+        bank: Of the method.
+        features: Of a batch of prompts, from the frozen base alone.
+        task: Its name.
+        samples: Its training data.
+        trainer: The worker group.
+        seed: The method's.
+        device: Where it is fitted.
+    """
+    found = torch.cat(trainer.map("features", samples, features))
+    own = seed_of(seed, task, "locator")
+    return trainer.once(lambda: bank.fit(found.to(device), own))
