@@ -113,7 +113,7 @@ def _tune(
     runs = [candidate(config, how, method, number) for method, number in asked]
     found = dict(finish(runs))
     for method, mine in methods.items():
-        mine |= {"settings": how.settings.get(method, {}), "tuned": None}
+        mine |= {"settings": how.settings_of(method), "tuned": None}
         tried = [
             {"settings": how.candidates[method][n], "last": found[i]["metrics"]["last"]}
             for i, (m, n) in enumerate(asked)
@@ -137,7 +137,10 @@ def _learn(
     """Every method with every seed; with the first, from what its chosen candidate has learned."""
     methods = comparison["methods"]
     asked = [(method, seed) for seed in how.seeds for method in how.names]
-    runs = [of_method(config, m, methods[m]["settings"], f"{m}-{seed}", seed) for m, seed in asked]
+    runs = [
+        of_method(config, how.method_of(m), methods[m]["settings"], f"{m}-{seed}", seed)
+        for m, seed in asked
+    ]
     learned: dict[int, RunConfig] = {}
     for number, (method, seed) in enumerate(asked):
         tuned = methods[method]["tuned"]

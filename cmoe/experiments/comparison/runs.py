@@ -21,13 +21,13 @@ def require_possible(config: RunConfig, how: CompareConfig) -> None:
         RunError: Names the method and the key.
     """
     for method in how.names:
-        settings = how.settings.get(method, {})
+        settings = how.settings_of(method)
         more = [*how.candidates.get(method, [])]
         if method == STUDIED:
             more += [one for group in how.study.values() for one in group.values()]
         for chosen in (settings, *(settings | one for one in more)):
             try:
-                of_method(config, method, chosen, method, how.seeds[0])
+                of_method(config, how.method_of(method), chosen, method, how.seeds[0])
             except ValueError as error:
                 raise RunError(f"method {method}: {error}") from error
     names = Counter(study_name(group, label) for group in how.study for label in how.study[group])
@@ -40,15 +40,16 @@ def require_possible(config: RunConfig, how: CompareConfig) -> None:
 def of_method(
     config: RunConfig, method: str, settings: Mapping[str, Any], name: str, seed: int
 ) -> RunConfig:
-    """A method's run, in the comparison's folder."""
+    """A run of a method, or of a variant of one, in the comparison's folder."""
     own = {"method": method, "name": name, "runs": config.url, "seed": seed}
     return changed(config, {**settings, **own})
 
 
 def candidate(config: RunConfig, how: CompareConfig, method: str, number: int) -> RunConfig:
     """The stream that one of a method's candidates is judged by."""
-    settings = how.settings.get(method, {}) | how.candidates[method][number]
-    run = of_method(config, method, settings, f"tune-{method}-{number}", how.seeds[0])
+    settings = how.settings_of(method) | how.candidates[method][number]
+    name = f"tune-{method}-{number}"
+    run = of_method(config, how.method_of(method), settings, name, how.seeds[0])
     tasks = config.data.tasks[: how.candidate_tasks]
     return replace(run, data=replace(run.data, tasks=tasks, evaluate_on="selection"))
 

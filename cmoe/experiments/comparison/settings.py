@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cmoe.common.bounds import require
-from cmoe.common.nearest import did_you_mean, near
+from cmoe.common.nearest import did_you_mean, near, unknown
 from cmoe.methods.registry import methods
 
 STUDIED = "cmoe"
@@ -18,7 +18,10 @@ class CompareConfig:
     """Methods side by side, instead of the one `method`.
 
     Attributes:
-        methods: Their names, with commas between; none runs `method` alone.
+        methods: Their names, with commas between; none runs `method` alone. Those of `variants` are
+            names, too.
+        variants: Further entrants by name: a `method`, if not `cmoe`, and what it has otherwise
+            than the rest of the configuration: `{own_only: {experts.top_k: 1}}`.
         seeds: Every method runs with each of them.
         at_once: Runs at a time; each has `cluster.workers` of its own.
         settings: By method, what it has otherwise than the rest of the configuration, by key:
@@ -33,6 +36,7 @@ class CompareConfig:
     """
 
     methods: str = ""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     at_once: int = 1
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -41,7 +45,14 @@ class CompareConfig:
     study: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = methods()
+        for name, variant in self.variants.items():
+            if name in methods() or not name.isidentifier():
+                raise ValueError(f"variants: {name!r} is a method's name, or no plain word")
+            if (method := variant.get("method", STUDIED)) not in methods():
+                raise ValueError(
+                    f"variants.{name}: method is {method!r}; {unknown(str(method), methods())}"
+                )
+        known = [*methods(), *self.variants]
         for name in (*self.names, *self.settings, *self.candidates):
             if name not in known:
                 close = did_you_mean(near(name, known))
@@ -57,6 +68,16 @@ class CompareConfig:
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{count} of {method}" for method, count in counts.items())
             raise ValueError(f"candidates are {listed}; as many for each method that has any")
+
+    def method_of(self, name: str) -> str:
+        """The method of an entrant: itself, or a variant's."""
+        found: str = self.variants.get(name, {"method": name}).get("method", STUDIED)
+        return found
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """What an entrant has otherwise than the rest of the configuration, by key."""
+        variant = {k: v for k, v in self.variants.get(name, {}).items() if k != "method"}
+        return variant | self.settings.get(name, {})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def nothing_yet(config: RunConfig, how: CompareConfig) -> dict[str, Any]:
         "seeds": list(how.seeds),
         "methods": {
             method: {"knows": entry.told, "about": entry.about, "runs": []}
-            for method, entry in ((name, method_entry(name)) for name in how.names)
+            for method, entry in ((n, method_entry(how.method_of(n))) for n in how.names)
         },
         "published": PUBLISHED,
         "study": None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cmoe.common.errors import RunError
 from cmoe.config.tree import RunConfig
-from cmoe.experiments.comparison.runs import of_method, require_possible, slug
+from cmoe.experiments.comparison.runs import candidate, of_method, require_possible, slug
 from cmoe.experiments.comparison.settings import CompareConfig
 
 CONFIG = RunConfig("all", runs="there")
@@ -19,6 +20,19 @@ def test_a_method_runs_in_the_comparisons_folder_with_its_own_settings() -> None
     assert (one.url, one.method, one.seed) == ("there/all/ewc-4", "ewc", 4)
     assert (one.ewc.weight, one.lora.rank) == (7.0, 3)
     assert one.training == CONFIG.training
+
+
+def test_a_variants_run_has_its_name_and_its_methods_program() -> None:
+    how = CompareConfig(
+        "twice", variants={"twice": {"method": "lora", "lora.rank": 2}}, candidates={"twice": [{}]}
+    )
+    config = replace(CONFIG, data=replace(CONFIG.data, selection=0.5))
+    require_possible(config, how)
+    run = candidate(config, how, "twice", 0)
+    assert (run.name, run.method, run.lora.rank) == ("tune-twice-0", "lora", 2)
+    wrong = replace(how, variants={"twice": {"method": "lora", "lora.rank": 0}})
+    with pytest.raises(RunError, match="method twice: .*lora.rank is 0"):
+        require_possible(config, wrong)
 
 
 @pytest.mark.parametrize(
