@@ -31,7 +31,7 @@ def test_a_variants_run_has_its_name_and_its_methods_program() -> None:
     run = candidate(config, how, "twice", 0)
     assert (run.name, run.method, run.lora.rank) == ("tune-twice-0", "lora", 2)
     wrong = replace(how, variants={"twice": {"method": "lora", "lora.rank": 0}})
-    with pytest.raises(RunError, match="method twice: .*lora.rank is 0"):
+    with pytest.raises(RunError, match=r"method twice: .*lora.rank is 0"):
         require_possible(config, wrong)
 
 

@@ -9,6 +9,17 @@ import pytest
 from cmoe.experiments.comparison.settings import CompareConfig
 
 
+def test_a_variant_is_an_entrant_as_any_method() -> None:
+    how = CompareConfig(
+        "cmoe,own_only,longer",
+        variants={"own_only": {"experts.top_k": 1}, "longer": {"method": "lora", "lora.rank": 2}},
+        settings={"longer": {"training.steps": 9}},
+    )
+    assert [how.method_of(name) for name in how.names] == ["cmoe", "cmoe", "lora"]
+    assert how.settings_of("own_only") == {"experts.top_k": 1}
+    assert how.settings_of("longer") == {"lora.rank": 2, "training.steps": 9}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -26,17 +37,6 @@ from cmoe.experiments.comparison.settings import CompareConfig
         ({"methods": "lora", "study": {"rank": {"4": {}}}}, "a study is of cmoe"),
     ],
 )
-def test_a_variant_is_an_entrant_as_any_method() -> None:
-    how = CompareConfig(
-        "cmoe,own_only,longer",
-        variants={"own_only": {"experts.top_k": 1}, "longer": {"method": "lora", "lora.rank": 2}},
-        settings={"longer": {"training.steps": 9}},
-    )
-    assert [how.method_of(name) for name in how.names] == ["cmoe", "cmoe", "lora"]
-    assert how.settings_of("own_only") == {"experts.top_k": 1}
-    assert how.settings_of("longer") == {"lora.rank": 2, "training.steps": 9}
-
-
 def test_an_impossible_comparison_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         CompareConfig(**changes)
