@@ -11,7 +11,7 @@ from cmoe.reports.charts.matrices import heat_map
 from cmoe.reports.charts.sweep import parallel, trade_off
 from cmoe.reports.sweep_numbers import Tried, experts_of, tried_candidates, winner_of
 
-AXES = ("alpha", "layers", "score", "per_layer", "rank", "init")
+AXES = ("alpha", "min_gain", "layers", "score", "per_layer", "rank", "init")
 """What a sweep searches: settings of a point."""
 
 
@@ -52,6 +52,7 @@ def _probes(
     cut = sorted(set(probes["passed"]) - won.experts.keys())
     return {
         "cut": bool(cut),
+        "thresholded": point["alpha"] is not None or point.get("min_gain") is not None,
         "bars": probe_bars(
             f"probe{number}",
             f"Probe scores of {task} by layer",

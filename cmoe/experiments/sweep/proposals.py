@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 from cmoe.experiments.sweep.settings import SearchConfig
 from cmoe.experiments.sweep.space import Point, Result, drawn, points
 from cmoe.methods.method import seed_of
 
-AXES = tuple(Point.__dataclass_fields__)
+AXES = ("per_layer", "rank", "init")
+"""Fields of a point that are proposed each by itself; the others are one choice, where to grow."""
 
 
 def proposals(
@@ -33,10 +36,16 @@ def proposals(
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     grid = points(search, rank)
     axes = {name: sorted({getattr(p, name) for p in grid}, key=str) for name in AXES}
+    free: Any = dict.fromkeys(AXES)
+    growths = list(dict.fromkeys(replace(p, **free) for p in grid))
     for begin in range(0, search.trials, search.batch):
         asked = [study.ask() for _ in range(min(search.batch, search.trials - begin))]
         chosen = [
-            Point(**{name: t.suggest_categorical(name, axes[name]) for name in AXES}) for t in asked
+            replace(
+                growths[t.suggest_categorical("growth", range(len(growths)))],
+                **{name: t.suggest_categorical(name, axes[name]) for name in AXES},
+            )
+            for t in asked
         ]
         yield chosen
         for trial, point in zip(asked, chosen, strict=True):

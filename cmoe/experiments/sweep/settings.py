@@ -18,8 +18,9 @@ class SearchConfig:
     """The points that are tried for every task, and how.
 
     Attributes:
-        alpha: Thresholds (`probe.alpha`); give these or `layers`.
-        layers: Numbers of layers, those of the highest scores.
+        alpha: Thresholds of the rule `relative` (`probe.alpha`).
+        min_gain: Thresholds of the rule `gain` (`probe.min_gain`).
+        layers: Numbers of layers, those of the highest scores, instead of thresholds.
         score: Of `frequency`, `excess`, `loss_gain`.
         per_layer: New experts in a layer that grows.
         rank: Of the experts; none takes `experts.rank`.
@@ -38,6 +39,7 @@ class SearchConfig:
     """
 
     alpha: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    min_gain: tuple[float, ...] = ()
     layers: tuple[int, ...] = ()
     score: tuple[Score, ...] = ("frequency",)
     per_layer: tuple[int, ...] = (1,)
@@ -55,14 +57,16 @@ class SearchConfig:
         for name in ("score", "per_layer", "init"):
             if not getattr(self, name):
                 raise ValueError(f"search.{name} is empty; at least one value is needed")
-        if bool(self.alpha) == bool(self.layers):
+        if bool(self.alpha or self.min_gain) == bool(self.layers):
             raise ValueError(
-                f"search.alpha is {list(self.alpha)} and search.layers {list(self.layers)}; one of "
-                "them needs values, and only one"
+                f"search.alpha is {list(self.alpha)}, search.min_gain {list(self.min_gain)} and "
+                f"search.layers {list(self.layers)}; thresholds or layers need values, and not both"
             )
         for name in ("layers", "per_layer", "rank"):
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(f"search.{name} is {list(getattr(self, name))}; each at least 1")
+        if any(value < 0 for value in self.min_gain):
+            raise ValueError(f"search.min_gain is {list(self.min_gain)}; each at least 0")
         require(self, "search", "trials", "batch", "cpus", least=1)
         require(self, "search", "gpus", "tolerance", least=0)
 

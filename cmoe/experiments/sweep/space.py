@@ -12,12 +12,12 @@ from typing import Any
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import SearchConfig
 from cmoe.methods.probe import Probing, decide
-from cmoe.methods.settings import Init, Score
+from cmoe.methods.settings import Init, ProbeConfig, Score
 
 
 @dataclass(frozen=True)
 class Point:
-    """One choice of every setting that is searched; `alpha` or `layers` is None."""
+    """One choice of every setting that is searched; of `alpha`, `layers`, `min_gain` one is set."""
 
     alpha: float | None
     layers: int | None
@@ -25,13 +25,20 @@ class Point:
     per_layer: int
     rank: int
     init: Init
+    min_gain: float | None = None
+
+    def rule(self, probe: ProbeConfig) -> ProbeConfig:
+        """What decides by this choice: `probe.rule gain` with `min_gain`, else `relative`."""
+        if self.min_gain is not None:
+            return replace(probe, rule="gain", min_gain=self.min_gain)
+        layers = probe.max_layers if self.layers is None else self.layers
+        return replace(
+            probe, rule="relative", alpha=self.alpha, score=self.score, max_layers=layers
+        )
 
     def applied(self, config: RunConfig) -> RunConfig:
         """The run with this choice."""
-        layers = config.probe.max_layers if self.layers is None else self.layers
-        probe = replace(
-            config.probe, alpha=self.alpha, score=self.score, init=self.init, max_layers=layers
-        )
+        probe = replace(self.rule(config.probe), init=self.init)
         experts = replace(config.experts, per_layer=self.per_layer, rank=self.rank)
         return replace(config, probe=probe, experts=experts)
 
@@ -111,12 +118,20 @@ def points(search: SearchConfig, rank: int) -> list[Point]:
         rank: Of experts, where none is searched.
     """
     ranks = search.rank or (rank,)
-    where: Sequence[Any] = search.alpha or search.layers
+    # By `gain` the loss decides, whatever the scores.
+    growths: list[dict[str, Any]] = [
+        {"score": score, "alpha": None, "layers": None, key: value}
+        for score in search.score
+        for key in ("alpha", "layers")
+        for value in getattr(search, key)
+    ]
+    growths += [
+        {"score": "loss_gain", "alpha": None, "layers": None, "min_gain": value}
+        for value in search.min_gain
+    ]
     return [
-        Point(a if search.alpha else None, None if search.alpha else a, score, count, r, init)
-        for score, count, r, init, a in product(
-            search.score, search.per_layer, ranks, search.init, where
-        )
+        Point(per_layer=count, rank=r, init=init, **growth)
+        for count, r, init, growth in product(search.per_layer, ranks, search.init, growths)
     ]
 
 

@@ -64,7 +64,7 @@ def probes_summary(probing: Probing, point: Point) -> dict[str, Any]:
         `scores` by layer as `point` has them, the `threshold` and the layers that `passed` it; and,
         by kind of score, how many `layers` grow at each threshold of `alphas`.
     """
-    rule = ProbeConfig(score=point.score, alpha=point.alpha, max_layers=point.layers)
+    rule = point.rule(ProbeConfig())
     decision = decide(probing, rule, per_layer=1, costs=[0] * len(probing.older))
     return {
         "scores": list(probing.scores()[point.score]),

@@ -40,6 +40,17 @@ def test_points_are_drawn_once_each_and_the_same_for_a_seed() -> None:
     assert batches(by="random", trials=7) == [drawn]
 
 
+def test_optuna_proposes_one_rule_at_a_time() -> None:
+    search = replace(SEARCH, min_gain=(0.0, 0.1), rank=(4,))
+    found = {
+        p
+        for batch in proposals(replace(search, by="optuna", trials=16), RANK, "x", lambda _: None)
+        for p in batch
+    }
+    assert found <= set(points(search, RANK))
+    assert {p.min_gain is None for p in found} == {True, False}
+
+
 def test_optuna_proposes_points_of_the_grid_in_batches() -> None:
     found = batches(by="optuna", trials=10, batch=4)
     assert [len(batch) for batch in found] == [4, 4, 2]

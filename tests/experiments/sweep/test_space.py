@@ -70,6 +70,20 @@ def test_a_threshold_grows_what_the_rule_of_the_probe_says(alpha: float, score: 
     assert dict(candidate(chosen, RUN, PROBED).experts) == wanted.experts
 
 
+def test_the_rule_gain_has_thresholds_of_its_own() -> None:
+    search = SearchConfig(alpha=(0.5,), min_gain=(0.0, 0.7), score=("frequency", "excess"))
+    found = points(search, 8)
+    assert [(p.score, p.alpha, p.min_gain) for p in found] == [
+        ("frequency", 0.5, None),
+        ("excess", 0.5, None),
+        ("loss_gain", None, 0.0),
+        ("loss_gain", None, 0.7),
+    ]
+    # The layers gain 0.5, 0.1 and 0.3, and 0.5 in all.
+    assert dict(candidate(found[2], RUN, PROBED).experts) == {0: 1, 1: 1, 2: 1}
+    assert dict(candidate(found[3], RUN, PROBED).experts) == {0: 1}
+
+
 def test_points_that_come_to_the_same_are_one_candidate() -> None:
     search = SearchConfig(alpha=(-9.0, -8.0, 8.0, 9.0), score=("frequency", "loss_gain"))
     every = [candidate(p, RUN, PROBED) for p in points(search, 8)]
@@ -153,8 +167,8 @@ def test_a_streams_budget_is_never_exceeded_and_never_runs_out(
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"alpha": ()}, r"search.alpha is \[\] and search.layers \[\]"),
-        ({"layers": (2,)}, "one of them needs values, and only one"),
+        ({"alpha": ()}, r"search.alpha is \[\], search.min_gain \[\] and"),
+        ({"layers": (2,)}, "thresholds or layers need values, and not both"),
         ({"score": ()}, "search.score is empty"),
         ({"per_layer": (0,)}, r"search.per_layer is \[0\]"),
         ({"rank": (8, 0)}, r"search.rank is \[8, 0\]"),
