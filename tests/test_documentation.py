@@ -28,7 +28,14 @@ WRITTEN = commands()
 # What isn't run, and how far it is checked without
 
 
-CONFIGURED = ("run", "compare", "plan", "sweep", "locate")  # subcommands that read a run's tree
+CONFIGURED = (
+    "run",
+    "compare",
+    "plan",
+    "sweep",
+    "choice",
+    "locate",
+)  # subcommands that read a run's tree
 
 
 def words(command: str) -> list[str]:

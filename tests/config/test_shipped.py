@@ -37,7 +37,9 @@ def test_a_path_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"^coin_mni: no such file, and no .*; there are coin_ll"):
+    with pytest.raises(
+        ValueError, match=r"^coin_mni: no such file, and no .*; there are choice_mini, coin_ll"
+    ):
         find_config("coin_mni")
     with pytest.raises(ValueError, match=r"; the nearest is coin_mini$"):
         find_config("coin_mni")

@@ -22,6 +22,7 @@ from support.paths import CONFIGS
 
 from cmoe.config.parse import parse, parse_with
 from cmoe.data.settings import TASKS
+from cmoe.experiments.choice.settings import ChoiceConfig
 from cmoe.experiments.comparison.runs import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
@@ -86,6 +87,8 @@ def test_every_configuration_in_the_repository_parses(file: Path) -> None:
     beside: dict[str, type[Any]] = {}
     if "search" in written:
         beside = {"search": SearchConfig, "budget": BudgetConfig}
+    elif "choice" in written:
+        beside = {"choice": ChoiceConfig}
     elif "methods" in written:
         beside = {"": CompareConfig}
     config, parts = parse_with(beside, ["--config", str(file)])

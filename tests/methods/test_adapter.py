@@ -383,6 +383,6 @@ def test_every_method_that_has_a_name_can_be_made_and_described(name: str, tmp_p
     assert store.header.settings == settings
     assert method.tasks == ()
     assert method.joint == (name == "multitask")
-    assert method.locates == (name in ("cmoe", "expand_all"))
+    assert method.locates == (name in ("cmoe", "expand_all", "located_lora"))
     if not method.locates:
         assert settings["method"] == name
