@@ -63,7 +63,8 @@ def results(
     """Everything that is written to `matrix.json`, from the answers in a folder.
 
     Rows are the stages evaluated so far; accuracies are percent, null above the diagonal. `before`
-    holds each task's accuracy just before it was learned.
+    holds each task's accuracy just before it was learned, `last_scores` what each of its test
+    samples scores after the latest stage, 0 to 1.
 
     Args:
         folder: With the answers and the stages.
@@ -84,7 +85,7 @@ def results(
         "method": facts.method,
         "scoring": scoring,
         **tables[scoring],
-        other: tables[other],
+        other: {key: value for key, value in tables[other].items() if key != "last_scores"},
         "location": _location(tasks[: len(stages)], found.stages[stages[-1]])
         if facts.locates and stages
         else None,
@@ -152,19 +153,22 @@ def _tables(
 ) -> dict[str, Any]:
     stages = found.learned
     by = {n: {name: one.by for name, one in of.items()} for n, of in found.stages.items()}
-    cells: dict[tuple[int, tuple[int, ...]], float] = {}
+    scored: dict[tuple[int, tuple[int, ...]], list[float]] = {}
 
-    def cell(task: int, answering: Sequence[int]) -> float:
+    def scores(task: int, answering: Sequence[int]) -> list[float]:
         key = task, tuple(answering)
-        if key not in cells:
+        if key not in scored:
             name = tasks[task].name
             texts: list[str | None] = [
                 found.text(name, question, facts.digests[a])
                 for question, a in zip(targets[name], answering, strict=True)
             ]
-            scores = score(name, mode, texts, list(targets[name].values()))
-            cells[key] = round(100 * sum(scores) / len(scores), 6)
-        return cells[key]
+            scored[key] = score(name, mode, texts, list(targets[name].values()))
+        return scored[key]
+
+    def cell(task: int, answering: Sequence[int]) -> float:
+        each = scores(task, answering)
+        return round(100 * sum(each) / len(each), 6)
 
     def matrix(answering: Any) -> list[list[float | None]]:
         return [
@@ -188,6 +192,10 @@ def _tables(
         "oracle": oracle,
         "metrics": summary(located) | {"fwt": forward} if located else None,
         "oracle_metrics": summary(oracle) if oracle else None,
+        "last_scores": {
+            tasks[j].name: [round(each, 4) for each in scores(j, by[stages[-1]][tasks[j].name])]
+            for j in range(len(stages))
+        },
     }
 
 

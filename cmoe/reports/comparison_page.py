@@ -60,6 +60,7 @@ def comparison_page(data: Mapping[str, Any]) -> str:
         "headline": headline(entries),
         "joint": best_that_knows(ALL_TASKS, entries),
         "groups": measure_groups(entries),
+        "paired": data.get("paired"),
         "hues": [hue(n) for n in range(len(data["tasks"]))],
         "trade_off": trade_off_chart(entries),
         "curves": forgetting_charts(entries),

@@ -302,7 +302,7 @@ def test_settings_are_shown(compared_page: Page) -> None:
     assert compared_page.row("lora", "training.learning_rate")[2] == "0.002"
     assert compared_page.row("lora", "x")[2] == json.dumps(HOSTILE)
     assert compared_page.row("cmoe", "as shared")
-    assert compared_page.row("probe.score") == ["probe.score", '"frequency"']
+    assert compared_page.row("probe.rule") == ["probe.rule", '"relative"']
     assert escape("experts & routers") in compared_page.source
 
 
@@ -385,3 +385,9 @@ def test_names_lie_neither_on_each_other_nor_beyond_the_figure(
             for at, size in (("x", "width"), ("y", "height"))
         )
     shown.close()
+
+
+def test_what_is_beyond_noise_stands_in_words(compared_page: Page) -> None:
+    assert compared_page.row("lora", "+31.2")[2:] == ["+28.5 to +34.0", "better beyond noise"]
+    row = compared_page.row(HOSTILE, f"{MINUS}0.2")
+    assert row[2:] == [f"{MINUS}1.5 to +1.0", "not to be told from noise"]

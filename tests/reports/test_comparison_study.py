@@ -59,7 +59,7 @@ def test_variants_stand_beside_the_method_as_it_was_compared(compared_page: Page
     compared_rows = [r for r in compared_page.rows if r[0] == "cmoeas compared"]
     assert [r[1] for r in compared_rows] == ["74.2 ± 0.7"] * 2
     assert [r[-1] for r in compared_rows] == [
-        'probe.score: "frequency", probe.enabled: true',
+        'probe.rule: "relative", probe.enabled: true',
         f"data.tasks: {json.dumps(TASKS)}",
     ]
     figure = compared_page.figures[f"Last by task, by {HOSTILE}"]

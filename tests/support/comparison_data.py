@@ -174,9 +174,16 @@ def compared(seeds: Sequence[int] = (0, 1)) -> dict[str, Any]:
             "parameters": BASE,
             "flops_per_token": 1_234_567,
         },
-        "shared": {"probe.score": "frequency", "probe.enabled": True, "data.tasks": TASKS},
+        "shared": {"probe.rule": "relative", "probe.enabled": True, "data.tasks": TASKS},
         "seeds": seeds,
         "methods": methods(seeds),
+        "paired": {
+            "reference": "cmoe",
+            "others": {
+                "lora": {"difference": 31.25, "interval": [28.5, 34.0], "beyond": True},
+                HOSTILE: {"difference": -0.25, "interval": [-1.5, 1.0], "beyond": False},
+            },
+        },
         "published": {
             "base": "a larger one",
             "rows": [

@@ -21,6 +21,7 @@ from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import read_and_claim
+from cmoe.experiments.comparison.intervals import last_interval, paired
 from cmoe.experiments.comparison.parallel_runs import run_parallel
 from cmoe.experiments.comparison.runs import candidate, of_method, require_possible, study_name
 from cmoe.experiments.comparison.settings import STUDIED, CompareConfig
@@ -136,6 +137,7 @@ def _learn(
 ) -> None:
     """Every method with every seed; with the first, from what its chosen candidate has learned."""
     methods = comparison["methods"]
+    scores: dict[str, dict[int, Any]] = {}
     asked = [(method, seed) for seed in how.seeds for method in how.names]
     runs = [
         of_method(config, how.method_of(m), methods[m]["settings"], f"{m}-{seed}", seed)
@@ -150,11 +152,16 @@ def _learn(
             if not chosen.entry.joint or chosen.data.tasks == runs[number].data.tasks:
                 learned[number] = chosen
     for number, found in finish(runs, learned=learned):
-        mine = methods[asked[number][0]]
+        method, seed = asked[number]
+        mine = methods[method]
         comparison["base"] = of_base(config, found)
         mine["runs"].append(row(runs[number], found))
         mine["runs"].sort(key=lambda one: how.seeds.index(one["seed"]))
         mine |= summed(mine["runs"])
+        if "last_scores" in found:  # not in those of earlier versions
+            scores.setdefault(method, {})[seed] = found["last_scores"]
+            mine["last_interval"] = last_interval(scores[method])
+    comparison["paired"] = paired(STUDIED, scores) if STUDIED in scores else None
 
 
 def _studied(

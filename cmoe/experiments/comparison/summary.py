@@ -8,6 +8,7 @@ from typing import Any
 
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.results import answering
+from cmoe.experiments.comparison.intervals import in_words
 from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.folder import ALONE, by_key
 from cmoe.methods.registry import method_entry
@@ -43,9 +44,10 @@ def nothing_yet(config: RunConfig, how: CompareConfig) -> dict[str, Any]:
         "shared": {k: v for k, v in by_key(config.as_dict()).items() if k not in OWN},
         "seeds": list(how.seeds),
         "methods": {
-            method: {"knows": entry.told, "about": entry.about, "runs": []}
+            method: {"knows": entry.told, "about": entry.about, "runs": [], "last_interval": None}
             for method, entry in ((n, method_entry(how.method_of(n))) for n in how.names)
         },
+        "paired": None,
         "published": PUBLISHED,
         "study": None,
     }
@@ -129,6 +131,8 @@ def table(comparison: Mapping[str, Any]) -> str:
         knows = f"  (given {mine['knows']})" if mine["knows"] else ""
         added = f"{mine['mean']['added']:>12,.0f}"
         lines.append(f"{method:<16}" + "".join(f"{c:>14}" for c in cells) + added + knows)
+    if comparison["paired"]:
+        lines += ["", *in_words(comparison["paired"])]
     return "\n".join(lines)
 
 

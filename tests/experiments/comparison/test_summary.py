@@ -30,8 +30,13 @@ def test_rows_on_the_screen_are_the_best_first_and_bounds_last() -> None:
         deviation = dict.fromkeys(mean, 0.25)
         return {"knows": knows, "mean": mean, "deviation": deviation}
 
-    said = {"methods": {"a": method(10), "b": method(90, "the task"), "c": method(30)}}
+    methods = {"a": method(10), "b": method(90, "the task"), "c": method(30)}
+    said: dict[str, Any] = {"methods": methods, "paired": None}
     lines = table(said).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["c", "a", "b"]
     assert "30.0 ± 0.2" in lines[1]
     assert lines[3].endswith("(given the task)")
+    one = {"difference": 1.25, "interval": [-0.5, 3.0], "beyond": False}
+    said["paired"] = {"reference": "c", "others": {"a": one}}
+    assert table(said).splitlines()[:4] == lines[:4]
+    assert table(said).splitlines()[-1].startswith("c and a: +1.2 points (-0.5 to +3.0), not ")
