@@ -156,21 +156,25 @@ def _reuse(
 
 def _probe(task: int, decision: Mapping[str, Any], name: str) -> dict[str, Any]:
     rule, scores = decision["rule"], decision["scores"]
+    kind = rule.get("rule", "relative")  # runs of before there were others say none
+    score = "loss_gain" if kind == "gain" else rule["score"]
     grown, cut = [int(layer) for layer in decision["experts"]], decision["cut"]
     bars = probe_bars(
         f"probe{task}",
         f"Probe scores of {name} by layer",
-        scores[rule["score"]],
+        scores[score],
         decision["threshold"],
         grown,
         cut,
-        rule["score"],
+        score,
     )
-    layers = range(len(scores[rule["score"]]))
+    layers = range(len(scores[score]))
     return {
         "task": name,
         "bars": bars,
-        "rule": rule,
+        "score": score,
+        "said": _rule_in_words(kind, rule),
+        "builds_on": decision.get("builds_on"),
         "threshold": decision["threshold"],
         "scores": [
             {
@@ -181,6 +185,23 @@ def _probe(task: int, decision: Mapping[str, Any], name: str) -> dict[str, Any]:
             for n in layers
         ],
     }
+
+
+def _rule_in_words(kind: str, rule: Mapping[str, Any]) -> str:
+    """What the dashed line is, or what decided without one."""
+    if kind == "gain":
+        return (
+            f"the dashed line is {100 * rule['min_gain']:g} percent of what all probes gain, which "
+            "a layer has to exceed, and its own standard error"
+        )
+    if kind != "relative":
+        return f"layers were chosen by depth or chance ({kind}), whatever was measured"
+    if rule["alpha"] is None:
+        return "no threshold was set, the budgets alone decided"
+    minus = "\N{MINUS SIGN}"
+    return (
+        f"the dashed line is the threshold, mean {minus} {rule['alpha']} deviations over the layers"
+    )
 
 
 def _location(data: Mapping[str, Any]) -> dict[str, Any]:

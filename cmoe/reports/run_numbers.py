@@ -10,7 +10,11 @@ from cmoe.evaluation.metrics import forgetting
 from cmoe.folder import ALONE
 
 _PAPER = {
+    "experts.gates": "renormalized",
+    "experts.attention": "0",
+    "experts.build_on": "none",
     "probe.fraction": "0.1",
+    "probe.rule": "relative",
     "probe.score": "frequency",
     "probe.count": "fixed by its algorithm, per_probe by its text",
     "probe.init": "used",
@@ -104,5 +108,6 @@ def _choices(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for key, paper in _PAPER.items():
         part, name = key.split(".")
-        rows.append((key, str(config[part][name]), paper))
+        if name in config[part]:  # a run of before there was this setting has none
+            rows.append((key, str(config[part][name]), paper))
     return rows
