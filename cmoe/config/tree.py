@@ -42,15 +42,16 @@ class RunConfig:
         method: What learns the stream. `cmoe`; `expand_all`, the same without probes: every layer
             grows; a rival: `lora` (one adapter that goes on training), `ewc`, `lwf` (the same, held
             by a term of the loss), `moelora` (a mixture of adapters), `zero_shot` (the base alone).
-            Bounds are `per_task_lora` (told the task) and `multitask` (all tasks at once).
+            `located_lora` is one adapter per task, found by cmoe's locator. Bounds are
+            `per_task_lora` (told the task) and `multitask` (all tasks at once).
             `--help` lists all, those of installed packages too.
         seed: Of every random choice.
         model: The frozen base.
         data: The stream's tasks.
         experts: Of `cmoe`: what a task adds.
         probe: Of `cmoe`: where it is added.
-        locator: Of `cmoe`: how a sample's task is found.
-        lora: Of `lora`, `ewc`, `lwf`, `per_task_lora` and `multitask`: the adapter.
+        locator: Of `cmoe` and `located_lora`: how a sample's task is found.
+        lora: Of `lora`, `ewc`, `lwf`, `per_task_lora`, `located_lora` and `multitask`: the adapter.
         ewc: Of `ewc`: the penalty.
         lwf: Of `lwf`: the distillation.
         moelora: Of `moelora`: the adapter.
