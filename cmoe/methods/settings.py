@@ -21,6 +21,9 @@ BuildOn = Literal["none", "nearest"]
 class ExpertsConfig:
     """The experts of a task.
 
+    Where the paper does otherwise than the default, that is said: with all of it, and `probe`'s, a
+    run is the paper's.
+
     Attributes:
         rank: Of their LoRA pairs.
         lora_alpha: Their scale is `lora_alpha / rank`.
@@ -41,10 +44,10 @@ class ExpertsConfig:
     rank: int = 8
     lora_alpha: float = 16.0
     top_k: int = 2
-    gates: GateForm = "renormalized"
+    gates: GateForm = "residual"
     per_layer: int = 1
-    attention: int = 0
-    build_on: BuildOn = "none"
+    attention: int = 8
+    build_on: BuildOn = "nearest"
     balance_weight: float = 0.01
     usage_samples: int = 256
 
@@ -87,12 +90,12 @@ class ProbeConfig:
     gain_samples: int = 256
     experts: int = 1
     steps: int = 50
-    rule: Rule = "relative"
+    rule: Rule = "gain"
     score: Score = "frequency"
     alpha: float | None = 0.5
-    min_gain: float = 0.02
+    min_gain: float = 0.0
     count: Literal["fixed", "per_probe"] = "fixed"
-    init: Init = "used"
+    init: Init = "probe"
     max_layers: int | None = None
     max_added_parameters: int | None = None
 

@@ -138,7 +138,8 @@ def _find_attention(model: nn.Module, index: int, layer: nn.Module) -> Site:
             linears = [n for n, m in attention.named_modules() if isinstance(m, nn.Linear)]
             if linears:
                 return Site(layer, name, tuple(linears))
-    raise _unsupported(model, index, layer, "attention with linear maps", ATTENTION_NAMES)
+    what = "attention with linear maps (experts.attention 0 leaves it alone)"
+    raise _unsupported(model, index, layer, what, ATTENTION_NAMES)
 
 
 def _unsupported(

@@ -54,8 +54,10 @@ def make_stream(root: Path) -> Stream:
     config = RunConfig(
         "small",
         data=DataConfig(root=str(root), tasks=TASKS),
-        experts=ExpertsConfig(rank=2, usage_samples=4),
-        probe=ProbeConfig(fraction=0.25, gain_samples=2, steps=2, max_layers=2),
+        experts=ExpertsConfig(rank=2, usage_samples=4, attention=2),
+        probe=ProbeConfig(
+            fraction=0.25, gain_samples=2, steps=2, max_layers=2, rule="relative", init="used"
+        ),
         locator=LocatorConfig(layer=1, pooling="mean_text", steps=20, hidden=8, latent=2),
         lora=LoRAConfig(rank=2, lora_alpha=4),
         evaluation=EvaluationConfig(batch_size=4, max_new_tokens=8),

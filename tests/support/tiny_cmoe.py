@@ -19,8 +19,11 @@ from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.settings import LocatorConfig
 
-EXPERTS = ExpertsConfig(rank=4, lora_alpha=8, top_k=2, usage_samples=7)
-PROBE = ProbeConfig(fraction=0.4, steps=4, gain_samples=6, experts=2, alpha=0.2)
+PAPER: dict[str, Any] = {"gates": "renormalized", "attention": 0, "build_on": "none"}
+EXPERTS = ExpertsConfig(rank=4, lora_alpha=8, top_k=2, usage_samples=7, **PAPER)
+PROBE = ProbeConfig(
+    fraction=0.4, steps=4, gain_samples=6, experts=2, rule="relative", alpha=0.2, init="used"
+)
 LOCATOR = LocatorConfig(layer=2, pooling="mean_text", hidden=8, latent=4, steps=5, batch_size=8)
 SAMPLES = {task: make_samples(20, start=100 * i) for i, task in enumerate(("one", "two", "three"))}
 

@@ -42,7 +42,7 @@ def test_the_store_takes_the_planned_bytes(tmp_path: Path) -> None:
     plan = make_plan(config, PlanConfig())
     base, _ = load_base(str(MINI_BASE), dtype=torch.bfloat16)
     locator = replace(config.locator, steps=2)
-    model = GrowingVLM(base, locator=locator)
+    model = GrowingVLM(base, attention=config.experts.attention, locator=locator)
     store = create_store(tmp_path, model, name="mini", revision="local", config={})
     for task, grown in zip(config.data.tasks, plan.growth, strict=True):
         model.grow(task, grown, rank=config.experts.rank, lora_alpha=8, seed=0)
