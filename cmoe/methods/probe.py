@@ -26,6 +26,12 @@ from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.growth import ROUTER_STD
 from cmoe.modeling.primitive import Primitive
 
+WHOLE_ERRORS = 3.0
+"""Standard errors that the gain of all probes together has to exceed for a task to grow at all.
+
+A task that needs experts gains fifteen and more of them, one that was learned before about none.
+"""
+
 
 class Gain(NamedTuple):
     """By how much the loss per answer token falls, and the standard error of that."""
@@ -33,10 +39,9 @@ class Gain(NamedTuple):
     value: float
     error: float
 
-    @property
-    def real(self) -> bool:
-        """Whether it exceeds what chance gives."""
-        return self.value > self.error
+    def real(self, errors: float = 1.0) -> bool:
+        """Whether it exceeds so many standard errors."""
+        return self.value > errors * self.error
 
 
 @dataclass(frozen=True)
@@ -204,11 +209,11 @@ def _by_gain(probing: Probing, config: ProbeConfig, per_layer: int) -> tuple[flo
     threshold = config.min_gain * max(probing.whole.value, 0.0)
 
     def passes(gain: Gain) -> bool:
-        return gain.real and gain.value > threshold
+        return gain.real() and gain.value > threshold
 
     order = sorted(range(len(probing.gains)), key=lambda layer: -probing.gains[layer][0].value)
     passed = [layer for layer in order if passes(probing.gains[layer][0])] or order[:1]
-    if not probing.whole.real:
+    if not probing.whole.real(WHOLE_ERRORS):
         return threshold, {}
     counts = dict.fromkeys(passed, per_layer)
     if config.count == "per_probe":

@@ -70,9 +70,10 @@ class ProbeConfig:
         experts: Probe experts per layer.
         steps: Training steps of the probes.
         rule: `relative` (paper), by `score` and `alpha`: some layer always grows. `gain`: a layer
-            grows if its probes' gain exceeds its standard error and `min_gain`; it may be none, and
-            the task adds its router alone. What those have to beat grows in `max_layers` layers:
-            the `first`, the `middle` ones, the `last`, at `even` distances, or `random` ones.
+            grows if its probes' gain exceeds its standard error and `min_gain`, and none if all of
+            them together gain no more than three of theirs: the task adds its router alone. What
+            those have to beat grows in `max_layers` layers: the `first`, the `middle` ones, the
+            `last`, at `even` distances, or `random` ones.
         score: `frequency` (paper), `excess` over the uniform share, or `loss_gain`.
         alpha: A layer grows if its score exceeds mean - alpha * deviation over the layers; with
             null every layer passes, and the budgets alone decide.

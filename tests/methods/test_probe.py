@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ from cmoe.data.samples import Sample
 from cmoe.methods.probe import Decision, Gain, Probing, decide, split
 from cmoe.methods.settings import ProbeConfig
 
+Relative = partial(ProbeConfig, rule="relative")
 SCORES = ("frequency", "excess", "loss_gain")
 
 
@@ -101,7 +103,7 @@ def test_layers_above_the_threshold_grow(
     values = np.array(expected_scores(probing, score))
     threshold = values.mean() - alpha * values.std()
     assume(np.abs(values - threshold).min() > 1e-9)
-    config = ProbeConfig(score=score, alpha=alpha)
+    config = Relative(score=score, alpha=alpha)
     decision = decide(probing, config, per_layer=per_layer, costs=[1] * len(values))
     assert decision.threshold == pytest.approx(threshold, abs=1e-12)
     assert decision.experts == dict.fromkeys(np.flatnonzero(values > threshold), per_layer)
@@ -110,7 +112,7 @@ def test_layers_above_the_threshold_grow(
 
 def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
     probing = gained((0,) * 3, 0.25, 0.5, 0.75)
-    config = ProbeConfig(score="loss_gain", alpha=0.0)
+    config = Relative(score="loss_gain", alpha=0.0)
     assert decide(probing, config, per_layer=1, costs=[1] * 3).experts == {2: 1}
     even = gained((0,) * 3, 0.5, 0.5, 0.5)
     for alpha in (0.0, 0.5, 3.0):  # nothing deviates: no layer stands out
@@ -146,7 +148,7 @@ def test_a_budget_cuts_from_the_lowest_score(
     costs: list[int],
 ) -> None:
     costs = costs[: len(probing.older)]
-    free = ProbeConfig(score=score, count=count)
+    free = Relative(score=score, count=count)
     config = replace(free, max_layers=max_layers, max_added_parameters=max_added)
     whole = decide(probing, free, per_layer=2, costs=costs).experts
     decision = decide(probing, config, per_layer=2, costs=costs)
@@ -167,7 +169,7 @@ def test_a_budget_cuts_from_the_lowest_score(
 
 def test_ties_are_cut_from_the_top_layer_whatever_the_order_of_costs() -> None:
     probing = gained((0,) * 5, 0.5, 1.0, 0.0, 1.0, 1.0)
-    config = ProbeConfig(score="loss_gain", alpha=0.0, max_layers=2)
+    config = Relative(score="loss_gain", alpha=0.0, max_layers=2)
     decision = decide(probing, config, per_layer=1, costs=[1] * 5)
     assert (decision.experts, decision.cut) == ({1: 1, 3: 1}, (4,))
     cheap = replace(config, max_layers=None, max_added_parameters=5)
@@ -184,7 +186,7 @@ def test_ties_are_cut_from_the_top_layer_whatever_the_order_of_costs() -> None:
 @settings(max_examples=100, deadline=None)
 @given(probing=probings(probes=3), score=st.sampled_from(["frequency", "excess"]))
 def test_per_probe_adds_as_many_as_pass_alone(probing: Probing, score: Any) -> None:
-    config = ProbeConfig(score=score, count="per_probe", alpha=0.5)
+    config = Relative(score=score, count="per_probe", alpha=0.5)
     decision = decide(probing, config, per_layer=7, costs=[1] * len(probing.older))
     values = np.array(expected_scores(probing, score))
     threshold = values.mean() - 0.5 * values.std()
@@ -207,7 +209,7 @@ def test_one_probing_serves_every_rule(probing: Probing, alphas: Sequence[float]
     grown: list[set[int]] = []
     for alpha in sorted(alphas):
         for count, max_layers in (("fixed", None), ("per_probe", 1)):
-            config = ProbeConfig(alpha=alpha, count=count, max_layers=max_layers)  # type: ignore[arg-type]
+            config = Relative(alpha=alpha, count=count, max_layers=max_layers)  # type: ignore[arg-type]
             decision = decide(probing, config, per_layer=1, costs=costs)
             assert probing == before
             if count == "fixed":
@@ -236,7 +238,7 @@ def test_a_layer_grows_by_gain_where_it_is_real_and_not_small(
     def passes(gain: Gain) -> bool:
         return gain.value > gain.error and gain.value > least
 
-    if whole <= error:
+    if whole <= 3 * error:
         assert decision.experts == {}, "nothing is gained: the router alone"
         return
     expected = [layer for layer, each in enumerate(probing.gains) if passes(each[0])]
