@@ -80,5 +80,5 @@ def probes_summary(probing: Probing, point: Point) -> dict[str, Any]:
 
 def layers_grown(probing: Probing, score: Score, alpha: float) -> int:
     """Layers over the threshold, where no other limit holds."""
-    rule = ProbeConfig(score=score, alpha=alpha)
+    rule = ProbeConfig(rule="relative", score=score, alpha=alpha)
     return len(decide(probing, rule, per_layer=1, costs=[0] * len(probing.older)).experts)

@@ -29,6 +29,7 @@ def small_study(folder: Path, **data: Any) -> RunConfig:
     return replace(
         run,
         data=replace(run.data, **small | data),
+        experts=replace(run.experts, attention=0),  # or all layers can't be had at any rank
         training=replace(run.training, steps=2, checkpoint_every=2),
         cluster=replace(run.cluster, max_failures=0),
     )
