@@ -225,6 +225,7 @@ class TaskTrainer:
 
     def _save(self, phase: str, step: int, engine: Engine, *, wait: bool) -> None:
         self.progress.phase, self.progress.step = phase, step
+        self._resumable = None  # what it was of is gone
         folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-"))
         try:
             engine.save(folder)

@@ -30,10 +30,11 @@ from cmoe.evaluation.results import MEASURED
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import ModelConfig
-from cmoe.run.stream import run_stream
+from cmoe.run.stream import load, make_method, run_stream, session_of
 from cmoe.store.log import Store
 from cmoe.tasks.answer_files import read_predictions, read_targets
 from cmoe.tasks.judge import judge
+from cmoe.training.trainer import TaskTrainer
 
 STEPS, TESTED = 6, 9
 
@@ -126,6 +127,41 @@ def test_a_training_goes_on_with_another_number_of_workers(
         assert progress["workers"] == workers
     assert progress["step"] == 4
     alike(run(config, 3), alone, within=1e-3)
+
+
+def two_trainings(group: Group, config: RunConfig, count: int) -> None:
+    """A task of two trainings whose first isn't kept; the group is lost behind a checkpoint."""
+    link = Stops(group, config.folder / "checkpoint")
+    link.count = count
+    task, *_ = read_tasks(config.data, config.seed)
+    base, collator = load(config, group.device)
+    method: Any = make_method(config, base)
+    session = session_of(config, group, collator)
+    trainer = TaskTrainer(
+        method.module, session, config.training, link, seed=0, index=0, task=task.name
+    )
+    for phase, steps in (("one", 3), ("two", 4)):
+        trainer.fit(phase, task.train, method.loss, steps=steps)
+    (config.folder / "losses.json").write_text(json.dumps(trainer.progress.loss))
+
+
+def test_a_training_behind_one_that_is_done_again_begins_at_its_beginning(root: Path) -> None:
+    """Its checkpoint is gone then: the first training's has taken its place."""
+    losses = {}
+    for name, count in (("whole", 0), ("lost", 3)):
+        config = configured(root, f"two-{name}", method="lora")
+        config = replace(config, training=replace(config.training, checkpoint_every=2))
+        ensure_data(config.data)
+        config.folder.mkdir(parents=True)
+        if count:
+            with pytest.raises(mp.ProcessRaisedException, match="stopped"):
+                run_group(1, two_trainings, config, count)
+            progress = json.loads((config.folder / "checkpoint" / "progress.json").read_text())
+            assert (progress["phase"], progress["step"]) == ("two", 2)
+        run_group(1, two_trainings, config, 0)
+        losses[name] = json.loads((config.folder / "losses.json").read_text())
+    assert losses["lost"] == losses["whole"]
+    assert [len(each) for each in losses["lost"].values()] == [3, 4]
 
 
 def alike(found: dict[str, Any], alone: dict[str, Any], within: float) -> None:
