@@ -2,7 +2,7 @@
 
 Since that commit one thing was changed on purpose: `view_as` in the experts' and the FFN's forward
 pass, which fixes the order in which gradients are summed, so that ZeRO 3 gives the bits of ZeRO 0.
-The streams of `cmoe` leave it out again.
+The streams of `cmoe` leave it out again, and have the forms of the paper, which were all there was.
 
 Bits depend on the machine's arithmetic. Where that is another one than the digests', nothing can be
 said, and the tests are skipped.
@@ -73,7 +73,8 @@ def digest(folder: Path) -> str:
         for record in Store.open(folder / "store").records()
     ]
     matrix = json.loads((folder / "matrix.json").read_text())
-    figures = {name: value for name, value in matrix.items() if name not in MEASURED}
+    new = (*MEASURED, "last_scores")
+    figures = {name: value for name, value in matrix.items() if name not in new}
     return sha256(json.dumps([files, figures], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -85,7 +86,9 @@ def test_a_stream_has_the_bits_that_it_had(tmp_path: Path, method: Any, workers:
     config = small_config(tmp_path, "short", method=method)
     data = replace(config.data, tasks=("ScienceQA", "VizWiz"), train_samples=48, test_samples=9)
     training = replace(config.training, micro_batch=4, steps=8)
-    config = replace(config, data=data, training=training)
+    experts = replace(config.experts, gates="renormalized", attention=0, build_on="none")
+    probe = replace(config.probe, rule="relative", init="used")
+    config = replace(config, data=data, training=training, experts=experts, probe=probe)
     ensure_data(config.data)
     config.folder.mkdir(parents=True)
     run_group(workers, stream, config)

@@ -21,7 +21,7 @@ from cmoe.run.stream import run_stream
 from cmoe.store.log import Store
 
 METHODS = tuple(methods())
-RIVALS = tuple(m for m in METHODS if m not in ("cmoe", "expand_all"))
+RIVALS = tuple(m for m in METHODS if m not in ("cmoe", "expand_all", "located_lora"))
 TRAINED = tuple(m for m in METHODS if m != "zero_shot")
 
 
@@ -106,7 +106,7 @@ def test_who_answers_says_what_is_added(alone: dict[str, Any]) -> None:
         "zero_shot": [],
         **{key: [2] for key in ("lora", "ewc", "lwf", "moelora")},
         "multitask": [0],
-        **{key: [0, 1, 2] for key in ("per_task_lora", "expand_all", "cmoe")},
+        **{m: [0, 1, 2] for m in ("per_task_lora", "located_lora", "expand_all", "cmoe")},
     }
     assert parameters["zero_shot"]["added"] == 0
     for method in ("ewc", "lwf", "multitask"):
