@@ -58,8 +58,11 @@ def grown(
     locator: LocatorConfig | None = None,
     gates: GateForm = "renormalized",
     attention: int = 0,
+    top_k: int = 2,
 ) -> GrowingVLM:
-    model = GrowingVLM(make_base(family), gates=gates, attention=attention, locator=locator)
+    model = GrowingVLM(
+        make_base(family), top_k=top_k, gates=gates, attention=attention, locator=locator
+    )
     for task in STREAM:
         learn(model, task, locator=locator is not None)
     return model
