@@ -156,10 +156,8 @@ def decide(
     added = 0
     for layer, count in counts.items():
         full = config.max_layers is not None and len(experts) >= config.max_layers
-        limit, cost = (
-            config.max_added_parameters,
-            count * costs[layer] + sum(beside[layer : layer + 1]),
-        )
+        limit = config.max_added_parameters
+        cost = count * costs[layer] + sum(beside[layer : layer + 1])
         if cut or full or (limit is not None and added + cost > limit):
             cut.append(layer)  # the budget ends the list: no later, cheaper layer slips in
             continue

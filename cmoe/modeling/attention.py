@@ -7,14 +7,22 @@ tasks that it builds on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from cmoe.modeling.base import Site
-from cmoe.modeling.experts import Concatenated, LayerCall, fresh_pair, wrapped
-from cmoe.modeling.growth import Context, Growth, exported, require_shape
+from cmoe.modeling.experts import Concatenated, LayerCall, widths_of, wrapped
+from cmoe.modeling.growth import (
+    Context,
+    Growth,
+    freeze_pairs,
+    has_pairs,
+    learn_pairs,
+    learned_pairs,
+    require_shape,
+)
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Routing
 
@@ -36,14 +44,18 @@ class AdaptedAttention(nn.Module):
         self._context = context
         self._call = LayerCall()
         self.maps = wrapped(site, self._call)
-        linears = [m.linear for m in self.maps.values()]
-        self.widths = tuple(n for m in linears for n in (m.in_features, m.out_features))
+        self.widths = widths_of(self.maps)
         self._scales: list[float] = []  # of the frozen adapters
         self._tasks: list[tuple[int, ...]] = []  # by task those of them that work
         self._growth: Growth | None = None  # where an adapter is being learned
         self._below: tuple[int, ...] = ()  # that work beside the one being learned
         self._chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by task, as `_choose` gives it
         setattr(site.layer, site.name, self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._chosen.clear()  # they are of the device that is left
+        moved: Self = super()._apply(fn, recurse)
+        return moved
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         routing, call = self._context.routing, self._call
@@ -109,26 +121,20 @@ class AdaptedAttention(nn.Module):
         if not growth.experts.get(self.layer, 0):
             return
         self._growth = growth
-        for name, linear in self.maps.items():
-            A, B = fresh_pair(1, self.rank, linear.linear, growth.generator)
-            key = self.adapter_key(name)
-            linear.learn(growth.start(f"{key}.A", A), growth.start(f"{key}.B", B))
+        learn_pairs(self.maps, self.prefix, 1, self.rank, growth)
 
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The adapter being learned, on the CPU, named as in a primitive; it has no router."""
-        tensors: dict[str, Tensor] = {}
-        for name, linear in self.maps.items() if self._growth is not None else ():
-            A, B = linear.learned(self.rank)
-            key = self.adapter_key(name)
-            tensors |= {f"{key}.A": exported(A), f"{key}.B": exported(B)}
-        return tensors, {}
+        if self._growth is None:
+            return {}, {}
+        return learned_pairs(self.maps, self.prefix, self.rank), {}
 
     def check(self, primitives: Sequence[Primitive]) -> None:
         """ValueError where a tensor is missing or has another shape; it names the tensor."""
         for primitive in primitives:
-            present = self._present(primitive)
+            present = has_pairs(self.maps, self.prefix, primitive)
             for name, linear in self.maps.items():
-                key, plain = self.adapter_key(name), linear.linear
+                key, plain = f"{self.prefix}.{name}", linear.linear
                 pair = (1, self.rank, plain.in_features), (1, plain.out_features, self.rank)
                 for suffix, shape in zip("AB", pair, strict=True):
                     tensor = primitive.experts.get(f"{key}.{suffix}")
@@ -137,14 +143,10 @@ class AdaptedAttention(nn.Module):
     def freeze(self, primitives: Sequence[Primitive], builds_on: Sequence[int]) -> None:
         """Append finished tasks' adapters of this layer."""
         self._chosen.clear()
-        adding = [p for p in primitives if self._present(p)]
-        for name, linear in self.maps.items() if adding else ():
-            key = self.adapter_key(name)
-            linear.freeze(
-                [p.experts[f"{key}.A"] for p in adding], [p.experts[f"{key}.B"] for p in adding]
-            )
+        freeze_pairs(self.maps, self.prefix, primitives)
         for primitive, foundation in zip(primitives, builds_on, strict=True):
-            own = (len(self._scales),) if self._present(primitive) else ()
+            present = has_pairs(self.maps, self.prefix, primitive)
+            own = (len(self._scales),) if present else ()
             self._tasks.append((*self.adapters(foundation), *own))
             self._scales += [primitive.lora_alpha / primitive.rank] * len(own)
 
@@ -153,14 +155,13 @@ class AdaptedAttention(nn.Module):
         self._growth, self._below = None, ()
         self._chosen.clear()
         for linear in self.maps.values():
-            linear.A = linear.B = None
+            linear.discard()
 
-    def adapter_key(self, name: str) -> str:
-        return f"layers.{self.layer}.attention.{name}"
+    @property
+    def prefix(self) -> str:
+        """Of the maps' names in a primitive."""
+        return f"layers.{self.layer}.attention"
 
     def owns(self, name: str) -> bool:
         """Whether a primitive's tensor of this name belongs here."""
-        return name.startswith(self.adapter_key(""))
-
-    def _present(self, primitive: Primitive) -> bool:
-        return f"{self.adapter_key(next(iter(self.maps)))}.A" in primitive.experts
+        return name.startswith(f"{self.prefix}.")

@@ -105,21 +105,7 @@ def find_ffns(model: nn.Module) -> list[Site]:
     Raises:
         UnsupportedModelError: A layer has none; names what was looked for and what was found.
     """
-    return [_find_ffn(model, i, layer) for i, layer in enumerate(find_layers(model))]
-
-
-def _find_ffn(model: nn.Module, index: int, layer: nn.Module) -> Site:
-    for name in FFN_NAMES:
-        ffn = getattr(layer, name, None)
-        if not isinstance(ffn, nn.Module):
-            continue
-        linears = {n: m for n, m in ffn.named_modules() if isinstance(m, nn.Linear)}
-        strangers = {id(p) for p in ffn.parameters()} - {
-            id(p) for m in linears.values() for p in m.parameters()
-        }
-        if linears and not strangers:
-            return Site(layer, name, tuple(linears))
-    raise _unsupported(model, index, layer, "FFN made of linear maps alone", FFN_NAMES)
+    return _sites(model, FFN_NAMES, "FFN made of linear maps alone", _made_of_maps)
 
 
 def find_attentions(model: nn.Module) -> list[Site]:
@@ -128,28 +114,41 @@ def find_attentions(model: nn.Module) -> list[Site]:
     Raises:
         UnsupportedModelError: A layer has none; names what was looked for and what was found.
     """
-    return [_find_attention(model, i, layer) for i, layer in enumerate(find_layers(model))]
-
-
-def _find_attention(model: nn.Module, index: int, layer: nn.Module) -> Site:
-    for name in ATTENTION_NAMES:
-        attention = getattr(layer, name, None)
-        if isinstance(attention, nn.Module):
-            linears = [n for n, m in attention.named_modules() if isinstance(m, nn.Linear)]
-            if linears:
-                return Site(layer, name, tuple(linears))
     what = "attention with linear maps (experts.attention 0 leaves it alone)"
-    raise _unsupported(model, index, layer, what, ATTENTION_NAMES)
+    return _sites(model, ATTENTION_NAMES, what, lambda _: True)
 
 
-def _unsupported(
-    model: nn.Module, index: int, layer: nn.Module, what: str, names: Sequence[str]
-) -> UnsupportedModelError:
-    children = ", ".join(f"{n} ({type(m).__name__})" for n, m in layer.named_children())
-    return UnsupportedModelError(
-        f"{type(model).__name__}: decoder layer {index} ({type(layer).__name__}) has no {what}; "
-        f"looked for {', '.join(names)}, found {children}"
-    )
+def _made_of_maps(ffn: nn.Module) -> bool:
+    """Whether linear maps hold all parameters."""
+    held = {id(p) for m in ffn.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
+    return held >= {id(p) for p in ffn.parameters()}
+
+
+def _sites(
+    model: nn.Module, names: Sequence[str], what: str, fits: Callable[[nn.Module], bool]
+) -> list[Site]:
+    """Of every layer the first part of one of the names that has linear maps and fits."""
+    found = []
+    for index, layer in enumerate(find_layers(model)):
+        parts = ((name, getattr(layer, name, None)) for name in names)
+        sites = (
+            Site(layer, name, maps)
+            for name, part in parts
+            if isinstance(part, nn.Module) and (maps := _linear_maps(part)) and fits(part)
+        )
+        if (site := next(sites, None)) is None:
+            children = ", ".join(f"{n} ({type(m).__name__})" for n, m in layer.named_children())
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: decoder layer {index} ({type(layer).__name__}) has no "
+                f"{what}; looked for {', '.join(names)}, found {children}"
+            )
+        found.append(site)
+    return found
+
+
+def _linear_maps(part: nn.Module) -> tuple[str, ...]:
+    """Their dotted names, in order of definition."""
+    return tuple(name for name, m in part.named_modules() if isinstance(m, nn.Linear))
 
 
 def fingerprint(model: nn.Module) -> str:

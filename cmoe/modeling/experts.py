@@ -12,7 +12,7 @@ earlier task computes with the same numbers, in the same shapes, whatever was le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -220,6 +220,10 @@ class ExpertLinear(nn.Module):
         self.frozen_A = torch.cat([self.frozen_A, A])
         self.frozen_B = torch.cat([self.frozen_B, B])
 
+    def discard(self) -> None:
+        """Forget the experts being learned."""
+        self.A = self.B = None
+
     def learned(self, rank: int) -> tuple[Tensor, Tensor]:
         """The experts being learned, unstacked: `A [n, r, in]`, `B [n, out, r]`."""
         assert self.A is not None
@@ -251,6 +255,12 @@ def wrapped(site: Site, call: LayerCall) -> dict[str, ExpertLinear]:
         maps[name] = ExpertLinear(linear, call)
         setattr(site.module.get_submodule(parent), leaf, maps[name])
     return maps
+
+
+def widths_of(maps: Mapping[str, ExpertLinear]) -> tuple[int, ...]:
+    """Inputs and outputs of the maps, one behind the other."""
+    linears = [m.linear for m in maps.values()]
+    return tuple(n for m in linears for n in (m.in_features, m.out_features))
 
 
 class LayerCall:

@@ -8,8 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from cmoe.modeling.base import Site
-from cmoe.modeling.experts import ExpertStack, LayerCall, fresh_pair, wrapped
-from cmoe.modeling.growth import ROUTER_STD, Context, Growth, exported, require_shape
+from cmoe.modeling.experts import ExpertStack, LayerCall, widths_of, wrapped
+from cmoe.modeling.growth import (
+    ROUTER_STD,
+    Context,
+    Growth,
+    exported,
+    freeze_pairs,
+    learn_pairs,
+    learned_pairs,
+    require_shape,
+)
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import TaskRouters
 from cmoe.modeling.settings import GateForm
@@ -37,8 +46,7 @@ class GrowingFFN(nn.Module):
         self.maps = wrapped(site, self._call)
         weight = self.maps[site.maps[0]].linear.weight
         self.routers = TaskRouters(layer, weight.shape[1], top_k, gates, weight)
-        linears = [m.linear for m in self.maps.values()]
-        self.widths = tuple(n for m in linears for n in (m.in_features, m.out_features))
+        self.widths = widths_of(self.maps)
         self.frozen = ExpertStack((), (), 0, self.widths, weight.device)
         self.learning: ExpertStack | None = None
         setattr(site.layer, site.name, self)
@@ -63,11 +71,8 @@ class GrowingFFN(nn.Module):
         total = len(self.frozen) + count
         if total == 0:
             return
-        for name, linear in self.maps.items() if count else ():
-            A, B = fresh_pair(count, growth.rank, linear.linear, growth.generator)
-            key = self.expert_key(name)
-            linear.learn(growth.start(f"{key}.A", A), growth.start(f"{key}.B", B))
         if count:
+            learn_pairs(self.maps, self.router_key, count, growth.rank, growth)
             start, device = len(self.frozen), self.frozen.scale_e.device
             ranks, scales = (growth.rank,) * count, (growth.scale,) * count
             self.learning = ExpertStack(ranks, scales, start, self.widths, device)
@@ -82,11 +87,8 @@ class GrowingFFN(nn.Module):
     def learned(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The experts and the router being learned, on the CPU, named as in a primitive."""
         experts: dict[str, Tensor] = {}
-        ranks = () if self.learning is None else self.learning.ranks
-        for name, linear in self.maps.items() if ranks else ():
-            A, B = linear.learned(ranks[0])
-            key = self.expert_key(name)
-            experts |= {f"{key}.A": exported(A), f"{key}.B": exported(B)}
+        if self.learning is not None:
+            experts = learned_pairs(self.maps, self.router_key, self.learning.ranks[0])
         router = self.routers.weight
         return experts, {} if router is None else {self.router_key: exported(router)}
 
@@ -114,13 +116,7 @@ class GrowingFFN(nn.Module):
     def freeze(self, primitives: Sequence[Primitive], builds_on: Sequence[int]) -> None:
         """Append the primitives' experts and routers of this layer to the frozen ones."""
         first = f"{self.expert_key(next(iter(self.maps)))}.A"
-        adding = [p for p in primitives if first in p.experts]
-        if adding:
-            for name, linear in self.maps.items():
-                key = self.expert_key(name)
-                linear.freeze(
-                    [p.experts[f"{key}.A"] for p in adding], [p.experts[f"{key}.B"] for p in adding]
-                )
+        if adding := freeze_pairs(self.maps, self.router_key, primitives):
             new = [(p.rank, p.lora_alpha / p.rank) for p in adding for _ in p.experts[first]]
             ranks, scales = zip(*new, strict=True)
             ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
@@ -166,4 +162,4 @@ class GrowingFFN(nn.Module):
         """Forget what is being learned."""
         self.learning = self.routers.weight = None
         for linear in self.maps.values():
-            linear.A = linear.B = None
+            linear.discard()

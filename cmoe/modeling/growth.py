@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cmoe.modeling.experts import ExpertLinear, fresh_pair
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Routing
 
@@ -87,6 +88,52 @@ class GrowingPart(Protocol):
     def discard(self) -> None:
         """Forget what is being learned."""
         ...
+
+
+def learn_pairs(
+    maps: Mapping[str, ExpertLinear], prefix: str, count: int, rank: int, growth: Growth
+) -> None:
+    """Give the maps of a part `count` pairs of their own, to be trained.
+
+    Args:
+        maps: By name.
+        prefix: Of the maps' names in a primitive.
+        count: How many.
+        rank: Theirs.
+        growth: What else is to be known.
+    """
+    for name, linear in maps.items():
+        A, B = fresh_pair(count, rank, linear.linear, growth.generator)
+        key = f"{prefix}.{name}"
+        linear.learn(growth.start(f"{key}.A", A), growth.start(f"{key}.B", B))
+
+
+def learned_pairs(maps: Mapping[str, ExpertLinear], prefix: str, rank: int) -> dict[str, Tensor]:
+    """The pairs being learned, on the CPU, named as in a primitive."""
+    tensors: dict[str, Tensor] = {}
+    for name, linear in maps.items():
+        A, B = linear.learned(rank)
+        key = f"{prefix}.{name}"
+        tensors |= {f"{key}.A": exported(A), f"{key}.B": exported(B)}
+    return tensors
+
+
+def freeze_pairs(
+    maps: Mapping[str, ExpertLinear], prefix: str, primitives: Sequence[Primitive]
+) -> list[Primitive]:
+    """Append the pairs of the primitives that have any here; those primitives."""
+    adding = [p for p in primitives if has_pairs(maps, prefix, p)]
+    for name, linear in maps.items() if adding else ():
+        key = f"{prefix}.{name}"
+        linear.freeze(
+            [p.experts[f"{key}.A"] for p in adding], [p.experts[f"{key}.B"] for p in adding]
+        )
+    return adding
+
+
+def has_pairs(maps: Mapping[str, ExpertLinear], prefix: str, primitive: Primitive) -> bool:
+    """Whether a primitive has any of these maps."""
+    return f"{prefix}.{next(iter(maps))}.A" in primitive.experts
 
 
 def exported(tensor: Tensor) -> Tensor:

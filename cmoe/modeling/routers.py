@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,11 @@ class TaskRouters(nn.Module):
         self._always: list[tuple[int, ...]] = []
         self._indices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.register_buffer("rows", like.new_empty(0, hidden_size), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._indices.clear()  # they are of the device that is left
+        moved: Self = super()._apply(fn, recurse)
+        return moved
 
     def router(self, task: int) -> Tensor:
         """A task's router [E, d]; of one that has none here, no rows."""
