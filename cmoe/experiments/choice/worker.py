@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from cmoe.common.run_files import read_object, write_json
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.choice.sets import LayerSet
-from cmoe.experiments.sweep.worker import RESULT, Bench, probe, read_probed
+from cmoe.experiments.sweep.worker import RESULT, Bench, device_here, probe, read_probed
 from cmoe.methods.measure import greedy_order
 from cmoe.methods.method import seed_of
 from cmoe.methods.probe import split
@@ -28,7 +27,7 @@ def learn_next(run: RunConfig, store: str, index: int) -> None:
     if len(Store.open(store)) > index:
         return
     task = run.data.tasks[index]
-    bench = Bench(run, store, index, task, _device())
+    bench = Bench(run, store, index, task, device_here())
     primitive = bench.method.learn(task, bench.task.train, bench.trainer(Unkept()))
     Store.open(store).append(primitive)
 
@@ -38,7 +37,7 @@ def probe_task(run: RunConfig, store: str, task: str, count: int, folder: Path) 
     if (folder / GREEDY).is_file():
         return
     index = run.data.tasks.index(task)
-    bench = Bench(run, store, index, task, _device())
+    bench = Bench(run, store, index, task, device_here())
     if not (folder / RESULT).is_file():
         probe(bench, folder, Unkept())
     _, probes = read_probed(folder)
@@ -94,7 +93,7 @@ def learn_set(
     config = replace(run, experts=experts, probe=replace(run.probe, init="fresh"))
     seed = seed_of(run.seed, "choice", repeat) if repeat else run.seed
     index = run.data.tasks.index(task)
-    bench = Bench(config, store, index, task, _device(), seed)
+    bench = Bench(config, store, index, task, device_here(), seed)
     _, probes = read_probed(probed)
     where = dict.fromkeys(chosen.layers, 1)
     primitive = bench.method.learn(
@@ -131,10 +130,3 @@ class Unkept:
 
     def read_saved(self, name: str) -> str | None:
         return None
-
-
-def _device() -> str:
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,7 +15,7 @@ from cmoe.common.run_files import read_object
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import SearchConfig
 from cmoe.experiments.sweep.space import Candidate, Point, Result
-from cmoe.experiments.sweep.worker import RESULT, Bench, probe, train
+from cmoe.experiments.sweep.worker import RESULT, Bench, device_here, probe, train
 from cmoe.folder import differences
 from cmoe.methods.method import seed_of
 from cmoe.run.stream import load, make_method, start_store
@@ -207,7 +207,7 @@ def probing(_: Mapping[str, Any], work: Work) -> None:
     if (work.folder / "probe" / RESULT).is_file():
         return
     with keeping_cause(work.folder / "probe", work.run):
-        bench = Bench(work.run, work.store, work.index, work.task, _device())
+        bench = Bench(work.run, work.store, work.index, work.task, device_here())
         probe(bench, work.folder / "probe", TuneLink())
 
 
@@ -219,7 +219,7 @@ def training(settings: Mapping[str, Any], work: Work) -> None:
     run = Point(**trial["point"]).applied(work.run)
     rung = link.measured if work.search.scheduler == "asha" else None
     with keeping_cause(work.folder / trial["name"], run):
-        bench = Bench(run, work.store, work.index, work.task, _device())
+        bench = Bench(run, work.store, work.index, work.task, device_here())
         train(bench, work.folder / "probe", work.folder / trial["name"], link, rung)
 
 
@@ -246,13 +246,6 @@ def _cause(folder: Path) -> str:
     """Why what a folder is for failed for good, if it did."""
     file = folder / FAILED
     return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def _device() -> str:
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TuneLink(Checkpoints):

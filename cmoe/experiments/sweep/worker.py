@@ -202,6 +202,12 @@ class _Rungs:
         self._link.save(folder, wait=wait)
 
 
+def device_here() -> str:
+    """Where a process that Ray has started is to compute."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def alone(where: str) -> torch.device:
     """A process group of this one process, which DeepSpeed needs, for as long as the process is.
 
