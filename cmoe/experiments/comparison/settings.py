@@ -27,8 +27,9 @@ class CompareConfig:
         settings: By method, what it has otherwise than the rest of the configuration, by key:
             `{lora: {training.learning_rate: 0.002}}`.
         candidates: By method, settings to choose from, each beside `settings`: a stream of its own
-            is judged on the selection split, with the first seed, and the best Last wins. All
-            methods that have any have as many: the budget of their tuning is the same.
+            is judged on the selection split, and the best Last wins. All methods that have any
+            have as many: the budget of their tuning is the same.
+        candidate_seeds: Each candidate is judged by the mean over so many of the first seeds.
         candidate_tasks: Candidates learn so many of the stream's first tasks; null takes all.
         study: Streams of `cmoe` with other settings, by group and label:
             `{rank: {"4": {experts.rank: 4}, "16": {experts.rank: 16}}}`. With any, the comparison
@@ -41,6 +42,7 @@ class CompareConfig:
     at_once: int = 1
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     candidates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    candidate_seeds: int = 1
     candidate_tasks: int | None = None
     study: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
@@ -63,7 +65,12 @@ class CompareConfig:
             raise ValueError(f"seeds is {list(self.seeds)}; one or more, each once")
         if self.study and STUDIED not in self.names:
             raise ValueError(f"methods is {self.methods!r}; a study is of {STUDIED}: name it, too")
-        require(self, "", "at_once", "candidate_tasks", least=1)
+        require(self, "", "at_once", "candidate_seeds", "candidate_tasks", least=1)
+        if self.candidate_seeds > len(self.seeds):
+            raise ValueError(
+                f"candidate_seeds is {self.candidate_seeds}, and seeds has {len(self.seeds)}; "
+                "at most as many"
+            )
         counts = {method: len(tried) for method, tried in self.candidates.items() if tried}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{count} of {method}" for method, count in counts.items())

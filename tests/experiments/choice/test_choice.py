@@ -14,7 +14,7 @@ from support.workers import small_config
 
 from cmoe.common.errors import RunError
 from cmoe.config.tree import RunConfig
-from cmoe.experiments.choice.choice import choice
+from cmoe.experiments.choice.choice import Started, choice
 from cmoe.experiments.choice.settings import ChoiceConfig
 from cmoe.reports.choice_page import write_choice_page
 from cmoe.store.log import Store
@@ -103,3 +103,11 @@ def test_what_cannot_be_studied_is_refused_before_anything_begins(
     with pytest.raises(RunError, match=said):
         choice(config, replace(HOW, **how), lambda _: None)
     assert not config.folder.exists()
+
+
+def test_a_training_that_the_cluster_has_no_room_for_is_told(root: Path) -> None:
+    lines: list[str] = []
+    Started(replace(HOW, gpus=0.25), lines.append)
+    assert lines == ["choice.gpus is 0.25, and the cluster has 0: waits for a node to join"]
+    Started(HOW, lines.append)
+    assert len(lines) == 1

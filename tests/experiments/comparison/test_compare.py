@@ -86,7 +86,7 @@ def finished(folder: Path) -> list[Path]:
 
 def test_what_was_finished_is_not_touched_again(compared: dict[str, Any]) -> None:
     runs = {path.relative_to(compared["folder"]).parts[0] for path in compared["before"]}
-    assert {"tune-lora-0", "tune-lora-1", "zero_shot-0"} <= runs
+    assert {"tune-lora-0-0", "tune-lora-1-0", "zero_shot-0"} <= runs
     for path, written in compared["before"].items():
         assert path.stat().st_mtime_ns == written, path
     begun = set(re.findall(r"^(\S+): begun", compared["out"], re.MULTILINE))
@@ -118,7 +118,7 @@ def test_settings_are_chosen_on_the_selection_split(compared: dict[str, Any]) ->
     assert lasts[chosen] == max(lasts)
     assert mine["settings"] == {"lora.rank": 4, **mine["tuned"]["candidates"][chosen]["settings"]}
     for number, last in enumerate(lasts):
-        folder = compared["folder"] / f"tune-lora-{number}"
+        folder = compared["folder"] / f"tune-lora-{number}-0"
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["data"]["evaluate_on"] == "selection"
         assert config["data"]["tasks"] == [TASKS[0]]

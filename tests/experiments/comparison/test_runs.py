@@ -28,8 +28,8 @@ def test_a_variants_run_has_its_name_and_its_methods_program() -> None:
     )
     config = replace(CONFIG, data=replace(CONFIG.data, selection=0.5))
     require_possible(config, how)
-    run = candidate(config, how, "twice", 0)
-    assert (run.name, run.method, run.lora.rank) == ("tune-twice-0", "lora", 2)
+    run = candidate(config, how, "twice", 0, 3)
+    assert (run.name, run.method, run.lora.rank) == ("tune-twice-0-3", "lora", 2)
     wrong = replace(how, variants={"twice": {"method": "lora", "lora.rank": 0}})
     with pytest.raises(RunError, match=r"method twice: .*lora.rank is 0"):
         require_possible(config, wrong)

@@ -29,6 +29,7 @@ def test_a_variant_is_an_entrant_as_any_method() -> None:
         ({"seeds": (1, 1)}, "each once"),
         ({"settings": {"magic": {}}}, "'magic' is none"),
         ({"candidate_tasks": 0}, "at least 1, or null"),
+        ({"seeds": [1, 2], "candidate_seeds": 3}, "seeds has 2; at most as many"),
         ({"candidates": {"cmoe": [{}, {}], "lwf": [{}], "ewc": []}}, "2 of cmoe, 1 of lwf; as"),
         ({"variants": {"lora": {}}}, "'lora' is a method's name"),
         ({"variants": {"a b": {}}}, "no plain word"),
