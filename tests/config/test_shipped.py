@@ -38,7 +38,7 @@ def test_a_path_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
     with pytest.raises(
-        ValueError, match=r"^coin_mni: no such file, and no .*; there are choice_mini, coin_ll"
+        ValueError, match=r"^coin_mni: no such file, and no .*; there are choice_mini, choice_"
     ):
         find_config("coin_mni")
     with pytest.raises(ValueError, match=r"; the nearest is coin_mini$"):
