@@ -10,7 +10,7 @@ from support.paths import ROOT
 
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
-    *("cluster/README.md", "cmoe/mini/base/README.md"),
+    *("cluster/README.md", "cmoe/mini/base/README.md", "cmoe/small/weights/README.md"),
     *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
 )
 COMMENTED = ("configs/*.yaml", "cluster/*.yaml", "cluster/Containerfile")
