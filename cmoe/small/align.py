@@ -219,9 +219,8 @@ def learn_words(classroom: Classroom, recipe: Recipe, seed: int) -> float:
     model = classroom.model
     projector = model.model.multi_modal_projector
     patches = np.stack([x.patches for x in classroom.lessons if x.patches is not None])
-    words = words_of_patches(
-        torch.from_numpy(patches), model.get_input_embeddings().weight.data, classroom.tokenizer
-    )
+    embedding: Any = model.get_input_embeddings()
+    words = words_of_patches(torch.from_numpy(patches), embedding.weight.data, classroom.tokenizer)
     count, rng = len(words) - recipe.held_out, np.random.default_rng(seed)
     learner = _Learner(projector, recipe.word_rate, recipe.warmup, recipe.word_steps)
 
