@@ -21,7 +21,7 @@ from cmoe.modeling.growth import (
     has_pairs,
     learn_pairs,
     learned_pairs,
-    require_shape,
+    require_pair,
 )
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Routing
@@ -134,11 +134,8 @@ class AdaptedAttention(nn.Module):
         for primitive in primitives:
             present = has_pairs(self.maps, self.prefix, primitive)
             for name, linear in self.maps.items():
-                key, plain = f"{self.prefix}.{name}", linear.linear
-                pair = (1, self.rank, plain.in_features), (1, plain.out_features, self.rank)
-                for suffix, shape in zip("AB", pair, strict=True):
-                    tensor = primitive.experts.get(f"{key}.{suffix}")
-                    require_shape(primitive, f"{key}.{suffix}", tensor, shape if present else None)
+                key = f"{self.prefix}.{name}"
+                require_pair(primitive, key, linear, int(present), self.rank)
 
     def freeze(self, primitives: Sequence[Primitive], builds_on: Sequence[int]) -> None:
         """Append finished tasks' adapters of this layer."""

@@ -17,6 +17,7 @@ from cmoe.modeling.growth import (
     freeze_pairs,
     learn_pairs,
     learned_pairs,
+    require_pair,
     require_shape,
 )
 from cmoe.modeling.primitive import Primitive
@@ -136,15 +137,13 @@ class GrowingFFN(nn.Module):
         """How many experts a primitive has here."""
         count = 0
         for name, linear in self.maps.items():
-            key, r = self.expert_key(name), primitive.rank
-            A, B = primitive.experts.get(f"{key}.A"), primitive.experts.get(f"{key}.B")
+            key = self.expert_key(name)
+            A = primitive.experts.get(f"{key}.A")
             n = 0 if A is None else len(A)
             if name != next(iter(self.maps)) and n != count:
                 raise ValueError(f"task {primitive.task!r}: {key}.A has {n} experts, not {count}")
             count = n
-            pair = (n, r, linear.linear.in_features), (n, linear.linear.out_features, r)
-            for suffix, tensor, shape in zip("AB", (A, B), pair, strict=True):
-                require_shape(primitive, f"{key}.{suffix}", tensor, shape if n else None)
+            require_pair(primitive, key, linear, n, primitive.rank)
         return count
 
     @property
@@ -152,7 +151,7 @@ class GrowingFFN(nn.Module):
         return self.routers.rows.shape[1]
 
     def expert_key(self, name: str) -> str:
-        return f"layers.{self.layer}.{name}"
+        return f"{self.router_key}.{name}"
 
     @property
     def router_key(self) -> str:

@@ -136,6 +136,21 @@ def has_pairs(maps: Mapping[str, ExpertLinear], prefix: str, primitive: Primitiv
     return f"{prefix}.{next(iter(maps))}.A" in primitive.experts
 
 
+def require_pair(
+    primitive: Primitive, key: str, linear: ExpertLinear, count: int, rank: int
+) -> None:
+    """Refuse a map's pair unless it is `A [count, r, in]` and `B [count, out, r]`; no pair if 0.
+
+    Raises:
+        ValueError: Names the tensor.
+    """
+    plain = linear.linear
+    pair = (count, rank, plain.in_features), (count, plain.out_features, rank)
+    for suffix, shape in zip("AB", pair, strict=True):
+        tensor = primitive.experts.get(f"{key}.{suffix}")
+        require_shape(primitive, f"{key}.{suffix}", tensor, shape if count else None)
+
+
 def exported(tensor: Tensor) -> Tensor:
     """A copy on the CPU."""
     return tensor.detach().to("cpu", copy=True).contiguous()
