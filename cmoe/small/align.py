@@ -4,8 +4,8 @@
 
 Tower and language model stay frozen. The projector learns from the mini base's lessons, in two
 steps. First each patch of a picture becomes the words for what it shows, in the language model's
-own embedding. Then it learns by answering: captions and questions in wordings that no task uses,
-several turns behind one picture (as in `cmoe.mini.pretrain`).
+own embedding. Then it learns by answering questions in wordings that no task uses, several turns
+behind one picture (as in `cmoe.mini.pretrain`).
 """
 
 from __future__ import annotations
@@ -291,6 +291,7 @@ def build(out: Path, recipe: Recipe, seed: int) -> None:
     card = CARD_TEXT.format(
         seed=seed,
         error=error,
+        untaught=" and ".join(UNTAUGHT),
         shipped=f"{sum(t.numel() for t in tensors.values()):,}",
         all=f"{sum(p.numel() for p in model.parameters()):,}",
         recipe="\n".join(f"| {k} | {v} |" for k, v in asdict(recipe).items()),
@@ -331,7 +332,7 @@ learned from.
 All but the projector is frozen. First it learns to give, for every patch, the sum of the language
 model's embeddings of the words for what is there (color, shape, character, texture, or background)
 and, at half weight, of where. On held-out pictures the squared error is {error:.3f} of the target.
-Then it learns the lessons' answers, each once. Both by AdamW.
+Then it learns the lessons' answers, each once, but for the skills {untaught}. Both by AdamW.
 
 | field | value |
 |---|---|
