@@ -8,10 +8,12 @@ index): files are byte-identical for a seed, and a shorter split is the beginnin
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from uuid import uuid4
 
 from PIL import Image
 
@@ -325,10 +327,16 @@ def ensure_data(config: DataConfig) -> None:
             "the generated mini CoIN in a folder"
         )
     root = Path(config.root)
-    beside = root.with_name(root.name + ".partial")
+    beside = root.with_name(f"{root.name}.{uuid4().hex}.partial")
     with explained(root, WRITTEN):
-        write_mini_coin(beside, train=config.train_samples or 0, test=config.test_samples or 0)
-        beside.rename(root)
+        try:
+            write_mini_coin(beside, train=config.train_samples or 0, test=config.test_samples or 0)
+            beside.rename(root)
+        except OSError:
+            if not (root / INSTRUCTIONS).is_dir():  # another run's, which wrote the same
+                raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_mini_coin(root: Path, seed: int = 0, train: int = 1600, test: int = 200) -> None:

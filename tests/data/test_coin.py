@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -256,6 +258,23 @@ def test_data_is_generated_once_where_asked_for_and_too_little_is_refused(tmp_pa
             read_tasks(asked, seed=0)
         (task,) = read_tasks(replace(asked, generate=False), seed=0)
         assert (len(task.train), len(task.test)) == (3, 2), "CoIN's own files may be smaller"
+
+
+def test_runs_that_begin_at_once_share_the_data_that_one_of_them_generates(tmp_path: Path) -> None:
+    small = DataConfig(
+        root=str(tmp_path / "data"), generate=True, train_samples=3, test_samples=2, tasks=("GQA",)
+    )
+    together = Barrier(4)
+
+    def begin(_: int) -> None:
+        together.wait()
+        ensure_data(small)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(begin, range(4)))
+    (task,) = read_tasks(small, seed=0)
+    assert (len(task.train), len(task.test)) == (3, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
 @settings(max_examples=25, deadline=None)
