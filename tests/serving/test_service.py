@@ -217,7 +217,10 @@ def test_what_is_there_is_shown(service: ServiceClient) -> None:
     assert (status, health["status"]) == (200, "ok")
     assert health["executor"]["tasks"] == ["ScienceQA", "VizWiz"]
     assert health["locator"]["version"] == health["executor"]["version"]
-    assert service.get("/readyz") == (200, {"ready": True})
+    assert health["executor"]["replicas"] == 1
+    status, ready = service.get("/readyz")
+    assert (status, ready["ready"]) == (200, True)
+    assert 0 <= ready["looked_s_ago"] < 60
     assert service.get("/nowhere")[0] == 404
     with urllib.request.urlopen(f"{service.url}/healthz") as response:
         assert json.load(response) == {"status": "ok"}, "no more for one without a key"
