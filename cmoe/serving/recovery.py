@@ -21,7 +21,7 @@ from cmoe.store.log import Store
 PER_SECOND = 5.0  # requests, however long the answers take
 TOKENS = 16  # of an answer at most
 BEFORE_S = 5.0  # of load before the kill
-CALM_S = 10.0  # without a failure, after which a service has recovered
+CALM_S = 10.0  # without a failure, after which a service has recovered; Ray has noticed by then
 PATIENCE_S = 120.0  # after which a service is left as it is
 
 
@@ -35,8 +35,9 @@ def recovery(file: Path, store: str | None, root: str, samples: int) -> list[dic
         samples: Number of samples of each task.
 
     Returns:
-        A row for each kind of process: the longest time without an answer after the kill, the
-        longest that a request took, and the failed requests by status (0: no connection).
+        A row for each kind of process: the longest time without an answer after the kill, the time
+        until there were as many processes as before, the longest that a request took, and the
+        failed requests by status (0: no connection).
     """
     service = read_service(file, store=store, host="127.0.0.1", port=free_port(), auth=False)
     names = Store.open(service.config.store).tasks
@@ -56,6 +57,16 @@ def deployments(application: str) -> list[str]:
     return sorted(serve.status().applications[application].deployments)
 
 
+def _whole(application: str) -> bool:
+    """Whether the application and the proxies have all of their processes."""
+    from ray import serve
+
+    status = serve.status()
+    deployed = status.applications[application].deployments.values()
+    healthy = [*(each.status for each in deployed), *status.proxies.values()]
+    return all(each == "HEALTHY" for each in healthy)
+
+
 def kill(kind: str, application: str) -> None:
     """Kill one process of a kind at once, wherever in the cluster it runs."""
     import ray
@@ -71,8 +82,8 @@ def kill(kind: str, application: str) -> None:
 
 def _killed(
     kind: str, application: str, url: str, bodies: Sequence[bytes]
-) -> tuple[float, list[Outcome]]:
-    """When a process was killed, and what became of the requests before and after."""
+) -> tuple[float, float, list[Outcome]]:
+    """When a process was killed, when another was there, and what became of the requests."""
     outcomes: list[Outcome] = []
     calm = threading.Event()
     load = threading.Thread(target=lambda: asyncio.run(_steady(url, bodies, outcomes, calm)))
@@ -80,20 +91,22 @@ def _killed(
     try:
         time.sleep(BEFORE_S)
         kill(kind, application)
-        at = time.time()
-        while time.time() - at < PATIENCE_S and not _recovered(outcomes, at):
-            time.sleep(0.5)
+        at = back = time.time()
+        while time.time() - at < PATIENCE_S and not _recovered(outcomes, back):
+            time.sleep(0.2)
+            if not _whole(application):
+                back = time.time()
     finally:
         calm.set()
         load.join()
-    return at, outcomes
+    return at, back, outcomes
 
 
-def _recovered(outcomes: Sequence[Outcome], at: float) -> bool:
+def _recovered(outcomes: Sequence[Outcome], back: float) -> bool:
     """Whether the last requests were answered, for as long as counts as calm."""
     now = time.time()
-    ended = [o for o in list(outcomes) if o.begun + o.seconds > max(at, now - CALM_S)]
-    return now - at > CALM_S and bool(ended) and all(o.status == 200 for o in ended)
+    ended = [o for o in list(outcomes) if o.begun + o.seconds > max(back, now - CALM_S)]
+    return now - back > CALM_S and bool(ended) and all(o.status == 200 for o in ended)
 
 
 async def _steady(
@@ -113,7 +126,7 @@ async def _steady(
                 await asyncio.sleep(1 / PER_SECOND)
 
 
-def _row(kind: str, at: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _row(kind: str, at: float, back: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     answered = sorted(o.begun + o.seconds for o in outcomes if o.status == 200)
     times = [at, *(end for end in answered if end > at)]
     after = [o for o in outcomes if o.begun + o.seconds > at]
@@ -121,6 +134,7 @@ def _row(kind: str, at: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "killed": kind,
         "silence s": max((b - a for a, b in pairwise(times)), default=PATIENCE_S),
+        "back s": back - at,
         "longest s": max(o.seconds for o in after),
         "requests": str(len(after)),
         "failed": str(failed.total()),

@@ -36,7 +36,11 @@ def service(
     """A service with two gateways, as it is shipped."""
     limits = {"answer_tokens": 400}
     file = service_file(
-        tmp_path_factory.mktemp("config"), gateways=2, poll_s=0.5, reject_unknown=False, limits=limits
+        tmp_path_factory.mktemp("config"),
+        gateways=2,
+        poll_s=0.5,
+        reject_unknown=False,
+        limits=limits,
     )
     arguments = (growing_store.url, "--config", str(file))
     with running_service(*arguments, environment={"CMOE_API_KEYS": KEY}) as running:
@@ -115,10 +119,11 @@ def test_a_replica_starts_only_with_the_whole_store(
     (file,) = Path(growing_store.url).glob("001-*/experts.safetensors")
     whole = file.read_bytes()
     os.truncate(file, 2**40)
-    assert service.get("/readyz")[0] == 200
+    until_ready(service)
     kill(service, "executor")
-    until(lambda: service.get("/readyz")[0] == 503)
-    assert service.state() == {}
+    for _ in range(2):  # both gateways
+        until(lambda: service.get("/readyz")[0] == 503)
+        until(lambda: service.state() == {})
     with pytest.raises(openai.APIError):
         client.with_options(timeout=10).chat.completions.create(
             model="cmoe:VizWiz", messages=[{"role": "user", "content": "Which?"}], max_tokens=2
