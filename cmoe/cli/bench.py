@@ -1,7 +1,7 @@
 """Measure what growing and serving cost.
 
-`serve` is asked for by its name: it needs a store, as `make stream` leaves one. Every figure is a
-ratio of times within one run; absolute times depend on the machine.
+`serve` and `recovery` are asked for by name: they need a store, as `make stream` leaves one.
+Compare ratios of times within one run: absolute times depend on the machine.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,18 @@ GROWING = {
     "placement": "placement",
 }
 """Sections about the network, and their functions."""
-SERVING = "serve"
+SERVING = {"serve": "bench.load", "recovery": "recovery.recovery"}
+"""Sections about a service, and their functions."""
 
 
 def main(words: Sequence[str], prog: str) -> int:
     parser = Parser(prog=prog, description=__doc__)
-    known = (*GROWING, SERVING)
+    known = (*GROWING, *SERVING)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(known))
     parser.add_argument("--device", help="by itself cuda, where there is a GPU")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
-    serve = parser.add_argument_group(SERVING)
+    serve = parser.add_argument_group(", ".join(SERVING))
     serve.add_argument("--service", default="serve_mini", help="Ray Serve's file of it")
     serve.add_argument("--store", help="instead of the service's own")
     serve.add_argument("--data", default="runs/data/coin_mini", help="CoIN, for the test samples")
@@ -78,10 +80,10 @@ def measure(asked: argparse.Namespace) -> None:
 
 def loaded(name: str, asked: argparse.Namespace, device: str) -> partial[list[dict[str, Any]]]:
     """A section, ready to be measured."""
-    if name == SERVING:
-        from cmoe.serving.bench import load
-
-        return partial(load, asked.service, asked.store, asked.data, asked.samples)
+    if name in SERVING:
+        module, _, function = SERVING[name].partition(".")
+        section = getattr(import_module(f"cmoe.serving.{module}"), function)
+        return partial(section, asked.service, asked.store, asked.data, asked.samples)
     import torch
 
     from cmoe.experiments.benchmarks import growing

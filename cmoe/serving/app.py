@@ -10,7 +10,6 @@ executor that has fewer catches up before it answers.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -27,10 +26,10 @@ from cmoe.serving.engines.registry import DEFAULT, executor_class
 from cmoe.serving.gateway.http import Gateway
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.metrics import BOUNDS
-from cmoe.serving.messages import AnswerPart, AnswerRequest, Located, Prompt, Reply
+from cmoe.serving.messages import BEHIND, AnswerPart, AnswerRequest, Located, Prompt, Reply
 from cmoe.serving.served_model import ServedModel
 from cmoe.serving.settings import ServeConfig
-from cmoe.serving.store_follower import StoreFollower, readable
+from cmoe.serving.store_follower import StoreFollower, open_store
 from cmoe.store.log import Store
 
 logger = logging.getLogger("ray.serve")
@@ -40,9 +39,9 @@ class LocatorReplica:
     """Locates prompts by the frozen base up to the feature's layer and the bank of locators."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        store = await asyncio.to_thread(readable, config.store)
+        store = await open_store(config)
         self._model = await ServedModel.load(store, config)
-        self._follower = await StoreFollower.start(store, self._model, config.poll_s)
+        self._follower = await StoreFollower.start(store, self._model, config)
 
     async def locate(self, prompts: list[Prompt]) -> list[Located]:
         # In the requests' own event loop: a pass that doesn't end also keeps `check_health` from
@@ -62,13 +61,13 @@ class ExecutorReplica:
     """Answers prompts with an executor, which it knows by its interface alone."""
 
     async def __init__(self, config: ServeConfig, executor: type[Executor]) -> None:  # type: ignore[misc]
-        store = await asyncio.to_thread(readable, config.store)
+        store = await open_store(config)
         try:
             self._executor = await executor.load(store, config)
         except UnservedBaseError as error:
             logger.error("%s", error)  # the trace that Ray writes of it says no more
             raise
-        self._follower = await StoreFollower.start(store, self._executor, config.poll_s)
+        self._follower = await StoreFollower.start(store, self._executor, config)
         self._running = Gauge("cmoe_running", "Answers that are under way.")
         self._queue_s, self._first_token_s, self._token_s = (
             Histogram(f"cmoe_{name}_seconds", text, BOUNDS, ("task",))
@@ -94,8 +93,8 @@ class ExecutorReplica:
         await self._follower.catch_up(request.min_tasks)
         count, task = len(self._executor.tasks), request.task
         if count < request.min_tasks:
-            failure = f"this replica has {count} tasks of {request.min_tasks}"
-            yield Reply(AnswerPart(failure=failure), str(self._follower.version))
+            logger.error("has %d tasks of %d: %s", count, request.min_tasks, self._follower.refused)
+            yield Reply(AnswerPart(failure=BEHIND), str(self._follower.version))
             return
         if task is None and not count:
             task = BASE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 import urllib.request
 from collections import Counter
@@ -23,12 +22,11 @@ from cmoe.data.settings import DataConfig
 from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.engines.registry import register_executor
-from cmoe.serving.launch import read_service, serving
+from cmoe.serving.launch import free_port, read_service, serving
 from cmoe.serving.load import Outcome, drive, request_of
 from cmoe.serving.messages import AnswerPart, Location, Prompt, Sampling
 from cmoe.serving.prompts import TensorPrompt, to_arrays
 from cmoe.serving.settings import ServeConfig
-from cmoe.serving.store_follower import readable
 from cmoe.store.log import Store
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
         Rows with requests per second, their ratio to one client alone, latencies, and the number of
         answers that differ from those without a service.
     """
-    service = read_service(file, store=store, host="127.0.0.1", port=_free_port(), auth=False)
+    service = read_service(file, store=store, host="127.0.0.1", port=free_port(), auth=False)
     # As evaluation does; otherwise the base would answer what no task claims.
     service = replace(service, config=replace(service.config, reject_unknown=False))
     names = Store.open(service.config.store).tasks
@@ -101,7 +99,7 @@ def offline(config: ServeConfig, samples: Sequence[Sample]) -> tuple[float, list
 
 
 async def _offline(config: ServeConfig, samples: Sequence[Sample]) -> tuple[float, list[Answer]]:
-    executor = await BuiltinExecutor.load(readable(config.store), config)
+    executor = await BuiltinExecutor.load(Store.open(config.store), config)
     collator = Collator(executor.processor, 10**6, 1)
 
     async def answer(prompt: Prompt) -> Answer:
@@ -123,13 +121,6 @@ def _prompt(sample: Sample, collator: Collator) -> TensorPrompt:
         return collator.conversation([ChatTurn("user", (sample.text,))], None)
     image = load_image(sample.image, collator.limits)
     return collator.conversation([ChatTurn("user", (None, sample.text))], image)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _spent(url: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 LOOPBACK = "localhost"
+RAY = {
+    # Three failed checks, and Ray starts another proxy. By itself it checks every ten seconds.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cmoe.serving.gateway.proxy_errors:middlewares",
+}
+"""Variables of Ray Serve's that its processes need. A cluster's own are set where it is started."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,8 @@ def _cluster(service: Service) -> Iterator[None]:
     shared = named_cluster()
     if not shared:
         _require_port(service.http["host"], service.http["port"])
+        for name, value in RAY.items():
+            os.environ.setdefault(name, value)  # inherited
     connect()
     try:
         yield
@@ -186,6 +195,14 @@ def _require_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ServiceError(f"port {port} is taken on {host} ({error}); give --port") from error
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _start_proxies(service: Service) -> None:

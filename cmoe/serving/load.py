@@ -101,27 +101,31 @@ def _clients(
 async def _ask_all(
     url: str, requests: list[tuple[int, bytes]], clients: int, key: str | None, timeout_s: float
 ) -> list[Outcome]:
+    waiting, outcomes = iter(requests), []
+    async with session(clients, key, timeout_s) as asking:
+
+        async def client() -> None:
+            for number, body in waiting:
+                outcomes.append(await ask(asking, url, number, body))
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+    return outcomes
+
+
+def session(connections: int, key: str | None, timeout_s: float) -> ClientSession:
+    """What requests are sent with: at most so many connections; 0 sets no limit."""
     import aiohttp
 
     headers = {"Content-Type": "application/json"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
     timeout = aiohttp.ClientTimeout(total=timeout_s)
-    connector = aiohttp.TCPConnector(limit=clients)
-    waiting, outcomes = iter(requests), []
-    async with aiohttp.ClientSession(
-        connector=connector, headers=headers, timeout=timeout
-    ) as session:
-
-        async def client() -> None:
-            for number, body in waiting:
-                outcomes.append(await _ask(session, url, number, body))
-
-        await asyncio.gather(*(client() for _ in range(clients)))
-    return outcomes
+    connector = aiohttp.TCPConnector(limit=connections)
+    return aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout)
 
 
-async def _ask(session: ClientSession, url: str, number: int, body: bytes) -> Outcome:
+async def ask(session: ClientSession, url: str, number: int, body: bytes) -> Outcome:
+    """Send one request, and wait for what becomes of it."""
     from aiohttp import ClientError
 
     start, begun = time.monotonic(), time.time()

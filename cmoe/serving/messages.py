@@ -16,6 +16,9 @@ Prompt = Mapping[str, NDArray[Any]]
 
 Finish = Literal["stop", "length"]
 
+BEHIND = "this replica has fewer tasks than the request needs"
+"""The failure of an answer that another replica may give."""
+
 
 @dataclass(frozen=True)
 class Location:

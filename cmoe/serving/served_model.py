@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 
-from cmoe.common.storage import StorageError
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.primitive import Primitive
@@ -64,7 +63,8 @@ class ServedModel:
 
         Raises:
             StorageError: A primitive can't be read or doesn't fit the model. Those before it are
-                appended; it and those behind it wait until the store is mended.
+                appended; it and those behind it wait until the store is mended. Whatever else the
+                reading raises has the same effect.
         """
         fresh, error = await asyncio.to_thread(_read_from, store, len(self.tasks))
         if fresh:
@@ -103,13 +103,13 @@ class ServedModel:
         return self._broken and f"a primitive was taken in part: {self._broken}"
 
 
-def _read_from(store: Store, start: int) -> tuple[list[Primitive], StorageError | None]:
+def _read_from(store: Store, start: int) -> tuple[list[Primitive], Exception | None]:
     """The primitives from `start` up to the first that can't be read, and why it can't be."""
     found: list[Primitive] = []
     try:
         for index in range(start, len(store)):
             found.append(store.read(index))
-    except StorageError as error:
+    except Exception as error:
         return found, error
     return found, None
 

@@ -66,6 +66,8 @@ class ServeConfig:
         reject_unknown: Let the base alone answer a sample that no task claims; otherwise the
             likeliest task answers it, as in evaluation.
         poll_s: Seconds between two looks for new primitives.
+        look_s: Seconds that a look may take. Then requests wait for it no longer, and `/healthz`
+            shows that the storage doesn't answer; the look goes on.
         batch: The most prompts that are located together.
         locating: Number of such batches that a gateway replica keeps at the locators: fewer make
             larger batches, more keep more locator replicas busy.
@@ -79,6 +81,7 @@ class ServeConfig:
     device: str | None = None
     reject_unknown: bool = True
     poll_s: float = 2.0
+    look_s: float = 15.0
     batch: int = 32
     locating: int = 1
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -92,7 +95,7 @@ class ServeConfig:
                 f"limits.prompt_tokens and limits.answer_tokens are {needed} together; at most "
                 f"engine.max_tokens, {self.engine.max_tokens}"
             )
-        require(self, "", "poll_s", above=0)
+        require(self, "", "poll_s", "look_s", above=0)
         require(self, "", "batch", "locating", least=1)
 
     @classmethod

@@ -23,6 +23,8 @@ from cmoe.common.storage import (
 from cmoe.common.storage_errors import LISTED, READ
 
 SCHEMA = 1
+MAX_JSON = 4 * 2**20
+"""Bytes of a header or a record at most; a record of hundreds of layers has some thousands."""
 HEADER = "stream.json"
 _RECORD = re.compile(r"\d{3,}\.json")
 
@@ -55,12 +57,21 @@ class Folder:
             names = [path.rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)]
         return [int(name.removesuffix(".json")) for name in names if _RECORD.fullmatch(name)]
 
-    def read(self, name: str, missing: str) -> bytes:
-        """The whole file; StoreError without one, `missing` saying what that means."""
+    def read(self, name: str, missing: str, most: int = MAX_JSON) -> bytes:
+        """The whole file of at most `most` bytes; StoreError for a larger one, which isn't read,
+        and without one, `missing` saying what that means.
+        """
         where = f"{self.url}/{name}"
         with explained(where, READ):
             try:
-                return bytes(self.fs.cat_file(f"{self.root}/{name}"))
+                size = int(self.fs.info(f"{self.root}/{name}")["size"])
+                if size > most:
+                    raise StoreError(
+                        f"{where}: damaged: it has {size:,} bytes, {most:,} at most; restore it "
+                        "from a copy"
+                    )
+                # No more is read, should it grow meanwhile. There is no range of an empty file.
+                return bytes(self.fs.cat_file(f"{self.root}/{name}", end=most)) if size else b""
             except FileNotFoundError as error:
                 if is_missing(error):
                     raise StoreError(f"{where}: missing; {missing}") from error
@@ -81,10 +92,15 @@ def record_name(index: int) -> str:
 
 
 def seal(fields: Mapping[str, Any]) -> bytes:
-    """The file of `fields`: canonical JSON, with the schema version and the digest of all else."""
+    """The file of `fields`: canonical JSON, with the schema version and the digest of all else;
+    StoreError where it is too large to be read again.
+    """
     encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
     body = {**fields, "schema": SCHEMA}
-    return encode({**body, "digest": sha256(encode(body).encode()).hexdigest()}).encode()
+    data = encode({**body, "digest": sha256(encode(body).encode()).hexdigest()}).encode()
+    if len(data) > MAX_JSON:
+        raise StoreError(f"a header or record of {len(data):,} bytes; at most {MAX_JSON:,}")
+    return data
 
 
 def unseal(where: str, data: bytes) -> dict[str, Any]:
@@ -96,7 +112,7 @@ def unseal(where: str, data: bytes) -> dict[str, Any]:
             raise StoreError(f"{where}: has schema version {schema}; this program reads {SCHEMA}")
         if seal(fields) != data:
             raise ValueError(f"its digest is not {digest}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise StoreError(f"{where}: damaged: {error!r}; restore it from a copy") from error
     return {**fields, "digest": digest}
 

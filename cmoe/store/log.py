@@ -295,7 +295,7 @@ class Store:
         """One data file of a record; StoreError where it isn't what the record describes."""
         file, owner = record.files[part], record_name(record.index)
         path = f"{record.folder}/{file.name}"
-        data = self.folder.read(path, f"{owner} lists it; restore it from a copy")
+        data = self.folder.read(path, f"{owner} lists it; restore it from a copy", file.size)
         digest = sha256(data).hexdigest()
         if (len(data), digest) != (file.size, file.sha256):
             raise StoreError(

@@ -22,6 +22,7 @@ from support.cluster_files import (
 )
 
 import cmoe
+from cmoe.serving.launch import RAY
 
 PINNED = dict(
     re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
@@ -71,6 +72,10 @@ def test_the_image_runs_as_a_user_and_asks_for_the_token() -> None:
     # The launcher's shells are login shells, which set PATH anew.
     paths = variables["PATH"].replace("$PATH", "")
     assert any(f"PATH={paths}" in run and "/etc/profile.d/" in run for run in said(IMAGE, "RUN"))
+
+
+def test_the_image_sets_what_the_services_proxies_read() -> None:
+    assert environment(IMAGE).items() >= RAY.items()
 
 
 def test_versions_are_the_projects() -> None:

@@ -24,7 +24,6 @@ from cmoe.serving.launch import (
     serving,
 )
 from cmoe.serving.settings import ServeConfig
-from cmoe.serving.store_follower import readable
 from cmoe.store.model import create_store
 
 
@@ -108,7 +107,7 @@ def test_a_service_refuses_such_a_base_before_it_loads_it(
     qwen3_5().save_pretrained(tmp_path / "base")
     served = ServeConfig(store.url, model=ModelConfig(str(tmp_path / "base")))
     with pytest.raises(UnservedBaseError, match="linear_attention"):
-        asyncio.run(BuiltinExecutor.load(readable(store.url), served))
+        asyncio.run(BuiltinExecutor.load(store, served))
     service = Service(served, {"host": "127.0.0.1", "port": 1}, None, "HeadOnly", {}, "cmoe", "/")
     monkeypatch.setattr(launch, "_require_port", lambda *_: pytest.fail("Ray is about to start"))
     with pytest.raises(ServiceError, match="'qwen3_5' can't be served: it has"), serving(service):

@@ -35,7 +35,7 @@ MINI = (CONFIGS / "serve_mini.yaml").read_text()
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        (MINI.replace("    batch: 16", "    poll_s: 3\n    batch: 16"), "'poll_s' stands.*line 18"),
+        (MINI.replace("    batch: 16", "    poll_s: 3\n    batch: 16"), "'poll_s' stands.*line 19"),
         (MINI.replace("http_options:", "http_options: ["), "line 9, column 7"),
         (MINI.replace("proxy_loc", "proxyloc"), "proxylocation: .* did you mean proxy_location"),
         (MINI.replace("  port:", "  prot:"), r"http_options.prot: .* did you mean port\?"),
@@ -50,7 +50,7 @@ MINI = (CONFIGS / "serve_mini.yaml").read_text()
             MINI.replace("HeadOnly", "Head"),
             "proxy_location: Input should be 'Disabled', 'HeadOnly'",
         ),
-        (MINI.replace("num_replicas: 1", "num_replicas: x"), "deployments.0: `num_replicas` must"),
+        (MINI.replace("num_replicas: 2", "num_replicas: x"), "deployments.0: `num_replicas` must"),
         (MINI.replace("port: 8000", "port: 80000"), "port.* is 80000; 1 to 65535"),
         (MINI + MINI[MINI.index("- name: cmoe") :].replace("/\n", "/b\n"), "there are 2; one is"),
         (MINI[: MINI.index("applications")], "applications: there are 0; one is served here"),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.mini_store import copy_prefix, make_model, processor
 
+from cmoe.common.storage import StorageError
 from cmoe.serving.served_model import ServedModel
-from cmoe.serving.store_follower import StoreFollower, readable
+from cmoe.serving.settings import ServeConfig
+from cmoe.serving.store_follower import StoreFollower, open_store
 from cmoe.store.log import Store
 
 NEVER_S = 3600.0  # between two looks: the tests ask for each
+LOOK_S = 60.0
 
 
 class Counting:
@@ -29,6 +35,14 @@ class Counting:
         self.tasks = store.tasks
 
 
+def follower_of(store: Store, grower: Any, look_s: float = LOOK_S) -> StoreFollower:
+    return StoreFollower(store, grower, NEVER_S, look_s)
+
+
+def config_of(store: Store, poll_s: float = NEVER_S) -> ServeConfig:
+    return ServeConfig(store.url, poll_s=poll_s)
+
+
 def test_a_damaged_primitive_and_those_behind_it_wait_until_it_is_whole(
     tmp_path: Path, stores: dict[str, Store]
 ) -> None:
@@ -39,7 +53,8 @@ def test_a_damaged_primitive_and_those_behind_it_wait_until_it_is_whole(
     served = ServedModel(make_model(), processor())
 
     async def follow() -> None:
-        follower = await StoreFollower.start(readable(store.url), served, NEVER_S)
+        follower = follower_of(store, served)
+        await follower.catch_up()
         assert served.tasks == store.tasks[:1]
         assert str(file) in (follower.refused or "")
         assert str(follower.version) == f"1-{store.records()[0].digest[:12]}"
@@ -48,7 +63,9 @@ def test_a_damaged_primitive_and_those_behind_it_wait_until_it_is_whole(
         assert served.tasks == store.tasks[:1], "it has as many as were asked for"
         await follower.catch_up(3)
         assert served.tasks == store.tasks
-        assert follower.state() == {
+        state = follower.state()
+        assert 0 <= state.pop("looked_s_ago") < LOOK_S
+        assert state == {
             "tasks": store.tasks,
             "version": {
                 "tasks": 3,
@@ -68,11 +85,94 @@ def test_a_primitive_of_another_model_is_refused(stores: dict[str, Store]) -> No
     served.model.tasks = ("VizWiz",)  # as the second one's
 
     async def follow() -> None:
-        follower = await StoreFollower.start(stores["front"], served, NEVER_S)
+        follower = follower_of(stores["front"], served)
+        await follower.catch_up()
         assert follower.refused == f"{stores['front'].url}: task 'VizWiz' is already learned"
 
     asyncio.run(follow())
     assert served.stuck() is None, "nothing was appended in part"
+
+
+DAMAGE = ("missing", "truncated", "oversized", "nested")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_nothing_starts_with_a_part_of_a_store(
+    tmp_path: Path, stores: dict[str, Store], damage: str
+) -> None:
+    """As while it is being copied, or with a file that would fill the memory or the stack."""
+    store = copy_prefix(stores["front"], tmp_path / "store", 3)
+    (tensors,) = tmp_path.glob("store/001-*/experts.safetensors")
+    record = tmp_path / "store" / "002.json"
+    file = tensors if damage in ("missing", "truncated") else record
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        os.truncate(file, 100)
+    elif damage == "oversized":
+        os.truncate(file, 2**40)
+    else:
+        file.write_text('{"a":' * 200_000)
+
+    async def start() -> None:
+        opened = await open_store(config_of(store))
+        await StoreFollower.start(opened, ServedModel(make_model(), processor()), config_of(store))
+
+    with pytest.raises(StorageError, match=re.escape(str(file))):
+        asyncio.run(start())
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RecursionError, OSError, KeyError, SystemExit])
+def test_whatever_a_look_raises_is_shown_and_the_next_one_may_succeed(
+    stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    store, served = stores["front"], ServedModel(make_model(), processor())
+
+    def fails(*_: Any) -> None:
+        raise kind("no more")
+
+    async def follow() -> None:
+        follower = follower_of(store, served)
+        for step in ("read", "refresh"):
+            with monkeypatch.context() as broken:
+                broken.setattr(Store, step, fails)
+                await follower.catch_up()
+            assert kind.__name__ in (follower.refused or "")
+            assert store.url in (follower.refused or "")
+        await follower.catch_up()
+        assert (follower.refused, served.tasks) == (None, store.tasks)
+
+    asyncio.run(follow())
+
+
+def test_a_look_that_hangs_holds_nobody_up_and_is_shown_until_it_ends(
+    stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, begun = threading.Event(), []
+
+    def hangs(_: Store) -> None:
+        begun.append(1)
+        go_on.wait()
+
+    async def follow() -> None:
+        grower = Counting()
+        follower = follower_of(stores["front"], grower, look_s=0.2)
+        with monkeypatch.context() as stuck:
+            stuck.setattr(Store, "refresh", hangs)
+            for _ in range(3):
+                await follower.catch_up(3)
+        assert len(begun) == 1, "another look would hang, too"
+        assert "hasn't ended in 0.2 s" in (follower.refused or "")
+        first = follower.state()["looked_s_ago"]
+        await asyncio.sleep(0.2)
+        assert follower.state()["looked_s_ago"] > first >= 0.2
+        go_on.set()
+        async with asyncio.timeout(30):
+            while follower.refused is not None:
+                await asyncio.sleep(0.01)
+        assert grower.tasks == stores["front"].tasks
+
+    asyncio.run(follow())
 
 
 def test_a_model_with_half_a_primitive_has_to_be_started_anew(
@@ -86,7 +186,8 @@ def test_a_model_with_half_a_primitive_has_to_be_started_anew(
     monkeypatch.setattr(served.model, "append", fails)
 
     async def follow() -> None:
-        follower = await StoreFollower.start(stores["front"], served, NEVER_S)
+        follower = follower_of(stores["front"], served)
+        await follower.catch_up()
         assert "MemoryError('no room')" in (follower.refused or "")
 
     asyncio.run(follow())
@@ -98,7 +199,7 @@ def test_many_who_need_a_task_cause_one_look_and_one_who_gives_up_stops_none(
 ) -> None:
     async def follow() -> None:
         grower = Counting()
-        follower = StoreFollower(stores["front"], grower, NEVER_S)
+        follower = follower_of(stores["front"], grower)
         callers = [asyncio.create_task(follower.catch_up(2)) for _ in range(5)]
         await asyncio.sleep(0.001)
         callers[0].cancel()
@@ -112,7 +213,8 @@ def test_many_who_need_a_task_cause_one_look_and_one_who_gives_up_stops_none(
 def test_a_follower_looks_by_itself(stores: dict[str, Store]) -> None:
     async def follow() -> None:
         grower = Counting()
-        await StoreFollower.start(stores["front"], grower, 0.001)
+        config = config_of(stores["front"], poll_s=0.001)
+        await StoreFollower.start(stores["front"], grower, config)
         async with asyncio.timeout(30):
             while grower.asked < 3:
                 await asyncio.sleep(0.001)

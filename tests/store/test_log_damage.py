@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from support.logs import BASE, Place, primitive, refusal, resealed
@@ -31,6 +33,22 @@ def test_truncated_or_extended_file(two_on_disk: Place) -> None:
             two_on_disk.write(name, changed)
             assert f"{two_on_disk.url}/{name}: damaged" in refusal(two_on_disk)
         two_on_disk.write(name, data)
+
+
+def test_an_oversized_file_is_refused_before_it_is_read(two_on_disk: Place) -> None:
+    """Holes of a terabyte: no memory would take them."""
+    for name in two_on_disk.files():
+        path = Path(two_on_disk.url, name)
+        data = path.read_bytes()
+        os.truncate(path, 2**40)
+        message = refusal(two_on_disk)
+        assert f"{path}: damaged: it has {2**40:,} bytes" in message
+        path.write_bytes(data)
+
+
+def test_a_record_that_nests_without_end_is_refused(two_on_disk: Place) -> None:
+    two_on_disk.write("001.json", b'{"a":' * 200_000)
+    assert f"{two_on_disk.url}/001.json: damaged: RecursionError" in refusal(two_on_disk)
 
 
 def test_missing_file(two: Place) -> None:

@@ -22,6 +22,7 @@ from support.ports import free_port
 
 DEPLOYMENTS = ("gateway", "locator", "executor")
 START_S, END_S = 240.0, 60.0
+REPLICA = "ray::ServeReplica:cmoe:"
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,41 @@ class RunningService:
     url: str
 
     def replicas(self) -> dict[str, psutil.Process]:
-        """Processes of its replicas, by deployment; they are of this process's making."""
-        found = {}
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                title = " ".join(process.cmdline())
-                if title.startswith("ray::ServeReplica:cmoe:"):
-                    name = re.split(r"[ .]", title.removeprefix("ray::ServeReplica:cmoe:"))[0]
-                    found[name] = process
+        """A process of each deployment."""
+        return {name: processes[-1] for name, processes in self.processes().items()}
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """Processes of its replicas, by deployment."""
+        found: dict[str, list[psutil.Process]] = {}
+        for title, process in _actors():
+            if title.startswith(REPLICA):
+                name = re.split(r"[ .]", title.removeprefix(REPLICA))[0]
+                found.setdefault(name, []).append(process)
         return found
 
+    def proxy(self) -> psutil.Process:
+        """The process that listens."""
+        return next(process for title, process in _actors() if title.startswith("ray::ProxyActor"))
 
-def service_file(folder: Path, deployments: Sequence[str] = DEPLOYMENTS, **arguments: Any) -> Path:
-    """The file of the mini service in a folder, with some deployments and other `args`."""
+
+def _actors() -> Iterator[tuple[str, psutil.Process]]:
+    """Titles and processes of Ray's actors that are of this process's making."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            yield " ".join(process.cmdline()), process
+
+
+def service_file(
+    folder: Path, deployments: Sequence[str] = DEPLOYMENTS, gateways: int = 1, **arguments: Any
+) -> Path:
+    """The file of the mini service in a folder, with some deployments and other `args`; with one
+    gateway by itself, so that its limits are the service's.
+    """
     values = yaml.safe_load((CONFIGS / "serve_mini.yaml").read_text())
     (application,) = values["applications"]
     application["args"] |= arguments
     application["deployments"] = [d for d in application["deployments"] if d["name"] in deployments]
+    application["deployments"][0]["num_replicas"] = gateways
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(values))
     return file

@@ -48,7 +48,7 @@ class Executor(Protocol):
         """An executor that can answer with what the store has.
 
         Raises:
-            StoreError: The store was written for another base.
+            StorageError: The store was written for another base, or a part of it can't be read.
             UnservedBaseError: The base can't be served.
         """
 

@@ -225,9 +225,11 @@ class Gateway:
         return {**status, **found}
 
     async def ready(self) -> Response:
-        """Status 200 where requests can be answered."""
-        ready = all((await self._replicas.states()).values())
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        """Status 200 where every task can be answered; how old the replicas' oldest look is."""
+        ready, states = await self._replicas.ready(), (await self._replicas.states()).values()
+        looked = max((state["looked_s_ago"] for state in states if state), default=None)
+        body = {"ready": ready, "looked_s_ago": looked}
+        return JSONResponse(body, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         """The metrics of the whole service, for Prometheus."""

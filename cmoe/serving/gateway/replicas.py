@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Histogram
 
@@ -15,14 +16,17 @@ from cmoe.modeling.routers import BASE
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.metrics import BOUNDS
 from cmoe.serving.gateway.protocol import MODEL, no_model
-from cmoe.serving.messages import AnswerRequest, Located, Prompt, Reply, Sampling
+from cmoe.serving.messages import BEHIND, AnswerRequest, Located, Prompt, Reply, Sampling
 from cmoe.serving.settings import ServeConfig
 
 Handle = DeploymentHandle[Any]
 State = Mapping[str, Any]
-"""What a replica says of itself: its tasks, its version, and why a primitive is refused."""
+"""What replicas say of themselves: tasks, version, why a primitive is refused, the last look."""
+T = TypeVar("T")
 
 STATE_S = 2.0  # until a deployment that doesn't say how it is counts as away
+TRIES = 2  # of what a replica was lost with: it may be what the replica was lost by
+BEHIND_TRIES, BEHIND_S = 3, 0.2  # of what a replica has too few tasks for, and a pause between
 
 
 class Route(NamedTuple):
@@ -63,13 +67,13 @@ class Replicas:
     async def task_names(self, count: int) -> tuple[str, ...]:
         """Names of the store's tasks: at least `count`, if a locator knows so many."""
         if len(self._tasks) < count:
-            state = await self._locator.state.remote(count)
+            state = await _tried(lambda: self._locator.state.remote(count))
             self._tasks = max(self._tasks, tuple(state["tasks"]), key=len)
         return self._tasks
 
     async def latest_tasks(self) -> tuple[str, ...]:
         """Names of the tasks that a locator has now."""
-        state = await self._locator.state.remote()
+        state = await _tried(lambda: self._locator.state.remote())
         return tuple(state["tasks"])
 
     def task_name(self, task: int) -> str | None:
@@ -87,11 +91,11 @@ class Replicas:
         self._locate_s.observe(time.monotonic() - start)
         count = len(located.location.scores)
         if len(await self.task_names(count)) < count:
-            raise RequestError(503, "a new task is on its way; try again", retry_after=1)
+            raise behind()
         return located
 
     async def _locate(self, prompts: list[Prompt]) -> list[Located]:
-        located: list[Located] = await self._locator.locate.remote(prompts)
+        located: list[Located] = await _tried(lambda: self._locator.locate.remote(prompts))
         return located
 
     # Answers
@@ -125,14 +129,14 @@ class Replicas:
             raise no_model(f"{MODEL}:{task}", names)
         return names.index(task)
 
-    def answer(self, request: AnswerRequest) -> Any:
-        """A whole answer: an awaitable `Reply` that can be cancelled."""
-        return self._executor.answer.remote(request)
+    def answer(self, request: AnswerRequest) -> Answer:
+        """A whole answer, to be awaited."""
+        return Answer(lambda: self._executor.answer.remote(request))
 
-    def stream(self, request: AnswerRequest) -> Any:
-        """An answer in parts: an async iterator of `Reply` that can be cancelled."""
+    def stream(self, request: AnswerRequest) -> Answer:
+        """An answer in parts, to be iterated over."""
         streaming: Any = self._executor.options(stream=True)
-        return streaming.stream.remote(request)
+        return Answer(lambda: streaming.stream.remote(request))
 
     async def learn_names(self, reply: Reply) -> None:
         """Ask for the names of the tasks in a reply's location, if this gateway lacks them."""
@@ -142,9 +146,9 @@ class Replicas:
     # States
 
     async def states(self) -> Mapping[str, State | None]:
-        """The state of a replica of each deployment, and None where there is none.
+        """The state of each deployment, and None where it has no replica.
 
-        It is asked for once a second at most, however many want to know.
+        They are asked for once a second at most, however many want to know.
         """
         async with self._asking:
             now = asyncio.get_running_loop().time()
@@ -157,13 +161,97 @@ class Replicas:
                 self._asked_at = asyncio.get_running_loop().time()
         return self._states
 
+    async def ready(self) -> bool:
+        """Whether every task of the version that this service answers with can be answered.
+
+        A replica may have fewer tasks for as long as it takes up the others; not where it can't.
+        """
+        states = (await self.states()).values()
+        served = max([len(self._tasks), *(len(s["latest"]) for s in states if s)])
+        return all(s and (len(s["tasks"]) >= served or not s["refused"]) for s in states)
+
+
+class Answer:
+    """An answer on its way from an executor, whole or in parts.
+
+    It is asked for again where its executor was lost or has too few tasks, as long as nothing of it
+    has come.
+
+    Args:
+        send: Sends the request.
+    """
+
+    def __init__(self, send: Callable[[], Any]) -> None:
+        self._send, self._begun = send, False
+        self._response: Any = None
+
+    def cancel(self) -> None:
+        """Tell the executor that nobody waits any longer."""
+        if self._response is not None:
+            self._response.cancel()
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        return self._first(lambda response: response).__await__()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        if self._begun:
+            reply: Reply = await anext(self._response)
+            return reply
+        return await self._first(anext)
+
+    async def _first(self, reply_of: Callable[[Any], Awaitable[Reply]]) -> Reply:
+        async def asked() -> Reply:
+            self._response = self._send()
+            return await reply_of(self._response)
+
+        for _ in range(BEHIND_TRIES):
+            reply = await _tried(asked)
+            if reply.part.failure != BEHIND:
+                self._begun = True
+                return reply
+            await asyncio.sleep(BEHIND_S)
+        raise behind()
+
+
+def behind() -> RequestError:
+    """No replica that was asked has the request's task yet."""
+    return RequestError(503, "a new task is on its way; try again", code="behind", retry_after=1)
+
+
+async def _tried(call: Callable[[], Awaitable[T]]) -> T:
+    """What a replica replies; another one is asked where the first was lost meanwhile."""
+    for _ in range(TRIES - 1):
+        try:
+            return await call()
+        except RayActorError:
+            continue
+    return await call()
+
 
 async def _state(handle: Handle) -> State | None:
-    async def asked() -> Any:
-        return await handle.state.remote()
-
-    state: Awaitable[State] = asked()
     try:
-        return dict(await asyncio.wait_for(state, STATE_S))
+        asked = handle.broadcast("state")
+        found = await asked.results_async(timeout_s=STATE_S, return_exceptions=True)
     except Exception:  # whatever happened to it, it isn't there
         return None
+    states = [state for state in found if not isinstance(state, BaseException)]
+    return _together(states) if states else None
+
+
+def _together(states: Sequence[State]) -> State:
+    """The state of a deployment: that of the replica with the fewest tasks, the oldest look, the
+    first refusal, and the sum of the answers under way.
+    """
+    least = min(states, key=lambda state: len(state["tasks"]))
+    found = {
+        **least,
+        "latest": max((state["tasks"] for state in states), key=len),
+        "refused": next((s["refused"] for s in states if s["refused"]), None),
+        "looked_s_ago": max(state["looked_s_ago"] for state in states),
+        "replicas": len(states),
+    }
+    sums = [name for name in ("running", "waiting") if name in least]
+    return found | {name: sum(state[name] for state in states) for name in sums}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from cmoe.common.storage import StorageError
 from cmoe.modeling.pretrained import load_config
 from cmoe.serving.bases import base_of, context_of
 from cmoe.serving.engines.builtin import decoding
@@ -50,8 +48,7 @@ class BuiltinExecutor:
         named = base_of(store, config)
         cls.require_servable(load_config(named.path, revision=named.revision))
         served = await ServedModel.load(store, config)
-        with suppress(StorageError):  # a follower reports it
-            await served.grow(store)
+        await served.grow(store)
         model, context = served.model, context_of(served.model.base.config)
         await asyncio.to_thread(require_own_answers, model, served.processor, context)
         # Requests and the scheduler's thread take turns in one interpreter. A turn lasts 5 ms by

@@ -17,7 +17,6 @@ from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.messages import AnswerPart, Prompt, Sampling
 from cmoe.serving.prompts import to_arrays
 from cmoe.serving.settings import EngineConfig, ServeConfig
-from cmoe.serving.store_follower import readable
 from cmoe.store.log import Store
 
 LONG = Sampling(60, temperature=5.0, seed=1)
@@ -53,7 +52,7 @@ def test_an_answer_goes_on_while_the_executor_grows_and_locates(
     store = copy_prefix(stores["front"], tmp_path / "store", 2)
 
     async def answers() -> None:
-        executor = await BuiltinExecutor.load(readable(store.url), ServeConfig(store.url))
+        executor = await BuiltinExecutor.load(Store.open(store.url), ServeConfig(store.url))
         assert executor.tasks == store.tasks
         (whole,) = await parts(executor, samples[0], 1, stream=False)
         assert (whole.finish, whole.task, whole.location) == ("length", 1, None)
@@ -90,7 +89,7 @@ def test_a_stuck_executor_says_why(stores: dict[str, Store]) -> None:
 
     async def answers() -> None:
         config = ServeConfig(store.url, engine=engine)
-        executor = await BuiltinExecutor.load(readable(store.url), config)
+        executor = await BuiltinExecutor.load(Store.open(store.url), config)
         assert executor.stuck() is None
         go_on = threading.Event()
         executor._scheduler.between(go_on.wait)
