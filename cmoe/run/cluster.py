@@ -23,7 +23,8 @@ def connect(address: str | None = None, **alone: Any) -> None:
 
     Args:
         address: As of `named_cluster`.
-        alone: Arguments of `ray.init` where it is started here; by itself without a dashboard.
+        alone: Arguments of `ray.init` where it is started here; by itself without a dashboard, and
+            all of its ports on loopback: nobody else joins it.
 
     Raises:
         RunError: The cluster that is named doesn't answer.
@@ -34,6 +35,7 @@ def connect(address: str | None = None, **alone: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if (named := named_cluster(address)) is None:
         here: dict[str, Any] = {"address": "local", "include_dashboard": False}
+        here["_node_ip_address"] = "127.0.0.1"
         ray.init(**here | alone | quiet)
         return
     try:

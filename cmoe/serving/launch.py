@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -17,7 +18,7 @@ from cmoe.modeling.pretrained import MissingModelError, load_config
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.serving.bases import base_of
 from cmoe.serving.engines.registry import DEFAULT, executor_class
-from cmoe.serving.gateway.keys import Keys, is_loopback
+from cmoe.serving.gateway.keys import LOCALHOST, Keys, is_loopback
 from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
@@ -25,7 +26,11 @@ from cmoe.store.log import Store
 if TYPE_CHECKING:
     from ray.serve import Application
 
-LOOPBACK = "localhost"
+LIMITED_PROXIES = (
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+    "cmoe.serving.gateway.proxy:set_limits",
+)
+"""The variable by which Ray's HTTP proxies keep our limits of headers, and its value."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def read_service(
 
 def is_this_machine(host: str) -> bool:
     """Whether a service that listens on a host is reached from this machine alone."""
-    return host == LOOPBACK or is_loopback(host)
+    return host == LOCALHOST or is_loopback(host)
 
 
 @contextmanager
@@ -167,6 +172,7 @@ def _cluster(service: Service) -> Iterator[None]:
     shared = named_cluster()
     if not shared:
         _require_port(service.http["host"], service.http["port"])
+        os.environ.setdefault(*LIMITED_PROXIES)  # before Ray is there: inherited
     connect()
     try:
         yield
