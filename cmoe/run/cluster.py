@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cmoe.common.errors import RunError
@@ -35,8 +37,8 @@ def connect(address: str | None = None, **alone: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if (named := named_cluster(address)) is None:
         here: dict[str, Any] = {"address": "local", "include_dashboard": False}
-        here["_node_ip_address"] = "127.0.0.1"
-        ray.init(**here | alone | quiet)
+        with _on_loopback():
+            ray.init(**here | alone | quiet)
         return
     try:
         ray.init(address=named, **quiet)
@@ -45,3 +47,25 @@ def connect(address: str | None = None, **alone: Any) -> None:
             f"no Ray cluster answers at {named} (cluster.address, or RAY_ADDRESS): {error}"
             f"{'' if TOKEN in os.environ else f'. If it asks for a token: {TOKEN}=token'}"
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """While Ray starts here, let it and its processes listen on loopback alone.
+
+    It listens on all addresses, and with it its metrics, unless it is told that no other machine
+    will join: by this variable, whatever the system is. An address given to `ray.init` doesn't do,
+    as Ray takes the network's one for 127.0.0.1.
+    """
+    from ray._private import ray_constants as constants
+
+    name, before = constants.ENABLE_RAY_CLUSTERS_ENV_VAR, constants.ENABLE_RAY_CLUSTER
+    said = os.environ.get(name)
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if said is not None:
+            os.environ[name] = said

@@ -1,8 +1,8 @@
-"""A process that decodes clients' pictures, and nothing else: `python -m cmoe.serving.gateway.decoder`.
+"""A process that decodes clients' pictures, and nothing else.
 
-It reads jobs from its standard input and writes results to its standard output, one behind the
-other. Whatever a picture does to it, it is this process that suffers: the kernel ends it when a
-picture's share of the CPU is spent, and refuses it memory beyond a limit.
+`python -m cmoe.serving.gateway.decoder` reads jobs from its standard input and writes results to
+its standard output, one behind the other. Whatever a picture does, this process alone suffers: the
+kernel ends it when a picture's share of the CPU is spent, and refuses it memory beyond a limit.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from PIL import Image
 
 from cmoe.data.image_limits import ImageLimits
 from cmoe.serving.gateway.decoder import JOB, RESULT, DecoderConfig
-from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.images import TOO_LARGE, bad
 from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.gateway.responses import too_busy
@@ -192,10 +191,10 @@ class _Decoder:
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
         with theirs:
-            self._process = subprocess.Popen(
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 [sys.executable, "-m", "cmoe.serving.gateway.decoder", config.to_json()],
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 env=_environment(),
             )
 

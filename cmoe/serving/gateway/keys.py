@@ -109,11 +109,13 @@ class Keys:
             )
 
 
+_HOST = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::\d*)?")
+
+
 def _without_port(host: str) -> str:
-    """The name or address in a `Host` header (RFC 9110, 7.2; RFC 3986, 3.2.2)."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The name or address in a `Host` header (RFC 9110, 7.2; RFC 3986, 3.2.2); empty for none."""
+    found = _HOST.fullmatch(host)
+    return (found["six"] or found["name"] or "") if found else ""
 
 
 def digest(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Limits of Ray's HTTP proxy: of what stands before a request's body, and of the time that it takes.
+"""Limits of Ray's HTTP proxy: how large a request's headers are, and how long they take.
 
 Ray's proxy and the gateway see a request once its headers are complete. Before that, uvicorn takes
 any number of bytes for any time. Ray calls `set_limits` where a proxy starts, if the variable
