@@ -25,6 +25,7 @@ from cmoe.serving.gateway.prompt_builder import PromptBuilder
 from cmoe.serving.gateway.replicas import Handle, Replicas, Route
 from cmoe.serving.gateway.responses import error_response, route_error, to_request_error
 from cmoe.serving.messages import Reply
+from cmoe.serving.replica_port import keep_on_loopback
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
 
@@ -53,6 +54,7 @@ class Gateway:
     def __init__(
         self, config: ServeConfig, keys: Keys, executor: Handle, locator: Handle | None
     ) -> None:
+        keep_on_loopback()
         self._limits = config.limits
         self._prompts = PromptBuilder(base_of(Store.follow(config.store), config), config.limits)
         self._replicas = Replicas(config, executor, locator)
