@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from cmoe.serving.gateway.keys import is_loopback
@@ -14,11 +15,11 @@ def keep_on_loopback() -> None:
     so: other nodes call it.
     """
     import ray
-    from ray.serve._private import replica
 
+    replica: Any = import_module("ray.serve._private.replica")
     if not is_loopback(ray.util.get_node_ip_address()):
         return
-    add: Any = replica.add_port_to_grpc_server
+    add = replica.add_port_to_grpc_server
 
     def add_here(server: Any, address: str) -> Any:
         return add(server, address.replace("[::]", "127.0.0.1"))
