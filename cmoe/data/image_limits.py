@@ -126,6 +126,8 @@ class ImageLimits:
         pixels: Of the picture; by default where Pillow itself refuses.
         side: Pixels that each side needs at least.
         processed: Pixels of the largest picture that the base's processor makes of it on its way.
+        work: Pixels that decoding goes over, each as often as it does; by default what 100 passes
+            over the largest picture are.
         formats: Of `FORMATS`.
         resizing: What the processor does; where the base isn't known, what LLaVA-1.5's own does.
     """
@@ -134,6 +136,7 @@ class ImageLimits:
     pixels: int = 178_956_970
     side: int = 1
     processed: int = 178_956_970
+    work: int = 17_895_697_000
     formats: tuple[str, ...] = FORMATS
     resizing: Resizing = Resizing(shortest=336, crop=336)
 

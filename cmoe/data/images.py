@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cmoe.common.errors import DataError
-from cmoe.data.image_headers import UnusableError, gif_size, usable
+from cmoe.data.image_headers import UnusableError, header_of
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.samples import StoredPicture, name_of
 
@@ -36,6 +36,22 @@ class ImageError(DataError):
 
 class ImageTooLargeError(ImageError):
     """A picture over a limit."""
+
+
+class TooMuchWorkError(ImageTooLargeError):
+    """A picture whose decoding goes over too many pixels.
+
+    Args:
+        name: What the error calls it.
+        work: Pixels that decoding goes over, each as often as it does.
+        limit: The most that it may go over.
+    """
+
+    def __init__(self, name: str, work: int, limit: int) -> None:
+        super().__init__(
+            f"{name} takes as much work to decode as {work:,} pixels; at most {limit:,}"
+        )
+        self.name, self.work = name, work
 
 
 # A picture's file
@@ -103,15 +119,17 @@ def open_image(data: bytes, limits: ImageLimits, name: str = PICTURE) -> Image.I
 
     Raises:
         ImageError: It is of no format that is read, damaged, or too small.
-        ImageTooLargeError: It is over a limit, or the base's processor would make too much of it.
+        ImageTooLargeError: It is over a limit, or the base's processor would make too much of it;
+            `TooMuchWorkError` where its decoding would take too long.
     """
     if len(data) > limits.file_bytes:
         raise _too_large_file(name, limits)
     with _decoding(name):
-        if size := gif_size(data):
-            _require_size(*size, limits, name)
+        header = header_of(data)
+        if header.size:
+            _require_size(*header.size, limits, name)
         try:
-            image = Image.open(io.BytesIO(usable(data)), formats=limits.formats)
+            image = Image.open(io.BytesIO(header.data), formats=limits.formats)
         except Image.DecompressionBombError as error:
             raise ImageTooLargeError(
                 f"{name} has many more pixels than {limits.pixels:,}"
@@ -121,7 +139,10 @@ def open_image(data: bytes, limits: ImageLimits, name: str = PICTURE) -> Image.I
             raise ImageError(
                 f"{name} can't be decoded: not a picture that can be read; formats are {formats}"
             ) from error
-    _require_size(*image.size, limits, name)
+    width, height = image.size
+    _require_size(width, height, limits, name)
+    if (work := header.work(width * height)) > limits.work:
+        raise TooMuchWorkError(name, work, limits.work)
     return image
 
 
@@ -255,6 +276,8 @@ def _decoding(name: str) -> Iterator[None]:
         raise
     except UnusableError as error:
         raise ImageError(f"{name} can't be used: {error}") from error
+    except MemoryError as error:
+        raise ImageTooLargeError(f"{name} can't be decoded: it needs too much memory") from error
     except Exception as error:  # decoders raise what they like
         reason = str(error) or type(error).__name__
         raise ImageError(f"{name} can't be decoded: it is damaged: {reason}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cmoe.common.errors import RunError
@@ -23,7 +25,8 @@ def connect(address: str | None = None, **alone: Any) -> None:
 
     Args:
         address: As of `named_cluster`.
-        alone: Arguments of `ray.init` where it is started here; by itself without a dashboard.
+        alone: Arguments of `ray.init` where it is started here; by itself without a dashboard, and
+            all of its ports on loopback: nobody else joins it.
 
     Raises:
         RunError: The cluster that is named doesn't answer.
@@ -34,7 +37,8 @@ def connect(address: str | None = None, **alone: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if (named := named_cluster(address)) is None:
         here: dict[str, Any] = {"address": "local", "include_dashboard": False}
-        ray.init(**here | alone | quiet)
+        with _on_loopback():
+            ray.init(**here | alone | quiet)
         return
     try:
         ray.init(address=named, **quiet)
@@ -43,3 +47,25 @@ def connect(address: str | None = None, **alone: Any) -> None:
             f"no Ray cluster answers at {named} (cluster.address, or RAY_ADDRESS): {error}"
             f"{'' if TOKEN in os.environ else f'. If it asks for a token: {TOKEN}=token'}"
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """While Ray starts here, let it and its processes listen on loopback alone.
+
+    It listens on all addresses, and with it its metrics, unless it is told that no other machine
+    will join: by this variable, whatever the system is. An address given to `ray.init` doesn't do,
+    as Ray takes the network's one for 127.0.0.1.
+    """
+    from ray._private import ray_constants as constants
+
+    name, before = constants.ENABLE_RAY_CLUSTERS_ENV_VAR, constants.ENABLE_RAY_CLUSTER
+    said = os.environ.get(name)
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if said is not None:
+            os.environ[name] = said

@@ -27,6 +27,7 @@ from cmoe.serving.gateway.http import Gateway
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.metrics import BOUNDS
 from cmoe.serving.messages import BEHIND, AnswerPart, AnswerRequest, Located, Prompt, Reply
+from cmoe.serving.replica_port import keep_on_loopback
 from cmoe.serving.served_model import ServedModel
 from cmoe.serving.settings import ServeConfig
 from cmoe.serving.store_follower import StoreFollower, open_store
@@ -39,6 +40,7 @@ class LocatorReplica:
     """Locates prompts by the frozen base up to the feature's layer and the bank of locators."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
+        keep_on_loopback()
         store = await open_store(config)
         self._model = await ServedModel.load(store, config)
         self._follower = await StoreFollower.start(store, self._model, config)
@@ -61,6 +63,7 @@ class ExecutorReplica:
     """Answers prompts with an executor, which it knows by its interface alone."""
 
     async def __init__(self, config: ServeConfig, executor: type[Executor]) -> None:  # type: ignore[misc]
+        keep_on_loopback()
         store = await open_store(config)
         try:
             self._executor = await executor.load(store, config)

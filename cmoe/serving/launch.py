@@ -18,7 +18,7 @@ from cmoe.modeling.pretrained import MissingModelError, load_config
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.serving.bases import base_of
 from cmoe.serving.engines.registry import DEFAULT, executor_class
-from cmoe.serving.gateway.keys import Keys, is_loopback
+from cmoe.serving.gateway.keys import LOCALHOST, Keys, is_loopback
 from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
@@ -30,7 +30,7 @@ LOOPBACK = "localhost"
 RAY = {
     # Three failed checks, and Ray starts another proxy. By itself it checks every ten seconds.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cmoe.serving.gateway.proxy_errors:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cmoe.serving.gateway.proxy:set_up",
 }
 """Variables of Ray Serve's that its processes need. A cluster's own are set where it is started."""
 
@@ -123,7 +123,7 @@ def read_service(
 
 def is_this_machine(host: str) -> bool:
     """Whether a service that listens on a host is reached from this machine alone."""
-    return host == LOOPBACK or is_loopback(host)
+    return host == LOCALHOST or is_loopback(host)
 
 
 @contextmanager

@@ -49,10 +49,13 @@ class AuthConfig:
             alone.
         keys_file: A file with the sha256 of a key in hex on each line; the rest is a comment.
             The variable `CMOE_API_KEYS` may hold further keys, separated by commas.
+        hosts: Names by which a service without keys may be asked, without ports, beside localhost
+            and this machine's loopback addresses. With keys, every name is taken.
     """
 
     required: bool = True
     keys_file: str | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,13 @@ def test_the_values_are_those_that_were_written(value: object) -> None:
     assert parse_yaml(yaml.safe_dump(value)) == value
 
 
+def test_a_key_that_stands_twice_among_very_many_is_found_at_once() -> None:
+    """A search for each of them would take hours."""
+    text = json.dumps({f"a{i}": 0 for i in range(200_000)})[:-1] + ', "a199999": 1}'
+    with pytest.raises(ValueError, match="'a199999' stands twice"):
+        parse_json(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -48,7 +48,11 @@ def saved(kind: str) -> bytes:
 
 
 BAD_REQUESTS: dict[str, tuple[Any, int, str]] = {
-    "a bomb": (showing(png(4, 4, claimed=(60_000, 60_000))), 400, "many more pixels than 250,000"),
+    "a bomb": (
+        showing(png(4, 4, claimed=(60_000, 60_000))),
+        400,
+        "60000 x 60000 pixels; at most 250,000",
+    ),
     "a smaller bomb": (showing(png(4, 4, claimed=(9000, 9000))), 400, "9000 x 9000 pixels"),
     "a picture over the limit": (showing(png(600, 600)), 400, "600 x 600 pixels; at most 250,000"),
     "a thin picture": (

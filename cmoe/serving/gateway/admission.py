@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from cmoe.serving.gateway.bodies import Bodies
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.keys import Keys
-from cmoe.serving.gateway.limits import DRAINED_BODIES, LimitsConfig
+from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.gateway.responses import to_request_error, too_busy
 
 
@@ -20,15 +22,18 @@ class Slot:
     """A request's slot among those in flight.
 
     Args:
+        body: The request's body; empty without one.
         deadline: When the answer must have ended, by the event loop's clock.
         on_free: Called once, when the slot is free again.
 
     Attributes:
+        body: As given.
+        deadline: As given.
         streaming: Whether a stream holds the slot, so that it stays taken when the route returns.
     """
 
-    def __init__(self, deadline: float, on_free: Callable[[], None]) -> None:
-        self.deadline, self.streaming = deadline, False
+    def __init__(self, body: bytes, deadline: float, on_free: Callable[[], None]) -> None:
+        self.body, self.deadline, self.streaming = body, deadline, False
         self._callbacks: list[Callable[[], object]] = [on_free]
 
     def on_free(self, call: Callable[[], object]) -> None:
@@ -57,7 +62,7 @@ class SlotStream(StreamingResponse):
 
 
 class Admission:
-    """What every request passes before its content is read.
+    """What every request passes before its content is looked at.
 
     Args:
         limits: The limits of a request, and of those in flight.
@@ -67,24 +72,23 @@ class Admission:
 
     def __init__(self, limits: LimitsConfig, keys: Keys, count: Callable[[int], None]) -> None:
         self._limits, self._keys, self._count = limits, keys, count
+        self._bodies = Bodies(limits)
         self._in_flight = 0
 
     @asynccontextmanager
     async def slot(self, request: Request) -> AsyncIterator[Slot]:
-        """A slot for as long as the body runs, up to the deadline.
+        """A slot for as long as the context runs, up to the deadline. The body is read before.
 
         Raises:
-            RequestError: The client may not ask, there is no slot, or the body raises an error.
+            RequestError: The client may not ask, the body is refused, there is no slot, or the
+                context raises an error.
         """
         slot: Slot | None = None
         try:
             self.require_key(request)
-            if self._in_flight >= self._limits.in_flight:
-                raise too_busy()
-            self._in_flight += 1
-            deadline = asyncio.get_running_loop().time() + self._limits.deadline_s
-            slot = Slot(deadline, self._freed)
-            async with asyncio.timeout_at(deadline):
+            self._require_room()
+            slot = self._take(await self._bodies.read(request))
+            async with asyncio.timeout_at(slot.deadline):
                 yield slot
         except Exception as error:
             told = to_request_error(error)
@@ -94,6 +98,24 @@ class Admission:
             if slot is not None and not slot.streaming:
                 slot.free()
 
+    def _require_room(self) -> None:
+        if self._in_flight >= self._limits.in_flight:
+            raise too_busy()
+
+    def _take(self, body: bytes) -> Slot:
+        """A slot for a request whose body was read; others may have come meanwhile."""
+        release = partial(self._bodies.release, body)
+        try:
+            self._require_room()
+        except RequestError:
+            release()
+            raise
+        self._in_flight += 1
+        deadline = asyncio.get_running_loop().time() + self._limits.deadline_s
+        slot = Slot(body, deadline, self._freed)
+        slot.on_free(release)
+        return slot
+
     def _freed(self) -> None:
         self._in_flight -= 1
 
@@ -102,26 +124,6 @@ class Admission:
         client = request.client.host if request.client else None
         self._keys.require(request.headers.get("authorization"), client)
 
-    async def body(self, request: Request) -> bytes:
-        """A request's body; reading stops where it is too large."""
-        limit = self._limits.body_bytes
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestError(415, f"content-type is {kind or 'missing'}; application/json")
-        declared = request.headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > DRAINED_BODIES * limit:
-            raise _too_large(limit)
-        body, size = bytearray(), 0
-        async for part in request.stream():
-            size += len(part)
-            if size <= limit:
-                body += part
-            elif size > DRAINED_BODIES * limit:
-                break
-        if size > limit:
-            raise _too_large(limit)
-        return bytes(body)
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError(413, f"the body is larger than {limit:,} bytes", code="body_too_large")
+    async def require_host(self, request: Request) -> None:
+        """Refuse a request for a name that isn't this service's, where no key is needed."""
+        self._keys.require_host(request.headers.getlist("host"))

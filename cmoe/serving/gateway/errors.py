@@ -42,4 +42,7 @@ class RequestError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 408:  # what is still to come isn't read
+            found["Connection"] = "close"
+        return found

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
 from ray.serve.metrics import Counter
@@ -25,6 +25,7 @@ from cmoe.serving.gateway.prompt_builder import PromptBuilder
 from cmoe.serving.gateway.replicas import Handle, Replicas, Route
 from cmoe.serving.gateway.responses import error_response, route_error, to_request_error
 from cmoe.serving.messages import Reply
+from cmoe.serving.replica_port import keep_on_loopback
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
 
@@ -53,6 +54,7 @@ class Gateway:
     def __init__(
         self, config: ServeConfig, keys: Keys, executor: Handle, locator: Handle | None
     ) -> None:
+        keep_on_loopback()
         self._limits = config.limits
         self._prompts = PromptBuilder(base_of(Store.follow(config.store), config), config.limits)
         self._replicas = Replicas(config, executor, locator)
@@ -66,7 +68,8 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the replica's own application."""
-        app = FastAPI(title="cmoe", docs_url=None, redoc_url=None, openapi_url=None)
+        known_host = Depends(self._admission.require_host)
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[known_host])
         app.add_exception_handler(RequestError, error_response)
         app.add_exception_handler(HTTPException, route_error)
         app.post("/v1/chat/completions")(self.complete)
@@ -85,7 +88,7 @@ class Gateway:
     async def complete(self, request: Request) -> Response:
         """A chat completion, whole or as a stream."""
         async with self._admission.slot(request) as slot:
-            chat = protocol.ChatRequest.read(await self._admission.body(request))
+            chat = protocol.ChatRequest.read(slot.body)
             task = protocol.named_task(chat)
             sampling = protocol.sampling(chat, self._limits)
             conversation = protocol.conversation(chat.messages, self._limits)
@@ -174,8 +177,8 @@ class Gateway:
 
     async def locate(self, request: Request) -> dict[str, Any]:
         """The posterior over tasks of a conversation."""
-        async with self._admission.slot(request):
-            messages = protocol.read_located(await self._admission.body(request))
+        async with self._admission.slot(request) as slot:
+            messages = protocol.read_located(slot.body)
             conversation = protocol.conversation(messages, self._limits)
             prompt, _ = await self._prompts.build(conversation, 1)
             located = await self._replicas.locate(prompt)

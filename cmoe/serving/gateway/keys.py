@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.settings import AuthConfig
 
 VARIABLE = "CMOE_API_KEYS"
+LOCALHOST = "localhost"
 
 
 class Keys:
@@ -21,10 +22,13 @@ class Keys:
 
     Args:
         digests: sha256 of every key, in hex; None needs no key, and lets only this machine ask.
+        hosts: Where no key is needed, the names by which the service may be asked, beside this
+            machine's own.
     """
 
-    def __init__(self, digests: Sequence[str] | None) -> None:
+    def __init__(self, digests: Sequence[str] | None, hosts: Collection[str] = ()) -> None:
         self._digests = digests
+        self._hosts = {LOCALHOST, *(host.lower() for host in hosts)}
 
     @classmethod
     def of(cls, config: AuthConfig, environment: Mapping[str, str] = os.environ) -> Keys:
@@ -34,7 +38,7 @@ class Keys:
             ValueError: The file can't be read, a line of it is no digest, or there is no key.
         """
         if not config.required:
-            return cls(None)
+            return cls(None, config.hosts)
         digests = [digest(key) for key in environment.get(VARIABLE, "").split(",") if key.strip()]
         if config.keys_file is not None:
             try:
@@ -80,6 +84,38 @@ class Keys:
         # All keys are compared, each in constant time: the time tells nothing about any key.
         if not sum(hmac.compare_digest(given, known) for known in self._digests):
             raise RequestError(401, "the API key isn't known here", code="invalid_api_key")
+
+    def require_host(self, hosts: Sequence[str]) -> None:
+        """Refuse a request that was sent to another name, where no key is needed.
+
+        A page of the web may let its own name stand for this machine's address (DNS rebinding); a
+        browser would then take the service's answers for the page's own.
+
+        Args:
+            hosts: The request's headers of that name.
+
+        Raises:
+            RequestError: There isn't exactly one, or it names another machine.
+        """
+        if self._digests is not None:
+            return
+        name = _without_port(hosts[0]).lower() if len(hosts) == 1 else ""
+        if name not in self._hosts and not is_loopback(name):
+            raise RequestError(
+                421,
+                f"without API keys this service is asked as {LOCALHOST} or 127.0.0.1, not as "
+                f"{name!r:.100}; auth.hosts lists further names",
+                code="host_not_allowed",
+            )
+
+
+_HOST = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::\d*)?")
+
+
+def _without_port(host: str) -> str:
+    """The name or address in a `Host` header (RFC 9110, 7.2; RFC 3986, 3.2.2); empty for none."""
+    found = _HOST.fullmatch(host)
+    return (found["six"] or found["name"] or "") if found else ""
 
 
 def digest(key: str) -> str:

@@ -12,6 +12,10 @@ MAX_ITEMS = 256
 """Items of any list in a body, whatever the settings are: a body can hold 100,000 times `{}`."""
 DRAINED_BODIES = 4
 """A body of up to so many times its limit is read and dropped, so that its sender hears why."""
+MAX_PARTS = 20_000
+"""Commas, colons and opening brackets of a body, beside as many as its text may have bytes."""
+HEAD_BYTES, HEAD_S = 32 * 2**10, 10.0
+"""Bytes of a request's line and headers, and seconds in which they must have come."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,20 @@ class LimitsConfig:
             of it when it pads it to a square or scales its shorter side up. A pixel takes three
             bytes when it is decoded, and more while it is prepared.
         picture_side: Pixels that each side of an image needs at least.
+        picture_work: Pixels that decoding an image may go over, each as often as it does, a
+            progressive JPEG's with every scan: 100 million take about a second.
+        picture_s: Seconds of the CPU that decoding an image may take; after that its decoder is
+            ended and replaced.
+        decoders: Processes that decode images of up to 20 million such pixels; one more decodes
+            larger ones.
         formats: Formats of images, as Pillow names them: all or some of JPEG, PNG, WEBP, GIF, BMP.
         hosts: Hosts from which images are fetched by URL; none by default. A host is reached only
             at public addresses, without redirects.
         fetch_s: Seconds that fetching an image may take.
+        body_s: Seconds in which a request's body must have come; after that it gets status 408.
+        bodies: Bodies that a gateway replica reads at a time. When there are more, the one that has
+            been on its way longest gets status 408.
+        bodies_bytes: Bytes of all bodies that are read or whose requests are in flight.
         in_flight: Requests that a gateway replica answers at a time; further ones get status 429.
         deadline_s: Seconds until an answer must have ended; after that it gets status 504.
     """
@@ -48,9 +62,15 @@ class LimitsConfig:
     picture_bytes: int = 8 * 2**20
     picture_pixels: int = 16_000_000
     picture_side: int = 2
+    picture_work: int = 400_000_000
+    picture_s: float = 6.0
+    decoders: int = 2
     formats: tuple[str, ...] = FORMATS
     hosts: tuple[str, ...] = ()
     fetch_s: float = 5.0
+    body_s: float = 10.0
+    bodies: int = 128
+    bodies_bytes: int = 384 * 2**20
     in_flight: int = 64
     deadline_s: float = 60.0
 
@@ -61,6 +81,11 @@ class LimitsConfig:
             raise ValueError(
                 f"limits.answer_default is {self.answer_default}; at most limits.answer_tokens, "
                 f"{self.answer_tokens}"
+            )
+        if self.bodies_bytes < self.body_bytes:
+            raise ValueError(
+                f"limits.bodies_bytes is {self.bodies_bytes:,}; at least limits.body_bytes, "
+                f"{self.body_bytes:,}"
             )
         if not self.formats or (other := sorted({*self.formats} - {*FORMATS})):
             raise ValueError(
@@ -76,5 +101,6 @@ class LimitsConfig:
             pixels=self.picture_pixels,
             side=self.picture_side,
             processed=self.picture_pixels,
+            work=self.picture_work,
             formats=self.formats,
         )

@@ -14,8 +14,9 @@ from cmoe.data.image_limits import limits_of
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
+from cmoe.serving.gateway.decoders import Decoders
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.images import decode, image_bytes, open_checked
+from cmoe.serving.gateway.images import fetch
 from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.gateway.protocol import Conversation
 from cmoe.serving.messages import Prompt
@@ -24,7 +25,7 @@ from cmoe.serving.prompts import to_arrays
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
-SMALL = 200_000  # pixels of an image, or bytes of its file, that take a few milliseconds
+SMALL = 200_000  # pixels that are prepared in a few milliseconds
 
 
 class CountedPrompt(NamedTuple):
@@ -47,7 +48,8 @@ class PromptBuilder:
         self._context = context_of(load_config(base.path, revision=base.revision))
         processor = load_processor(base.path, revision=base.revision, pad=base.pad)
         self._collator = Collator(processor, self._context, 1)
-        self._image_limits = limits_of(processor, limits.image)
+        image_limits = limits_of(processor, limits.image)
+        self._resizing, self._decoders = image_limits.resizing, Decoders(limits, image_limits)
 
     async def build(self, conversation: Conversation, answer_tokens: int) -> CountedPrompt:
         """The prompt of a conversation.
@@ -84,16 +86,15 @@ class PromptBuilder:
 
     async def _load_image(self, url: str) -> tuple[Image.Image, int]:
         """An image, and the pixels that the base's processor makes of it."""
-        data = await image_bytes(url, self._limits)
-        header = await _run(len(data), open_checked, data, self._image_limits)
-        pixels = self._image_limits.resizing.pixels(*header.size)
-        return await _run(pixels, decode, header), pixels
+        inline = url.startswith("data:")
+        picture = await self._decoders.decode(url if inline else await fetch(url, self._limits))
+        return picture, self._resizing.pixels(*picture.size)
 
 
-async def _run(size: int, call: Callable[..., T], *arguments: Any) -> T:
+async def _run(pixels: int, call: Callable[..., T], *arguments: Any) -> T:
     """Call in a thread where much is to be done; little is done at once, as handing it to a thread
     and back takes longer.
     """
-    if size > SMALL:
+    if pixels > SMALL:
         return await asyncio.to_thread(call, *arguments)
     return call(*arguments)

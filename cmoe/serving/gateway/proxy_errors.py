@@ -10,7 +10,6 @@ from http import HTTPStatus
 from http.client import responses
 
 from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmoe.serving.gateway.completion import event
@@ -21,11 +20,6 @@ OWN_ROUTES = "/-/"
 RETRY_S = 2
 """Seconds after which another gateway may answer; a new one is there after some seconds."""
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-def middlewares() -> list[Middleware]:
-    """What the proxy puts around itself (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH)."""
-    return [Middleware(ProxyErrors)]
 
 
 class ProxyErrors:
