@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.errors import RequestError, to_request_error, too_busy
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.limits import DRAINED_BODIES, LimitsConfig
-from cmoe.serving.gateway.responses import to_request_error, too_busy
 
 
 class Slot:
@@ -44,8 +43,8 @@ class Slot:
 class SlotStream(StreamingResponse):
     """Server-sent events that hold a slot until the last byte, or until the client has gone."""
 
-    def __init__(self, content: AsyncIterator[str], slot: Slot) -> None:
-        super().__init__(content, media_type="text/event-stream")
+    def __init__(self, content: AsyncIterator[str], slot: Slot, headers: Mapping[str, str]) -> None:
+        super().__init__(content, headers=headers, media_type="text/event-stream")
         self._slot = slot
         slot.streaming = True
 

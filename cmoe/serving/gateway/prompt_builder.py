@@ -14,10 +14,10 @@ from cmoe.data.image_limits import limits_of
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
+from cmoe.serving.gateway.conversation import Conversation, ImageUrl
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.images import decode, image_bytes, open_checked
 from cmoe.serving.gateway.limits import LimitsConfig
-from cmoe.serving.gateway.protocol import Conversation
 from cmoe.serving.messages import Prompt
 from cmoe.serving.prompts import to_arrays
 
@@ -28,10 +28,17 @@ SMALL = 200_000  # pixels of an image, or bytes of its file, that take a few mil
 
 
 class CountedPrompt(NamedTuple):
-    """A prompt, and its number of tokens."""
+    """A prompt.
+
+    Attributes:
+        prompt: The base's inputs.
+        tokens: Number of its tokens.
+        room: Tokens that the base's context leaves for an answer; at least 1.
+    """
 
     prompt: Prompt
     tokens: int
+    room: int
 
 
 class PromptBuilder:
@@ -49,45 +56,42 @@ class PromptBuilder:
         self._collator = Collator(processor, self._context, 1)
         self._image_limits = limits_of(processor, limits.image)
 
-    async def build(self, conversation: Conversation, answer_tokens: int) -> CountedPrompt:
+    async def build(self, conversation: Conversation) -> CountedPrompt:
         """The prompt of a conversation.
-
-        Args:
-            conversation: The conversation.
-            answer_tokens: The most tokens of its answer.
 
         Raises:
             RequestError: The image or a text can't be used, or the prompt is too long.
         """
-        image, pixels = None, 0
-        for url in conversation.image_urls:
-            image, pixels = await self._load_image(url)
+        for text in conversation.texts:
+            if told := self._collator.texts.wrong(text.text):
+                raise RequestError(400, f"the text {told}", code="invalid_text").about(text.at)
+        image, pixels, at = None, 0, conversation.at
+        for each in conversation.images:
+            image, pixels = await self._load_image(each)
         try:
             make = self._collator.conversation
             inputs = await _run(pixels, make, conversation.turns, image)
         except (ReservedTokenError, ConversationError) as error:
-            raise RequestError(400, str(error), code="invalid_text", param="messages") from error
+            raise RequestError(400, str(error), code="invalid_text").about(at) from error
         except ValueError as error:  # the processor's own, about whatever it met
             logger.warning("a prompt can't be prepared: %r", error)
-            raise RequestError(400, "the prompt can't be prepared", param="messages") from error
+            raise RequestError(400, "the prompt can't be prepared").about(at) from error
         tokens = inputs["input_ids"].shape[1]
-        limit = min(self._limits.prompt_tokens, self._context - answer_tokens)
+        limit = min(self._limits.prompt_tokens, self._context - 1)
         if tokens > limit:
-            raise RequestError(
-                400,
-                f"the prompt has {tokens} tokens; with an answer of up to {answer_tokens} at most "
-                f"{limit}",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return CountedPrompt(to_arrays(inputs), tokens)
+            told = f"the prompt has {tokens} tokens; with an answer of one token at most {limit}"
+            raise RequestError(400, told, code="context_length_exceeded").about(at)
+        return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens)
 
-    async def _load_image(self, url: str) -> tuple[Image.Image, int]:
+    async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:
         """An image, and the pixels that the base's processor makes of it."""
-        data = await image_bytes(url, self._limits)
-        header = await _run(len(data), open_checked, data, self._image_limits)
-        pixels = self._image_limits.resizing.pixels(*header.size)
-        return await _run(pixels, decode, header), pixels
+        try:
+            data = await image_bytes(image.url, self._limits)
+            header = await _run(len(data), open_checked, data, self._image_limits)
+            pixels = self._image_limits.resizing.pixels(*header.size)
+            return await _run(pixels, decode, header), pixels
+        except RequestError as error:
+            raise error.about(image.at) from error
 
 
 async def _run(size: int, call: Callable[..., T], *arguments: Any) -> T:
