@@ -48,7 +48,7 @@ from cmoe.serving.gateway.protocol import (
 )
 from cmoe.serving.messages import Finish
 
-WHOLE = f"{KEPT}, so that `input` has the whole conversation"
+WHOLE = f"{KEPT} and `input` has the whole conversation"
 NO_REASONING = "the model answers without reasoning first"
 UNSUPPORTED_FIELDS: Mapping[str, Unsupported] = {
     **UNSUPPORTED,
@@ -108,7 +108,8 @@ def _item(value: Any, at: str) -> Message:
     if not isinstance(value, dict):
         wrong(at, f"is {kind_of(value)}; an object, a message")
     if value.get("type", "message") not in ("message", None):
-        why = f"; {WHOLE}" if value["type"] == "item_reference" else ""
+        reference = value["type"] == "item_reference"
+        why = f", as {WHOLE}: with store false, clients send it" if reference else ""
         wrong(f"{at}.type", f"is {shown(value['type'])}; message{why}")
     readers = {
         "type": text,
