@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install browser stream compare serve test test-fast chaos check format bench base small docs clean
+.PHONY: install browser clients stream compare serve test test-fast chaos check format bench base small docs clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 browser:
 	command -v chromium || command -v google-chrome || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+
+# Clients that tests/clients has scripts for, in their pinned versions and beside everything else;
+# without them their tests are skipped. Those in JavaScript need Node 20 or newer with npm.
+CLIENTS := tests/clients
+clients: $(CLIENTS)/.venv/.installed $(CLIENTS)/node_modules/.installed
+
+$(CLIENTS)/.venv/.installed: $(CLIENTS)/requirements.txt
+	test -x $(CLIENTS)/.venv/bin/python || $(PYTHON) -m venv $(CLIENTS)/.venv
+	$(CLIENTS)/.venv/bin/python -m pip install --quiet --no-deps -r $<
+	touch $@
+
+$(CLIENTS)/node_modules/.installed: $(CLIENTS)/package-lock.json
+	npm ci --prefix $(CLIENTS) --no-audit --no-fund --silent
+	touch $@
 
 stream: install
 	$(BIN)/cmoe run --config coin_mini
@@ -69,4 +83,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS)/.venv $(CLIENTS)/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

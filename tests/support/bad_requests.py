@@ -101,7 +101,6 @@ BAD_REQUESTS: dict[str, tuple[Any, int, str]] = {
         "must be a user's",
     ),
     "no question": ([{"role": "user", "content": " "}], 400, "question is empty"),
-    "two users": ([{"role": "user", "content": "a"}] * 2, 400, "take turns"),
     "an unknown role": ([{"role": "tool", "content": "a"}], 400, "messages.0.role"),
     "an unknown part": ([{"role": "user", "content": [{"type": "audio"}]}], 400, "messages.0"),
     "an argument of the processor": (

@@ -60,8 +60,12 @@ class ServiceClient:
         return self._request("POST", path, body, {k: v for k, v in sent.items() if v})
 
     def get(self, path: str) -> tuple[int, Any]:
-        status, found, _ = self._request("GET", path, None, {"Authorization": f"Bearer {self.key}"})
+        status, found, _ = self.request("GET", path)
         return status, found
+
+    def request(self, method: str, path: str) -> Response:
+        """Send a request without a body."""
+        return self._request(method, path, None, {"Authorization": f"Bearer {self.key}"})
 
     def _request(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Response:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
@@ -146,10 +150,10 @@ def answer_alone(
 
 
 def answer_to(
-    model: GrowingVLM, inputs: dict[str, Tensor], task: str | None = None
+    model: GrowingVLM, inputs: dict[str, Tensor], task: str | None = None, tokens: int = TOKENS
 ) -> tuple[str, str | None]:
     """The same for a prompt."""
-    found = model.generate(inputs, task, max_new_tokens=TOKENS, do_sample=False)
+    found = model.generate(inputs, task, max_new_tokens=tokens, do_sample=False)
     new = found.sequences[:, inputs["input_ids"].shape[1] :]
     (text,) = collator().tokenizer.batch_decode(new, skip_special_tokens=True)
     (by,) = found.tasks

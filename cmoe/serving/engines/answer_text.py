@@ -12,7 +12,8 @@ class AnswerText:
     """The text of an answer's tokens, up to where it stops.
 
     Held back is what may still change: a part of a character, white space at the end, and the
-    beginning of a stop text. So the parts together are the whole answer, stripped.
+    beginning of a stop text. So the parts together are the whole answer, stripped. Stop texts are
+    looked for in what the client gets, where no white space stands in front.
 
     Args:
         tokenizer: The base's.
@@ -34,11 +35,11 @@ class AnswerText:
         self.ids.append(token)
         if not self._stop:
             return False
-        return self._stopped(self._decode()) is not None
+        return self._stopped(self._decode().lstrip()) is not None
 
     def take_part(self, *, final: bool) -> str:
         """The text that is certain by now, without what was taken before."""
-        text = self._decode()
+        text = self._decode().lstrip()
         if (start := self._stopped(text)) is not None:
             text = text[:start]
         elif not final:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -12,10 +12,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cmoe.serving.gateway.bodies import Bodies
-from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.errors import RequestError, to_request_error, too_busy
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.limits import LimitsConfig
-from cmoe.serving.gateway.responses import to_request_error, too_busy
 
 
 class Slot:
@@ -49,8 +48,8 @@ class Slot:
 class SlotStream(StreamingResponse):
     """Server-sent events that hold a slot until the last byte, or until the client has gone."""
 
-    def __init__(self, content: AsyncIterator[str], slot: Slot) -> None:
-        super().__init__(content, media_type="text/event-stream")
+    def __init__(self, content: AsyncIterator[str], slot: Slot, headers: Mapping[str, str]) -> None:
+        super().__init__(content, headers=headers, media_type="text/event-stream")
         self._slot = slot
         slot.streaming = True
 

@@ -6,9 +6,8 @@ import asyncio
 
 from fastapi import Request
 
-from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.errors import RequestError, too_busy
 from cmoe.serving.gateway.limits import DRAINED_BODIES, MAX_PARTS, LimitsConfig
-from cmoe.serving.gateway.responses import too_busy
 
 MARKS = b"{[,:"  # of JSON's parts
 

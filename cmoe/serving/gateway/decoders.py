@@ -23,9 +23,9 @@ from PIL import Image
 
 from cmoe.data.image_limits import ImageLimits
 from cmoe.serving.gateway.decoder import JOB, RESULT, DecoderConfig
+from cmoe.serving.gateway.errors import too_busy
 from cmoe.serving.gateway.images import TOO_LARGE, bad
 from cmoe.serving.gateway.limits import LimitsConfig
-from cmoe.serving.gateway.responses import too_busy
 
 SMALL_WORK, SMALL_S = 20_000_000, 1.5
 """Pixels that decoding a small picture goes over, and seconds of the CPU that it may take."""

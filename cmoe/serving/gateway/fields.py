@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from cmoe.common.nearest import did_you_mean, listed, near
 from cmoe.common.parsing import parse_json
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.limits import MAX_ITEMS
+from cmoe.serving.gateway.limits import MAX_ITEMS, MAX_LABELS
 
 T = TypeVar("T")
 Read = Callable[[Any, str], T]
@@ -126,14 +126,15 @@ def number(least: float, most: float) -> Read[float]:
     return read
 
 
-def whole(least: int, most: int) -> Read[int]:
+def whole(least: int, most: int | None = None) -> Read[int]:
     def read(value: Any, at: str) -> int:
         if isinstance(value, float) and value.is_integer():  # JSON has one kind of number
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             wrong(at, f"is {shown(value)}; a whole number")
-        if not least <= value <= most:
-            wrong(at, f"is {shown(value)}; {least} to {most}")
+        if value < least or (most is not None and value > most):
+            bound = f"at least {least}" if most is None else f"{least} to {most}"
+            wrong(at, f"is {shown(value)}; {bound}")
         return value
 
     return read
@@ -147,6 +148,25 @@ def one_of(*options: str) -> Read[str]:
         return value
 
     return read
+
+
+def labels(value: Any, at: str) -> dict[str, str]:
+    """Names that a client gives: an object of strings."""
+    if not isinstance(value, dict):
+        wrong(at, f"is {kind_of(value)}; an object of strings")
+    if len(value) > MAX_LABELS:
+        wrong(at, f"has {len(value):,} keys; at most {MAX_LABELS}")
+    return {text(key, at): text(each, f"{at}.{key:.{SHOWN}}") for key, each in value.items()}
+
+
+def asks(read: Read[Any], *neutral: Any) -> Read[bool]:
+    """A reader of a field that isn't heeded: whether its value asks for something."""
+
+    def read_one(value: Any, at: str) -> bool:
+        found = read(value, at)
+        return not any(_same(found, each) for each in neutral)
+
+    return read_one
 
 
 def many(read: Read[T], least: int = 1, most: int = MAX_ITEMS) -> Read[list[T]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,28 @@ from ray.serve.metrics import Counter
 from starlette.exceptions import HTTPException
 
 from cmoe.serving.bases import base_of
-from cmoe.serving.gateway import protocol
 from cmoe.serving.gateway.admission import Admission, SlotStream
-from cmoe.serving.gateway.completion import DONE, Completion, event
-from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.chat import ChatRequest, read_located
+from cmoe.serving.gateway.conversation import conversation
+from cmoe.serving.gateway.errors import (
+    RequestError,
+    error_response,
+    route_error,
+    to_request_error,
+)
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.metrics import exposition
 from cmoe.serving.gateway.prompt_builder import PromptBuilder
+from cmoe.serving.gateway.protocol import (
+    Answer,
+    GenerationRequest,
+    Usage,
+    model_names,
+    no_model,
+    warning,
+)
 from cmoe.serving.gateway.replicas import Handle, Replicas, Route
-from cmoe.serving.gateway.responses import error_response, route_error, to_request_error
+from cmoe.serving.gateway.responses import ResponseRequest
 from cmoe.serving.messages import Reply
 from cmoe.serving.replica_port import keep_on_loopback
 from cmoe.serving.settings import ServeConfig
@@ -73,6 +87,7 @@ class Gateway:
         app.add_exception_handler(RequestError, error_response)
         app.add_exception_handler(HTTPException, route_error)
         app.post("/v1/chat/completions")(self.complete)
+        app.post("/v1/responses")(self.respond)
         app.post("/v1/locate")(self.locate)
         app.get("/v1/models")(self.models)
         app.get("/v1/models/{name}")(self.model)
@@ -87,24 +102,38 @@ class Gateway:
 
     async def complete(self, request: Request) -> Response:
         """A chat completion, whole or as a stream."""
+        return await self._generate(request, ChatRequest)
+
+    async def respond(self, request: Request) -> Response:
+        """A response, whole or as a stream."""
+        return await self._generate(request, ResponseRequest)
+
+    async def _generate(self, request: Request, kind: type[GenerationRequest]) -> Response:
+        """An answer in one of the two protocols."""
         async with self._admission.slot(request) as slot:
-            chat = protocol.ChatRequest.read(slot.body)
-            task = protocol.named_task(chat)
-            sampling = protocol.sampling(chat, self._limits)
-            conversation = protocol.conversation(chat.messages, self._limits)
-            prompt, tokens = await self._prompts.build(conversation, sampling.max_tokens)
+            asked = kind.read(slot.body, self._limits)
+            task, headers = asked.task, warning(asked.ignored)
+            made = conversation(asked.messages, self._limits, kind.MESSAGES)
+            prompt, tokens, room = await self._prompts.build(made)
+            most = min(asked.sampling.max_tokens, room)
+            sampling = replace(asked.sampling, max_tokens=most)
             route = await self._replicas.route(prompt, task, sampling)
-            if not chat.stream:
-                answer = self._replicas.answer(route.request)
-                slot.on_free(answer.cancel)
-                reply = await self._checked(await answer)
-                return self._whole(chat, tokens, route, reply)
+            if not asked.stream:
+                whole = self._replicas.answer(route.request)
+                slot.on_free(whole.cancel)
+                reply = await self._checked(await whole)
+                answer, part = self._answer(asked, route, reply), reply.part
+                self._count(200, answer.task)
+                assert part.finish is not None
+                values = answer.whole(part.text, part.finish, Usage(tokens, part.tokens))
+                return JSONResponse(values, headers=headers)
             replies = self._replicas.stream(route.request)
             slot.on_free(replies.cancel)
             # A failure before the first part still gets its own status.
             first = await self._checked(await anext(aiter(replies)))
-            events = self._events(chat, tokens, route, first, replies, slot.deadline)
-            return SlotStream(events, slot)
+            answer = self._answer(asked, route, first)
+            events = self._events(answer, tokens, first, replies, slot.deadline)
+            return SlotStream(events, slot, headers)
 
     async def _checked(self, reply: Reply) -> Reply:
         """A reply without a failure, and with names for the tasks in its location."""
@@ -112,26 +141,17 @@ class Gateway:
         _require_success(reply)
         return reply
 
-    def _whole(
-        self, chat: protocol.ChatRequest, tokens: int, route: Route, reply: Reply
-    ) -> Response:
-        completion, part = self._completion(chat, route, reply), reply.part
-        self._count(200, completion.task)
-        assert part.finish is not None
-        return JSONResponse(completion.whole(part.text, part.finish, tokens, part.tokens))
-
     async def _events(
         self,
-        chat: protocol.ChatRequest,
-        tokens: int,
-        route: Route,
+        answer: Answer,
+        prompt: int,
         first: Reply,
         replies: AsyncIterator[Reply],
         deadline: float,
     ) -> AsyncIterator[str]:
         """Server-sent events. A failure after the first is an event: the status has been sent."""
-        completion, part = self._completion(chat, route, first), first.part
-        yield completion.chunk(part.text, None, first=True)
+        part = first.part
+        yield answer.begin(part.text)
         status = 499  # the client left, unless the answer comes to an end
         try:
             async with asyncio.timeout_at(deadline):
@@ -140,23 +160,20 @@ class Gateway:
                     _require_success(reply)
                     part = reply.part
                     if part.text and not part.finish:
-                        yield completion.chunk(part.text, None, first=False)
+                        yield answer.add(part.text)
             status = 200
         except Exception as error:
             told = to_request_error(error)
             status = told.status
-            yield event(told.body())
+            yield answer.fail(told)
             return
         finally:
-            self._count(status, completion.task)
+            self._count(status, answer.task)
         text = "" if part is first.part else part.text
-        yield completion.chunk(text, part.finish, first=False)
-        if chat.usage:
-            yield completion.spent(tokens, part.tokens)
-        yield DONE
+        yield answer.end(text, part.finish, Usage(prompt, part.tokens))
 
-    def _completion(self, chat: protocol.ChatRequest, route: Route, reply: Reply) -> Completion:
-        """The completion's frame: which task answers, and how it was found."""
+    def _answer(self, asked: GenerationRequest, route: Route, reply: Reply) -> Answer:
+        """What writes the answer: it knows which task answers, and how that was found."""
         version, location = reply.version, reply.part.location
         if route.located is not None:
             version, location = route.located.version, route.located.location
@@ -173,15 +190,14 @@ class Gateway:
         elif route.request.task is not None:
             found["task"] = name(route.request.task)
         found["store_version"] = version
-        return Completion(chat.model, version, found, counted=chat.usage)
+        return asked.answer(version, found)
 
     async def locate(self, request: Request) -> dict[str, Any]:
         """The posterior over tasks of a conversation."""
         async with self._admission.slot(request) as slot:
-            messages = protocol.read_located(slot.body)
-            conversation = protocol.conversation(messages, self._limits)
-            prompt, _ = await self._prompts.build(conversation, 1)
-            located = await self._replicas.locate(prompt)
+            messages = read_located(slot.body)
+            made = await self._prompts.build(conversation(messages, self._limits))
+            located = await self._replicas.locate(made.prompt)
             location, name = located.location, self._replicas.task_name
             names = await self._replicas.task_names(len(location.scores))
             rows = zip(names, location.posterior, location.scores, strict=False)
@@ -202,14 +218,14 @@ class Gateway:
     async def models(self, request: Request) -> dict[str, Any]:
         """`cmoe`, which locates, and one model for each task."""
         async with self._admission.slot(request):
-            names = protocol.model_names(await self._replicas.latest_tasks())
+            names = model_names(await self._replicas.latest_tasks())
             return {"object": "list", "data": [_model(name) for name in names]}
 
     async def model(self, request: Request, name: str) -> dict[str, Any]:
         async with self._admission.slot(request):
             tasks = await self._replicas.latest_tasks()
-            if name not in protocol.model_names(tasks):
-                raise protocol.no_model(name, tasks)
+            if name not in model_names(tasks):
+                raise no_model(name, tasks)
             return _model(name)
 
     # Operation
@@ -249,7 +265,7 @@ class Gateway:
 
     async def examples(self) -> list[dict[str, str]]:
         """Images and questions of the mini CoIN, one of each task."""
-        from cmoe.serving.gateway.examples import examples
+        from cmoe.serving.examples import examples
 
         return await asyncio.to_thread(examples)
 

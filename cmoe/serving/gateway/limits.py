@@ -10,6 +10,7 @@ from cmoe.data.image_limits import FORMATS, ImageLimits
 MAX_STOPS, MAX_STOP_LENGTH = 4, 64  # texts that end an answer, and characters of each
 MAX_ITEMS = 256
 """Items of any list in a body, whatever the settings are: a body can hold 100,000 times `{}`."""
+MAX_LABELS = 16  # of a request's `metadata`, as OpenAI allows
 DRAINED_BODIES = 4
 """A body of up to so many times its limit is read and dropped, so that its sender hears why."""
 MAX_PARTS = 20_000
@@ -28,7 +29,7 @@ class LimitsConfig:
         text_bytes: Bytes of all texts of a conversation together, in UTF-8.
         prompt_tokens: Tokens of a prompt, the image's included; with the answer's tokens never more
             than the base's context.
-        answer_tokens: Tokens of an answer that a request may ask for.
+        answer_tokens: Tokens of an answer; a request that asks for more gets so many.
         answer_default: Tokens of an answer where the request doesn't say.
         picture_bytes: Bytes of an image's file.
         picture_pixels: Pixels of an image, and of the largest one that the base's processor makes

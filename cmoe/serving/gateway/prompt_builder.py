@@ -14,11 +14,11 @@ from cmoe.data.image_limits import limits_of
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
+from cmoe.serving.gateway.conversation import Conversation, ImageUrl
 from cmoe.serving.gateway.decoders import Decoders
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.images import fetch
 from cmoe.serving.gateway.limits import LimitsConfig
-from cmoe.serving.gateway.protocol import Conversation
 from cmoe.serving.messages import Prompt
 from cmoe.serving.prompts import to_arrays
 
@@ -29,10 +29,17 @@ SMALL = 200_000  # pixels that are prepared in a few milliseconds
 
 
 class CountedPrompt(NamedTuple):
-    """A prompt, and its number of tokens."""
+    """A prompt.
+
+    Attributes:
+        prompt: The base's inputs.
+        tokens: Number of its tokens.
+        room: Tokens that the base's context leaves for an answer; at least 1.
+    """
 
     prompt: Prompt
     tokens: int
+    room: int
 
 
 class PromptBuilder:
@@ -51,43 +58,41 @@ class PromptBuilder:
         image_limits = limits_of(processor, limits.image)
         self._resizing, self._decoders = image_limits.resizing, Decoders(limits, image_limits)
 
-    async def build(self, conversation: Conversation, answer_tokens: int) -> CountedPrompt:
+    async def build(self, conversation: Conversation) -> CountedPrompt:
         """The prompt of a conversation.
-
-        Args:
-            conversation: The conversation.
-            answer_tokens: The most tokens of its answer.
 
         Raises:
             RequestError: The image or a text can't be used, or the prompt is too long.
         """
-        image, pixels = None, 0
-        for url in conversation.image_urls:
-            image, pixels = await self._load_image(url)
+        for text in conversation.texts:
+            if told := self._collator.texts.wrong(text.text):
+                raise RequestError(400, f"the text {told}", code="invalid_text").about(text.at)
+        image, pixels, at = None, 0, conversation.at
+        for each in conversation.images:
+            image, pixels = await self._load_image(each)
         try:
             make = self._collator.conversation
             inputs = await _run(pixels, make, conversation.turns, image)
         except (ReservedTokenError, ConversationError) as error:
-            raise RequestError(400, str(error), code="invalid_text", param="messages") from error
+            raise RequestError(400, str(error), code="invalid_text").about(at) from error
         except ValueError as error:  # the processor's own, about whatever it met
             logger.warning("a prompt can't be prepared: %r", error)
-            raise RequestError(400, "the prompt can't be prepared", param="messages") from error
+            raise RequestError(400, "the prompt can't be prepared").about(at) from error
         tokens = inputs["input_ids"].shape[1]
-        limit = min(self._limits.prompt_tokens, self._context - answer_tokens)
+        limit = min(self._limits.prompt_tokens, self._context - 1)
         if tokens > limit:
-            raise RequestError(
-                400,
-                f"the prompt has {tokens} tokens; with an answer of up to {answer_tokens} at most "
-                f"{limit}",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return CountedPrompt(to_arrays(inputs), tokens)
+            told = f"the prompt has {tokens} tokens; with an answer of one token at most {limit}"
+            raise RequestError(400, told, code="context_length_exceeded").about(at)
+        return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens)
 
-    async def _load_image(self, url: str) -> tuple[Image.Image, int]:
+    async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:
         """An image, and the pixels that the base's processor makes of it."""
-        inline = url.startswith("data:")
-        picture = await self._decoders.decode(url if inline else await fetch(url, self._limits))
+        inline = image.url.startswith("data:")
+        try:
+            data = image.url if inline else await fetch(image.url, self._limits)
+            picture = await self._decoders.decode(data)
+        except RequestError as error:
+            raise error.about(image.at) from error
         return picture, self._resizing.pixels(*picture.size)
 
 

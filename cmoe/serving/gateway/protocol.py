@@ -1,140 +1,46 @@
-"""Requests for OpenAI's chat completions, as far as a store can answer them.
+"""What OpenAI's two protocols share, chat completions (`chat`) and responses (`responses`).
 
-A request is checked here field by field; its image is checked in `images`.
+Both read a body into a `GenerationRequest`: who answers, what was said, and how the answer is
+sampled. Its `answer` then writes what the service says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from math import inf
+from secrets import token_hex
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from cmoe.common.nearest import did_you_mean, near
-from cmoe.data.batches import ChatTurn
+from cmoe.serving.gateway.conversation import Message
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.fields import (
+    Read,
     Unsupported,
+    asks,
     body_of,
     fields,
     flag,
-    kind_of,
+    labels,
     many,
     number,
-    one_of,
     text,
     whole,
     wrong,
 )
 from cmoe.serving.gateway.limits import MAX_STOP_LENGTH, MAX_STOPS, LimitsConfig
-from cmoe.serving.messages import Sampling
+from cmoe.serving.messages import Finish, Sampling
 
 MODEL = "cmoe"
+PAD = 64  # characters: the data of an obfuscated event have a multiple of these
 
-_TOOLS = "the model calls no tools"
-_CHANCES = "chances of tokens aren't given"
-_KEPT = "no answer is kept"
-UNSUPPORTED_FIELDS: Mapping[str, Unsupported] = {
-    "n": Unsupported("a request has one answer", (1,)),
-    "frequency_penalty": Unsupported("no token is penalised", (0,)),
-    "presence_penalty": Unsupported("no token is penalised", (0,)),
-    "logit_bias": Unsupported("no token is preferred", ({},)),
-    "logprobs": Unsupported(_CHANCES, (False,)),
-    "top_logprobs": Unsupported(_CHANCES, (0,)),
-    "response_format": Unsupported("an answer is plain text", ({"type": "text"},)),
-    "modalities": Unsupported("an answer is plain text", (["text"],)),
-    "audio": Unsupported("an answer is plain text"),
-    "tools": Unsupported(_TOOLS, ([],)),
-    "tool_choice": Unsupported(_TOOLS, ("none", "auto")),
-    "parallel_tool_calls": Unsupported(_TOOLS, (True, False)),
-    "functions": Unsupported(_TOOLS, ([],)),
-    "function_call": Unsupported(_TOOLS, ("none", "auto")),
-    "web_search_options": Unsupported("the model doesn't search the web"),
-    "reasoning_effort": Unsupported("the model answers without reasoning first", ("none",)),
-    "verbosity": Unsupported("answers have one style", ("medium",)),
-    "prediction": Unsupported("answers aren't predicted"),
-    "moderation": Unsupported("nothing is moderated"),
-    "store": Unsupported(_KEPT, (False,)),
-    "metadata": Unsupported(_KEPT, ({},)),
-    "service_tier": Unsupported("all requests are served alike", ("auto", "default")),
-    "prompt_cache_options": Unsupported("no prompt is kept", ({}, {"mode": "implicit"})),
-    "prompt_cache_retention": Unsupported("no prompt is kept", ("in_memory",)),
-}
-"""Fields of OpenAI's that aren't supported, with the values that change nothing and are taken."""
-
-UNSUPPORTED_IN_MESSAGES: Mapping[str, Unsupported] = {
-    "refusal": Unsupported("refusals aren't read", ("",)),
-    "annotations": Unsupported("annotations aren't read", ([],)),
-    "audio": Unsupported("audio isn't heard"),
-    "tool_calls": Unsupported(_TOOLS, ([],)),
-    "function_call": Unsupported(_TOOLS),
-    "parsed": Unsupported("an answer is plain text"),
-    "reasoning": Unsupported("reasoning isn't read", ("",)),
-    "reasoning_content": Unsupported("reasoning isn't read", ("",)),
-}
-"""Such fields of messages, as clients send answers back."""
+# Requests
 
 
-class ImageUrl(NamedTuple):
-    """An image in a message."""
-
-    url: str
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message: texts and images, in their order."""
-
-    role: str
-    parts: tuple[str | ImageUrl, ...]
-
-
-def _image_url(value: Any, at: str) -> ImageUrl:
-    readers = {"url": text, "detail": one_of("auto", "low", "high")}
-    if isinstance(value, str):
-        wrong(at, 'is a string; an object, {"url": ...}')
-    return ImageUrl(fields(value, at, readers, needed=["url"])["url"])
-
-
-_PARTS: Mapping[str, Any] = {"text": text, "image_url": _image_url}
-
-
-def _part(value: Any, at: str) -> str | ImageUrl:
-    if not isinstance(value, dict):
-        wrong(at, f"is {kind_of(value)}; an object with type, text or image_url")
-    if value.get("type") is None:
-        wrong(f"{at}.type", "is missing; text or image_url")
-    kind = one_of(*_PARTS)(value["type"], f"{at}.type")
-    readers = {"type": text, kind: _PARTS[kind]}
-    part: str | ImageUrl = fields(value, at, readers, needed=[kind])[kind]
-    return part
-
-
-def _content(value: Any, at: str) -> tuple[str | ImageUrl, ...]:
-    if isinstance(value, str):
-        return (text(value, at),)
-    if not isinstance(value, list):
-        wrong(at, f"is {kind_of(value)}; a string, or a list of parts")
-    return tuple(many(_part)(value, at))
-
-
-def _message(value: Any, at: str) -> Message:
-    readers = {
-        "role": one_of("system", "developer", "user", "assistant"),
-        "content": _content,
-        "name": text,
-    }
-    found = fields(value, at, readers, needed=["role"], unsupported=UNSUPPORTED_IN_MESSAGES)
-    if found["role"] == "assistant":  # who may have said nothing
-        found.setdefault("content", ("",))
-    if "content" not in found:
-        wrong(f"{at}.content", "is missing")
-    return Message(found["role"], found["content"])
-
-
-_messages = many(_message)
-
-
-def _stop(value: Any, at: str) -> tuple[str, ...]:
+def stops(value: Any, at: str) -> tuple[str, ...]:
     if isinstance(value, str):
         value, paths = [value], [at]
     else:
@@ -146,197 +52,209 @@ def _stop(value: Any, at: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _wants_usage(value: Any, at: str) -> bool:
-    """Whether a stream is to end with its usage."""
-    unsupported = {"include_obfuscation": Unsupported("events aren't padded", (False,))}
-    return bool(
-        fields(value, at, {"include_usage": flag}, unsupported=unsupported).get("include_usage")
-    )
+IGNORED: Mapping[str, Read[bool]] = {
+    "top_k": asks(whole(-1), -1, 0),
+    "min_p": asks(number(0, 1), 0),
+    "repetition_penalty": asks(number(0, inf), 1),
+    "length_penalty": asks(number(-inf, inf), 1),
+    "use_beam_search": asks(flag, False),
+    "min_tokens": asks(whole(0), 0),
+    "ignore_eos": asks(flag, False),
+    "stop_token_ids": asks(many(whole(0), least=0), []),
+    "allowed_token_ids": asks(many(whole(0), least=0)),
+    "bad_words": asks(many(text, least=0), []),
+    "include_stop_str_in_output": asks(flag, False),
+    "skip_special_tokens": asks(flag, True),
+    "spaces_between_special_tokens": asks(flag, True),
+    "truncate_prompt_tokens": asks(whole(-1), -1),
+    "priority": asks(whole(-(2**63)), 0),
+}
+"""vLLM's fields of sampling that no executor has: they are read, and named in a header."""
 
-
-_FIELDS: Mapping[str, Any] = {
+FIELDS: Mapping[str, Read[Any]] = {
     "model": text,
-    "messages": _messages,
     "stream": flag,
-    "stream_options": _wants_usage,
-    "max_tokens": whole(1, 2**31),
-    "max_completion_tokens": whole(1, 2**31),
     "temperature": number(0, 2),
     "top_p": number(0, 1),
-    "stop": _stop,
+    "stop": stops,
     "seed": whole(-(2**63), 2**63 - 1),
     # Names that the client gives its user or its request.
     "user": text,
     "safety_identifier": text,
     "prompt_cache_key": text,
+    "metadata": labels,
+    **IGNORED,
 }
+
+TOOLS = "the model calls no tools"
+CHANCES = "chances of tokens aren't given"
+KEPT = "no answer is kept"
+UNSUPPORTED: Mapping[str, Unsupported] = {
+    "top_logprobs": Unsupported(CHANCES, (0,)),
+    "tools": Unsupported(TOOLS, ([],)),
+    "tool_choice": Unsupported(TOOLS, ("none", "auto")),
+    "parallel_tool_calls": Unsupported(TOOLS, (True, False)),
+    "moderation": Unsupported("nothing is moderated"),
+    "store": Unsupported(KEPT, (False,)),
+    "service_tier": Unsupported("all requests are served alike", ("auto", "default")),
+    "prompt_cache_options": Unsupported("no prompt is kept", ({}, {"mode": "implicit"})),
+    "prompt_cache_retention": Unsupported("no prompt is kept", ("in_memory",)),
+    # vLLM's.
+    "chat_template_kwargs": Unsupported("the base's chat template has no settings", ({},)),
+    "add_generation_prompt": Unsupported("an answer always follows", (True,)),
+    "continue_final_message": Unsupported("an answer always follows", (False,)),
+    "add_special_tokens": Unsupported("the chat template writes them", (False,)),
+    "echo": Unsupported("an answer doesn't repeat the question", (False,)),
+}
+"""Fields that aren't supported, with the values that change nothing and are taken."""
+
+
+def read_body(
+    body: bytes,
+    readers: Mapping[str, Read[Any]],
+    unsupported: Mapping[str, Unsupported],
+    needed: Collection[str],
+) -> dict[str, Any]:
+    """The fields of a request; errors as in `fields`."""
+    value = body_of(body)
+    if isinstance(value, dict) and value.get("tool_choice") == "none":
+        value.pop("tools", None)  # which nobody is to call
+    return fields(value, "", readers, needed=needed, unsupported=unsupported)
 
 
 @dataclass(frozen=True)
-class ChatRequest:
-    """A request for a chat completion.
+class GenerationRequest(ABC):
+    """A request for an answer.
 
     Attributes:
+        MESSAGES: The field that holds the conversation.
         model: `cmoe`, or `cmoe:` and a task.
         messages: At least one.
-        stream: Whether the answer comes in chunks.
-        usage: Whether a last chunk says how many tokens were used.
-        max_tokens: Of the answer; None takes the service's default.
-        temperature: As of `Sampling`.
-        top_p: As of `Sampling`.
-        seed: As of `Sampling`.
-        stop: As of `Sampling`.
+        stream: Whether the answer comes in parts.
+        obfuscated: Whether the parts' sizes are to tell nothing.
+        sampling: How the answer is sampled: by itself the likeliest tokens.
+        ignored: Fields that ask for something and aren't heeded.
     """
+
+    MESSAGES: ClassVar[str]
 
     model: str
     messages: tuple[Message, ...]
     stream: bool
-    usage: bool
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: tuple[str, ...]
+    obfuscated: bool
+    sampling: Sampling
+    ignored: tuple[str, ...]
 
     @classmethod
-    def read(cls, body: bytes) -> ChatRequest:
+    @abstractmethod
+    def read(cls, body: bytes, limits: LimitsConfig) -> Self:
         """The request in a body.
 
         Raises:
             RequestError: The body isn't JSON, or isn't such a request; names the field.
         """
-        given = fields(
-            body_of(body), "", _FIELDS, needed=["model", "messages"], unsupported=UNSUPPORTED_FIELDS
-        )
-        stream, usage = given.get("stream", False), given.get("stream_options", False)
-        if usage and not stream:
-            raise RequestError(400, "stream_options need stream", param="stream_options")
-        return cls(
-            model=given["model"],
-            messages=tuple(given["messages"]),
-            stream=stream,
-            usage=usage,
-            max_tokens=given.get("max_completion_tokens", given.get("max_tokens")),
-            temperature=given.get("temperature", 0.0),
-            top_p=given.get("top_p", 1.0),
-            seed=given.get("seed"),
-            stop=given.get("stop", ()),
-        )
+
+    @abstractmethod
+    def answer(self, version: str, found: Mapping[str, Any]) -> Answer:
+        """What writes the answer.
+
+        Args:
+            version: Name of the store's version that answers.
+            found: Task, score and store version, which the client gets as `cmoe`.
+        """
+
+    @property
+    def task(self) -> str | None:
+        """The task that the model names; None where the prompt is to be located.
+
+        Raises:
+            RequestError: The model is unknown.
+        """
+        name, _, task = self.model.partition(":")
+        if name != MODEL or self.model.endswith(":"):
+            raise no_model(self.model)
+        return task or None
 
 
-def read_located(body: bytes) -> tuple[Message, ...]:
-    """The messages of a request to be located; errors as in `ChatRequest.read`."""
-    return tuple(
-        fields(body_of(body), "", {"messages": _messages}, needed=["messages"])["messages"]
+def sampling_of(given: Mapping[str, Any], tokens: int | None, limits: LimitsConfig) -> Sampling:
+    """How a request wants its answer sampled.
+
+    Args:
+        given: The request's fields.
+        tokens: The most tokens that it asks for, which the limits bound; None takes their default.
+        limits: The limits of a request.
+    """
+    return Sampling(
+        max_tokens=min(tokens or limits.answer_default, limits.answer_tokens),
+        temperature=given.get("temperature", 0.0),
+        top_p=given.get("top_p", 1.0),
+        seed=given.get("seed"),
+        stop=given.get("stop", ()),
     )
 
 
-class Conversation(NamedTuple):
-    """A conversation's turns, and the URLs of its images."""
-
-    turns: list[ChatTurn]
-    image_urls: list[str]
+def ignored_of(given: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in IGNORED if given.get(name))
 
 
-def conversation(messages: Sequence[Message], limits: LimitsConfig) -> Conversation:
-    """The conversation that a request's messages are.
+def warning(ignored: Sequence[str]) -> dict[str, str]:
+    """The header that names fields that weren't heeded (RFC 7234, 5.5); none without such."""
+    if not ignored:
+        return {}
+    told = f"ignored, as no executor has such sampling: {', '.join(ignored)}"
+    return {"Warning": f'299 - "{told}"'}
 
-    Raises:
-        RequestError: They are too many or too long, or stand in an order that no chat has.
+
+# Answers
+
+
+class Usage(NamedTuple):
+    """Tokens of a prompt and of its answer."""
+
+    prompt: int
+    answer: int
+
+
+class Answer(Protocol):
+    """Writes an answer in a protocol: whole, or as server-sent events.
+
+    Attributes:
+        task: Name of the task that answers, or `base`.
     """
-    if len(messages) > limits.messages:
-        raise RequestError(
-            400,
-            f"{len(messages)} messages; at most {limits.messages}",
-            code="too_many_messages",
-            param="messages",
-        )
-    turns: list[ChatTurn] = []
-    image_urls: list[str] = []
-    for index, message in enumerate(messages):
-        role = "system" if message.role == "developer" else message.role
-        urls = [part.url for part in message.parts if isinstance(part, ImageUrl)]
-        if urls and role != "user":
-            raise RequestError(
-                400,
-                f"messages.{index}: a picture in a message of the {role}; only users show them",
-                param=f"messages.{index}.content",
-            )
-        image_urls += urls
-        turns.append(ChatTurn(role, _turn_parts(message.parts)))
-    if len(image_urls) > 1:
-        raise RequestError(
-            400,
-            f"{len(image_urls)} pictures; a conversation is about one at most",
-            code="too_many_images",
-            param="messages",
-        )
-    size = sum(len(part.encode()) for turn in turns for part in turn.parts if part is not None)
-    if size > limits.text_bytes:
-        raise RequestError(
-            400,
-            f"{size:,} bytes of text; at most {limits.text_bytes:,}",
-            code="text_too_long",
-            param="messages",
-        )
-    roles = [turn.role for turn in turns]
-    turn_roles = roles[1:] if roles[0] == "system" else roles
-    if not turn_roles or any(
-        role != ("user", "assistant")[i % 2] for i, role in enumerate(turn_roles)
-    ):
-        raise RequestError(
-            400,
-            f"the roles are {', '.join(roles)}; a system message may come first, then users and "
-            "assistants take turns",
-            param="messages",
-        )
-    if turn_roles[-1] != "user":
-        raise RequestError(400, "the last message must be a user's", param="messages")
-    if not any(part and part.strip() for part in turns[-1].parts):
-        raise RequestError(400, "the question is empty", param="messages")
-    return Conversation(turns, image_urls)
+
+    task: str
+
+    def whole(self, text: str, finish: Finish, usage: Usage) -> dict[str, Any]: ...
+
+    def begin(self, text: str) -> str:
+        """The first events, with the first part of the text."""
+
+    def add(self, text: str) -> str:
+        """The events of a further part."""
+
+    def end(self, text: str, finish: Finish, usage: Usage) -> str:
+        """The last events, with the last part."""
+
+    def fail(self, error: RequestError) -> str:
+        """The last events of an answer that broke off."""
 
 
-def _turn_parts(parts: Sequence[str | ImageUrl]) -> tuple[str | None, ...]:
-    """A turn's texts, and None in its image's place; texts that follow each other become one."""
-    joined: list[str | None] = []
-    for part in parts:
-        if isinstance(part, ImageUrl):
-            joined.append(None)
-        elif joined and joined[-1] is not None:
-            joined[-1] += f"\n{part}"
-        else:
-            joined.append(part)
-    return tuple(joined)
+def event(values: Mapping[str, Any], *, name: str | None = None, obfuscated: bool = False) -> str:
+    """A server-sent event.
 
-
-def named_task(request: ChatRequest) -> str | None:
-    """The task that a request names by its model; None where the prompt is to be located.
-
-    Raises:
-        RequestError: The model is unknown.
+    Args:
+        values: Its data.
+        name: Its type, for the protocol that names them.
+        obfuscated: Fill the data up, so that their size doesn't tell what was said.
     """
-    name, _, task = request.model.partition(":")
-    if name != MODEL or request.model.endswith(":"):
-        raise no_model(request.model)
-    return task or None
+    if obfuscated:
+        size = len(json.dumps({**values, "obfuscation": ""}, ensure_ascii=False).encode())
+        values = {**values, "obfuscation": token_hex(PAD)[: -size % PAD]}
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(values, ensure_ascii=False)}\n\n"
 
 
-def sampling(request: ChatRequest, limits: LimitsConfig) -> Sampling:
-    """How a request wants its answer sampled; by itself with the likeliest tokens.
-
-    Raises:
-        RequestError: The answer may become too long.
-    """
-    tokens = request.max_tokens or limits.answer_default
-    if tokens > limits.answer_tokens:
-        raise RequestError(
-            400,
-            f"max_tokens is {tokens}; at most {limits.answer_tokens}",
-            code="max_tokens_too_large",
-            param="max_tokens",
-        )
-    return Sampling(tokens, request.temperature, request.top_p, request.seed, request.stop)
+# Models
 
 
 def model_names(tasks: Iterable[str]) -> list[str]:

@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
+from support.chat_bodies import ASKING, LIMITS, URL, read, refused, said, talk, trial
 
-from cmoe.serving.gateway.completion import Completion
+from cmoe.serving.gateway.chat import UNSUPPORTED_FIELDS, ChatRequest, read_located
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.limits import LimitsConfig
-from cmoe.serving.gateway.protocol import (
-    UNSUPPORTED_FIELDS,
-    ChatRequest,
-    Conversation,
-    conversation,
-    read_located,
-    sampling,
-)
-
-LIMITS = LimitsConfig()
-ASKING = {"model": "cmoe", "messages": [{"role": "user", "content": "Which?"}]}
-URL = "data:image/png;base64,AAAA"
-PICTURE = {"type": "image_url", "image_url": {"url": URL}}
-
-
-def read(**changes: Any) -> ChatRequest:
-    return ChatRequest.read(json.dumps(ASKING | changes).encode())
-
-
-def trial(**changes: Any) -> RequestError | None:
-    """The refusal of a request, where it is refused."""
-    try:
-        read(**changes)
-    except RequestError as error:
-        return error
-    return None
-
-
-def talk(*messages: Any) -> Conversation:
-    return conversation(read(messages=list(messages)).messages, LIMITS)
-
-
-def refused(body: bytes) -> RequestError:
-    with pytest.raises(RequestError) as error:
-        ChatRequest.read(body)
-    assert error.value.status == 400
-    assert "\n" not in error.value.message
-    return error.value
-
-
-def said(messages: Any = ASKING["messages"], **changes: Any) -> str:
-    """What a wrong request is told; the field stands in front and in `param`."""
-    error = refused(json.dumps(ASKING | {"messages": messages} | changes).encode())
-    if not error.message.startswith("Unrecognized"):
-        assert error.message.startswith(f"{error.param} ")
-    return error.message
-
+from cmoe.serving.gateway.protocol import Usage, warning
 
 # What asks for nothing
 
 NEUTRAL = [
     ("stream", [None, False]),
     ("stream_options", [None, {}, {"include_usage": False}, {"include_usage": None}]),
-    ("stream_options", [{"include_obfuscation": False}]),
+    ("stream_options", [{"include_obfuscation": False}, {"include_obfuscation": None}]),
     ("tools", [None, []]),
     ("tool_choice", [None, "none", "auto"]),
     ("parallel_tool_calls", [None, True, False]),
@@ -87,7 +42,7 @@ NEUTRAL = [
     ("reasoning_effort", [None, "none"]),
     ("verbosity", [None, "medium"]),
     ("store", [None, False]),
-    ("metadata", [None, {}]),
+    ("metadata", [None, {}, {"run": "7"}]),
     ("service_tier", [None, "auto", "default"]),
     ("prompt_cache_options", [None, {}, {"mode": "implicit"}]),
     ("prompt_cache_retention", [None, "in_memory"]),
@@ -101,13 +56,77 @@ NEUTRAL = [
     ("safety_identifier", [None, "a hash"]),
     ("prompt_cache_key", [None, "a key"]),
     ("a_field_of_tomorrow", [None]),
+    # vLLM's.
+    ("top_k", [None, -1, 0]),
+    ("min_p", [None, 0, 0.0]),
+    ("repetition_penalty", [None, 1, 1.0]),
+    ("min_tokens", [None, 0]),
+    ("stop_token_ids", [None, []]),
+    ("skip_special_tokens", [None, True]),
+    ("use_beam_search", [None, False]),
+    ("best_of", [None, 1]),
+    ("chat_template_kwargs", [None, {}]),
+    ("add_generation_prompt", [None, True]),
 ]
 
 
+@given(st.lists(st.sampled_from([(name, v) for name, values in NEUTRAL for v in values])))
+@settings(deadline=None)
+def test_neutral_values_ask_for_nothing(chosen: list[tuple[str, Any]]) -> None:
+    """Any of them, together: the request is the same as without."""
+    assert read(**dict(chosen)) == read()
+
+
 @pytest.mark.parametrize(("name", "values"), NEUTRAL)
-def test_neutral_values_ask_for_nothing(name: str, values: list[Any]) -> None:
+def test_each_neutral_value_asks_for_nothing(name: str, values: list[Any]) -> None:
     for value in values:
         assert read(**{name: value}) == read(), value
+
+
+def test_tools_that_none_may_be_called_ask_for_nothing() -> None:
+    assert read(tools=[{"type": "function"}], tool_choice="none") == read()
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"top_k": 5}, "top_k"),
+        ({"repetition_penalty": 1.1, "min_p": 0.1, "top_k": -1}, "min_p, repetition_penalty"),
+        ({"ignore_eos": True, "stop_token_ids": [2], "bad_words": ["no"]},
+         "ignore_eos, stop_token_ids, bad_words"),
+    ],
+)  # fmt: skip
+def test_sampling_that_no_executor_has_is_named_in_a_header(
+    values: dict[str, Any], named: str
+) -> None:
+    """RFC 7234, 5.5: a warn-code, an agent, a quoted text."""
+    found = read(**values)
+    assert replace(found, ignored=()) == read()
+    assert warning(found.ignored) == {
+        "Warning": f'299 - "ignored, as no executor has such sampling: {named}"'
+    }
+    assert warning(read().ignored) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"top_k": "5"}, 'top_k is "5"; a whole number'),
+        ({"min_p": 2}, "min_p is 2; 0 to 1"),
+        ({"bad_words": [5]}, "bad_words.0 is a number; a string"),
+        ({"ignore_eos": 1}, "ignore_eos is 1; true or false"),
+    ],
+)
+def test_sampling_that_is_ignored_is_read(values: dict[str, Any], cause: str) -> None:
+    assert said(**values).startswith(cause)
+
+
+@given(st.integers(1, 10**9))
+@settings(deadline=None)
+def test_an_upper_bound_is_bounded(tokens: int) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        assert read(**{name: tokens}).sampling.max_tokens == min(tokens, LIMITS.answer_tokens)
+    assert read().sampling.max_tokens == LIMITS.answer_default
 
 
 def test_every_field_of_the_client_is_known() -> None:
@@ -129,7 +148,8 @@ def test_every_field_of_the_client_is_known() -> None:
         ("tool_choice", "required", 'so that "none", "auto" or null is taken'),
         ("logit_bias", {"5": 1}, 'logit_bias is {"5": 1}; no token is preferred'),
         ("store", True, "store is true; no answer is kept, so that false or null"),
-        ("metadata", {"a": "b"}, "metadata is"),
+        ("metadata", {"a": 5}, "metadata.a is a number; a string"),
+        ("metadata", {str(i): "b" for i in range(17)}, "metadata has 17 keys; at most 16"),
         ("top_logprobs", 2, "top_logprobs is 2; chances of tokens aren't given"),
         ("response_format", {"type": "json_object"}, "an answer is plain text"),
         ("modalities", ["text", "audio"], "an answer is plain text"),
@@ -137,7 +157,7 @@ def test_every_field_of_the_client_is_known() -> None:
         ("service_tier", "flex", "service_tier is"),
         ("reasoning_effort", "high", "reasoning_effort is"),
         ("frequency_penalty", 0.5, "no token is penalised, so that 0 or null"),
-        ("stream_options", {"include_obfuscation": True}, "stream_options.include_obfuscation is"),
+        ("stream_options", {"include_obfuscation": 1}, "stream_options.include_obfuscation is 1"),
     ],
 )
 def test_what_cannot_be_given_is_refused(name: str, value: Any, cause: str) -> None:
@@ -155,11 +175,11 @@ def test_no_neutral_value_is_another_in_json() -> None:
 
 
 def test_numbers_are_numbers_of_json() -> None:
-    assert read(temperature=1).temperature == 1.0
-    assert read(max_tokens=5.0).max_tokens == 5
-    assert read(max_tokens=3, max_completion_tokens=4).max_tokens == 4
-    assert sampling(read(top_p=0), LIMITS).top_p == 0
-    assert read(stop="a").stop == read(stop=["a"]).stop == ("a",)
+    assert read(temperature=1).sampling.temperature == 1.0
+    assert read(max_tokens=5.0).sampling.max_tokens == 5
+    assert read(max_tokens=3, max_completion_tokens=4).sampling.max_tokens == 4
+    assert read(top_p=0).sampling.top_p == 0
+    assert read(stop="a").sampling.stop == read(stop=["a"]).sampling.stop == ("a",)
     for wrong in (
         {"temperature": "0.5"},
         {"temperature": 2.1},
@@ -185,70 +205,6 @@ def test_numbers_are_numbers_of_json() -> None:
         assert "should be" not in message, "pydantic's words"
     error = refused(json.dumps(ASKING).replace('"cmoe"', '"cmoe", "temperature": 1e999').encode())
     assert error.message.startswith("temperature is Infinity; 0 to 2")
-
-
-# Mistakes
-
-
-@pytest.mark.parametrize(
-    ("content", "cause"),
-    [
-        (
-            [{"type": "txt", "text": "a"}],
-            '.0.type is "txt"; text or image_url; did you mean text?',
-        ),
-        (
-            [{"type": "text", "text": "a"}, {"type": "img_url", "image_url": {"url": URL}}],
-            '.1.type is "img_url"; text or image_url; did you mean image_url?',
-        ),
-        ([{"type": "input_audio", "input_audio": {}}], '.0.type is "input_audio"; text or image_'),
-        ([{"text": "a"}], ".0.type is missing; text or image_url"),
-        ([{"type": "text"}], ".0.text is missing"),
-        ([{"type": "text", "text": 5}], ".0.text is a number; a string"),
-        ([{"type": "text", "text": ["a"]}], ".0.text is a list; a string"),
-        ([{"type": "image_url"}], ".0.image_url is missing"),
-        ([{"type": "image_url", "image_url": {}}], ".0.image_url.url is missing"),
-        ([{"type": "image_url", "image_url": URL}], '.0.image_url is a string; an object, {"url"'),
-        ([{"type": "image_url", "image_url": {"url": 5}}], ".0.image_url.url is a number; a str"),
-        (
-            [{"type": "image_url", "image_url": {"url": URL, "detail": "hi"}}],
-            '.0.image_url.detail is "hi"; auto, low or high; did you mean high?',
-        ),
-        (["a"], ".0 is a string; an object with type, text or image_url"),
-        ([], " has 0 items; at least 1 item"),
-        (5, " is a number; a string, or a list of parts"),
-        ({"type": "text"}, " is an object; a string, or a list of parts"),
-        (None, " is missing"),
-        ("half a \ud800 pair", " holds half of a surrogate pair"),
-    ],
-)
-def test_a_mistake_in_content_is_named_by_its_path(content: Any, cause: str) -> None:
-    assert said([{"role": "user", "content": content}]).startswith(f"messages.0.content{cause}")
-
-
-@pytest.mark.parametrize(
-    ("message", "cause"),
-    [
-        ({"role": "user", "contents": "a"}, ": messages.0.contents; did you mean content?"),
-        ({"role": "usr", "content": "a"}, 'messages.0.role is "usr"; system, developer, user or'),
-        ({"role": "tool", "content": "a"}, 'messages.0.role is "tool"; system'),
-        ({"content": "a"}, "messages.0.role is missing"),
-        ({"role": "user", "content": "a", "name": 5}, "messages.0.name is a number; a string"),
-        ({"role": "assistant", "content": "a", "refusal": "no"}, 'messages.0.refusal is "no"'),
-        ({"role": "assistant", "tool_calls": [{}]}, "messages.0.tool_calls is [{}]; the model"),
-        (
-            {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]},
-            "Unrecognized request argument supplied: messages.0.content.0.cache_control",
-        ),
-        (
-            {"role": "user", "content": [PICTURE | {"image_url": {"uri": URL}}]},
-            "messages.0.content.0.image_url.uri; did you mean url?",
-        ),
-        ("hello", "messages.0 is a string; an object"),
-    ],
-)
-def test_a_mistake_in_a_message_is_named_by_its_path(message: Any, cause: str) -> None:
-    assert cause in said([message])
 
 
 def test_an_unknown_field_is_told_the_nearest() -> None:
@@ -279,7 +235,7 @@ def test_a_body_that_is_none_is_refused(body: bytes, cause: str) -> None:
 
 
 def test_a_body_may_begin_with_its_byte_order_mark() -> None:
-    assert ChatRequest.read(b"\xef\xbb\xbf" + json.dumps(ASKING).encode()) == read()
+    assert ChatRequest.read(b"\xef\xbb\xbf" + json.dumps(ASKING).encode(), LIMITS) == read()
     assert read_located(json.dumps({"messages": ASKING["messages"]}).encode()) == read().messages
 
 
@@ -320,14 +276,21 @@ FOUND = {"task": "VizWiz", "located": True, "unknown": False, "store_version": "
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
+def events(written: str) -> list[Any]:
+    """The data of a stream's events, without its mark of the end."""
+    *data, last = written.removesuffix("\n\n").split("\n\n")
+    assert last == "data: [DONE]"
+    return [json.loads(each.removeprefix("data: ")) for each in data]
+
+
 def spoken_back(text: str) -> list[Any]:
     """An answer as clients have it: an object, its values, without what is null, from chunks."""
-    made = Completion("cmoe", "2-abc", FOUND)
-    whole = ChatCompletion.model_validate(made.whole(text, "stop", 3, 2))
+    made = read().answer("2-abc", FOUND)
+    whole = ChatCompletion.model_validate(made.whole(text, "stop", Usage(3, 2)))
     message = whole.choices[0].message
     collected: dict[str, Any] = {}
-    for event in (made.chunk(text, None, first=True), made.chunk("", "stop", first=False)):
-        chunk = ChatCompletionChunk.model_validate_json(event.removeprefix("data: "))
+    for event in events(made.begin(text) + made.end("", "stop", Usage(3, 2))):
+        chunk = ChatCompletionChunk.model_validate(event)
         for key, value in chunk.choices[0].delta.model_dump(exclude_unset=True).items():
             collected[key] = collected.get(key, "") + value
     return [
@@ -352,42 +315,17 @@ def test_an_answer_can_be_said_back(text: str) -> None:
         assert "".join(part or "" for part in turns[1].parts) == text
 
 
-def test_an_assistant_may_have_said_nothing() -> None:
-    question, further = ASKING["messages"][0], {"role": "user", "content": "And then?"}
-    for nothing in ({}, {"content": None}, {"content": ""}):
-        assert talk(question, {"role": "assistant"} | nothing, further).turns[1].parts == ("",)
-
-
 def test_chunks_have_their_usage_where_it_was_asked_for() -> None:
     """Null in all but the last, as OpenAI documents `include_usage`; else the key isn't there."""
-    for counted in (True, False):
-        made = Completion("cmoe", "2-abc", FOUND, counted=counted)
-        for event in (made.chunk("a", None, first=True), made.chunk("", "stop", first=False)):
-            chunk = json.loads(event.removeprefix("data: "))
-            assert chunk.get("usage", "absent") == (None if counted else "absent")
-        assert json.loads(made.spent(3, 2).removeprefix("data: "))["usage"]["total_tokens"] == 5
+    for options in ({"include_usage": True}, {}):
+        made = read(stream=True, stream_options=options).answer("2-abc", FOUND)
+        *chunks, last = events(made.begin("a") + made.add("b") + made.end("", "stop", Usage(3, 2)))
+        if options:
+            assert last["usage"]["total_tokens"] == 5
+        else:
+            chunks.append(last)
+        expected = None if options else "absent"
+        assert [chunk.get("usage", "absent") for chunk in chunks] == [expected] * 3
     assert read(stream=True, stream_options={"include_usage": True}).usage
     with pytest.raises(RequestError, match="stream_options need stream"):
         read(stream_options={"include_usage": True})
-
-
-# Conversations
-
-
-def test_a_picture_keeps_its_turn_and_its_place() -> None:
-    first = {"role": "user", "content": "One?"}
-    yes = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}
-    asked = {"type": "text", "text": "And this?"}
-    for content, parts in (
-        ([PICTURE, asked], (None, "And this?")),
-        ([asked, PICTURE], ("And this?", None)),
-        ([asked, PICTURE, asked], ("And this?", None, "And this?")),
-        ([asked, asked, PICTURE], ("And this?\nAnd this?", None)),
-    ):
-        made = talk({"role": "developer", "content": [asked]}, first, yes,
-                    {"role": "user", "content": content, "name": "me"})  # fmt: skip
-        assert [turn.role for turn in made.turns] == ["system", "user", "assistant", "user"]
-        assert made.turns[3].parts == parts
-        assert made.image_urls == [URL]
-    with pytest.raises(RequestError, match="the question is empty"):
-        talk({"role": "user", "content": [PICTURE, {"type": "text", "text": " "}]})

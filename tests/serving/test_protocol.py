@@ -1,0 +1,217 @@
+"""The protocol over HTTP: other people's clients, each by a script of ordinary use, and what they
+may send (`tests/clients` has the scripts).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from support.mini_store import collator
+from support.paths import ROOT
+from support.service_client import (
+    KEY,
+    ServiceClient,
+    answer_alone,
+    answer_to,
+    ask,
+    asking,
+    conversation,
+)
+
+from cmoe.data.batches import ChatTurn
+from cmoe.data.samples import Sample, Task
+from cmoe.modeling.growing import GrowingVLM
+
+pytestmark = pytest.mark.ray  # which the service runs on
+
+CLIENTS = ROOT / "tests" / "clients"
+PYTHON = CLIENTS / ".venv" / "bin" / "python"
+SCRIPTS = sorted(CLIENTS.glob("with_*"))
+FURTHER = "And the other?"
+TASK, NAMED = "VizWiz", "cmoe:VizWiz"
+TOKENS = 16  # of an answer; LiteLLM asks for no fewer
+CONTEXT = 512  # tokens of the mini base's
+CHATS, RESPONSES = "/v1/chat/completions", "/v1/responses"
+QUESTION = {"role": "user", "content": "Which of them?"}
+
+
+# Clients
+
+
+def command(script: Path) -> list[str]:
+    """What runs a client's script; a test whose client isn't installed is skipped."""
+    node = shutil.which("node")
+    if script.suffix == ".py":
+        there, program = PYTHON.exists(), str(PYTHON)
+    else:
+        there, program = (CLIENTS / "node_modules").exists() and node is not None, str(node)
+    if not there:
+        pytest.skip(f"no client for {script.name}: `make clients` installs it")
+    return [program, str(script)]
+
+
+def replayed(script: Path, service: ServiceClient, sample: Sample) -> Any:
+    """What a client's script found when it asked the service about a sample."""
+    ((picture, _),) = (message["content"] for message in asking(sample))
+    asked = {
+        "model": NAMED,
+        "tokens": TOKENS,
+        "question": sample.text,
+        "further": FURTHER,
+        "picture": picture["image_url"]["url"],
+    }
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "OPENAI_BASE_URL": f"{service.url}/v1",
+        "OPENAI_API_KEY": KEY,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # nothing is fetched from elsewhere
+    }
+    done = subprocess.run(
+        command(script),
+        input=json.dumps(asked),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_client_gets_the_answers_of_the_model(
+    script: Path, service: ServiceClient, answering: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    """To a text, a picture, a stream, and a further turn that repeats the answer before it."""
+    sample = tasks[1].test[0]
+
+    def alone(*turns: tuple[str, str]) -> str:
+        inputs, _ = conversation(sample, turns, 0)
+        return answer_to(answering, inputs, TASK, TOKENS)[0]
+
+    found = replayed(script, service, sample)
+    plain = collator().conversation([ChatTurn("user", (sample.text,))], None)
+    asked = ("user", sample.text)
+    shown = alone(asked)
+    expected = {
+        "text": answer_to(answering, plain, TASK, TOKENS)[0],
+        "picture": shown,
+        "streamed": shown,
+        "further": alone(asked, ("assistant", shown), ("user", FURTHER)),
+    }
+    for protocol, answers in found["answers"].items():
+        assert answers == expected, protocol
+    (status, told), *others = found["errors"]
+    assert status == 400
+    assert "messages.0.content.0.image_url.url: " in told
+    for status, told in others:
+        assert status == 404
+        assert "POST /v1/chat/completions" in told
+
+
+# What they may send
+
+
+def test_responses_say_what_chats_say(
+    client: openai.OpenAI, answering: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    """And say by which task, as chats do; a limit that cuts an answer is told."""
+    (parts,) = (message["content"] for message in asking(tasks[0].test[0]))
+    picture = {"type": "input_image", "image_url": parts[0]["image_url"]["url"]}
+    content = [picture, {"type": "input_text", "text": parts[1]["text"]}]
+    found: Any = client.responses.create(
+        model="cmoe", input=[{"role": "user", "content": content}], max_output_tokens=12
+    )
+    assert (found.output_text, found.cmoe["task"]) == answer_alone(answering, tasks[0].test[0])
+    chat = ask(client, tasks[0].test[0], max_tokens=12)
+    assert found.usage.input_tokens == chat.usage.prompt_tokens
+    assert found.usage.output_tokens == chat.usage.completion_tokens
+    cut = client.responses.create(model=NAMED, input="Which of them?", max_output_tokens=1)
+    assert cut.status == cut.output[0].status == "incomplete"
+    assert cut.incomplete_details.reason == "max_output_tokens"
+
+
+def test_turns_as_clients_write_them_are_answered(
+    client: openai.OpenAI, answering: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    hello = {"role": "assistant", "content": "Hello."}
+    rule = {"role": "system", "content": "Answer."}
+    nothing = {"role": "assistant", "content": None}
+    (shown,) = asking(tasks[0].test[0])
+    alone = {"role": "user", "content": shown["content"][:1]}
+    for turns, messages in (
+        ([("user", "Which of them?\nWhich of them?")], [QUESTION, QUESTION]),
+        ([("system", "Answer.\nAnswer."), ("user", "Which of them?")], [rule, QUESTION, rule]),
+        (
+            [("user", ""), ("assistant", "Hello."), ("user", "Which of them?")],
+            [hello, nothing, QUESTION],
+        ),
+    ):
+        inputs = collator().conversation([ChatTurn(r, (t,)) for r, t in turns], None)
+        given: Any = {"model": NAMED, "messages": messages, "max_tokens": 12}
+        answer = client.chat.completions.create(**given).choices[0].message.content
+        assert answer == answer_to(answering, inputs, TASK)[0]
+    for model in ("cmoe", NAMED):
+        found = client.chat.completions.create(model=model, messages=[alone], max_tokens=12)
+        assert found.choices[0].finish_reason
+
+
+def test_an_upper_bound_is_bounded_by_what_the_context_has_room_for(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "#~ " * 167}]
+    found = client.chat.completions.create(model=NAMED, messages=messages, max_tokens=10**9)
+    prompt, answer = found.usage.prompt_tokens, found.usage.completion_tokens
+    assert CONTEXT - 10 < prompt < CONTEXT
+    assert 1 <= answer <= CONTEXT - prompt
+    assert (found.choices[0].finish_reason == "length") == (prompt + answer == CONTEXT)
+
+
+def test_a_stop_text_is_found_in_what_the_client_gets(
+    client: openai.OpenAI, tasks: tuple[Task, ...]
+) -> None:
+    """White space in front of an answer isn't there for a client, and so it ends nothing."""
+    whole = ask(client, tasks[0].test[0]).choices[0].message.content
+    for stop in (" ", "\n", whole[:2], whole[2:5]):
+        cut = ask(client, tasks[0].test[0], stop=stop).choices[0].message.content
+        assert cut == whole.split(stop)[0].rstrip()
+
+
+def test_sampling_that_is_ignored_is_told(client: openai.OpenAI) -> None:
+    given: Any = {"model": "cmoe", "messages": [QUESTION], "max_tokens": 1}
+    asking_raw = client.chat.completions.with_raw_response
+    for stream in (False, True):
+        more: Any = {"extra_body": {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1}}
+        headers = asking_raw.create(stream=stream, **more, **given).headers
+        assert headers["warning"].startswith('299 - "')
+        assert headers["warning"].endswith(': top_k, min_p"')
+        assert "warning" not in asking_raw.create(stream=stream, **given).headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "told"),
+    [
+        ("POST", "/v1/embeddings", 404, "This service has POST /v1/chat/completions"),
+        ("POST", "/v1/chat/completion", 404, "did you mean /v1/chat/completions?"),
+        ("GET", "/v1/responses/resp_1", 404, "POST /v1/responses"),
+        ("POST", "/chat/completions", 404, "did you mean /v1/chat/completions?"),
+        ("GET", CHATS, 405, "POST is"),
+        ("DELETE", RESPONSES, 405, "POST is"),
+        ("POST", "/v1/models", 405, "GET is"),
+    ],
+)
+def test_what_is_not_there_is_told_with_what_is(
+    service: ServiceClient, method: str, path: str, status: int, told: str
+) -> None:
+    found, body, headers = service.request(method, path)
+    assert found == status
+    assert body["error"]["type"] == "invalid_request_error"
+    assert f"{method} " in body["error"]["message"]
+    assert told in body["error"]["message"]
+    assert ("allow" in headers) == (status == 405)
