@@ -12,7 +12,7 @@ from http.client import responses
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cmoe.serving.gateway.completion import event
+from cmoe.serving.gateway.protocol import event
 from cmoe.serving.gateway.errors import RequestError
 
 OWN_ROUTES = "/-/"
