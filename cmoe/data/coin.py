@@ -19,6 +19,7 @@ from cmoe.data.boxes import Size
 from cmoe.data.documents import read_document
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import image_size
+from cmoe.data.paraphrases import Paraphrased
 from cmoe.data.row_rules import RowRule, Split
 from cmoe.data.rows import read_samples
 from cmoe.data.samples import Sample, Task
@@ -60,17 +61,22 @@ def read_tasks(
 
 
 def _read_task(config: DataConfig, source: Source, name: str, seed: int, least: int) -> Task:
-    train = source.split(name, "train", config.train_samples)
+    train: Sequence[Sample] = source.split(name, "train", config.train_samples)
     held = held_out(len(train), config, name)
     require_enough(len(train) - held, least, config, name)
+    judged: Sequence[Sample] = ()
     if held:
         order = list(range(len(train)))
         Random(f"{seed}/{name}/selection").shuffle(order)
-        selection = picked(train, sorted(order[:held]))
+        judged = picked(train, sorted(order[:held]))
         train = picked(train, sorted(order[held:]))
-        if config.evaluate_on == "selection":
-            return Task(name, train, told_apart(selection))
-    return Task(name, train, source.split(name, "test", config.test_samples))
+    if config.evaluate_on == "test":
+        judged = source.split(name, "test", config.test_samples)
+    else:
+        judged = told_apart(judged)
+    if config.paraphrase:
+        train = Paraphrased(train, config.paraphrase, f"{seed}/{name}/paraphrase")
+    return Task(name, train, judged)
 
 
 def held_out(samples: int, config: DataConfig, name: str) -> int:

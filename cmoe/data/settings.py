@@ -35,6 +35,8 @@ class DataConfig:
         test_samples: Test samples a task at most; null takes all.
         selection: Share of the training samples kept from training, to choose settings on.
         evaluate_on: `test`, or `selection`, which leaves the test files unread.
+        paraphrase: Share of the training samples that are asked as people may ask, without the
+            task's instruction, politely or in small letters; 0 in a benchmark.
         max_length: Tokens of prompt and answer together; null takes the base's own limit.
         loader_workers: Processes per worker that prepare batches ahead; 0 prepares in place.
     """
@@ -47,6 +49,7 @@ class DataConfig:
     test_samples: int | None = None
     selection: float = 0.0
     evaluate_on: Literal["test", "selection"] = "test"
+    paraphrase: float = 0.0
     max_length: int | None = None
     loader_workers: int = 0
 
@@ -57,6 +60,8 @@ class DataConfig:
             raise ValueError(f"data.selection is {self.selection}; 0 or more, and less than 1")
         if self.evaluate_on == "selection" and not self.selection:
             raise ValueError("data.evaluate_on is selection, but data.selection is 0; try 0.1")
+        if not 0 <= self.paraphrase <= 1:
+            raise ValueError(f"data.paraphrase is {self.paraphrase}; a share, from 0 to 1")
         require(self, "data", "loader_workers", least=0)
         require(self, "data", "train_samples", "test_samples", "max_length", least=1)
         if self.generate and not (self.train_samples and self.test_samples):

@@ -21,6 +21,7 @@ from cmoe.data.fingerprint import (
     fingerprint_of_values,
     image_files,
 )
+from cmoe.data.paraphrases import original
 from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
@@ -48,7 +49,8 @@ def fingerprints(
     Raises:
         DataError: An image is missing.
     """
-    files = image_files([split for task in tasks for split in (task.train, task.test)], data.root)
+    splits = [split for task in tasks for split in (original(task.train), task.test)]
+    files = image_files(splits, data.root)
     return _fingerprints(tasks, targets, data, evaluation, files)
 
 
@@ -61,7 +63,7 @@ def _fingerprints(
 ) -> Fingerprints:
     found = {
         task.name: {
-            TRAIN: fingerprint(task.train, data.root, files),
+            TRAIN: fingerprint(original(task.train), data.root, files),
             data.evaluate_on: fingerprint(task.test, data.root, files),
         }
         for task in tasks

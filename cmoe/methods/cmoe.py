@@ -192,7 +192,14 @@ class CMoE:
     ) -> Mapping[str, Tensor]:
         model = self.module
         return fit_entry(
-            model.bank, model.features, task, samples, trainer, self.seed, model.device
+            model.bank,
+            model.locator,
+            model.features,
+            task,
+            samples,
+            trainer,
+            self.seed,
+            model.device,
         )
 
     def answerer(self, stage: int, task: int) -> int:

@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cmoe.data.paraphrases import Paraphrased, original
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Trainer, seed_of
 from cmoe.modeling.locator import Bank
 from cmoe.modeling.outputs import Inputs
+from cmoe.modeling.settings import LocatorConfig
 
 
 def fit_entry(
     bank: Bank,
+    config: LocatorConfig,
     features: Callable[[Inputs], Tensor],
     task: str,
     samples: Sequence[Sample],
@@ -24,8 +27,12 @@ def fit_entry(
 ) -> Mapping[str, Tensor]:
     """A task's entry, fitted on the features of its samples; the bank stays as it was.
 
+    Samples count as they are and as people may ask them: what knows a task by its instruction alone
+    takes whoever leaves that out for someone else's.
+
     Args:
         bank: Of the method.
+        config: Of the bank.
         features: Of a batch of prompts, from the frozen base alone.
         task: Its name.
         samples: Its training data.
@@ -33,6 +40,12 @@ def fit_entry(
         seed: The method's.
         device: Where it is fitted.
     """
-    found = torch.cat(trainer.map("features", samples, features))
+    own_words = original(samples)
+    asked = [
+        Paraphrased(own_words, 1.0, f"{seed}/{task}/{number}")
+        for number in range(config.paraphrases)
+    ]
+    every = [*own_words, *(sample for others in asked for sample in others)]
+    found = torch.cat(trainer.map("features", every, features))
     own = seed_of(seed, task, "locator")
     return trainer.once(lambda: bank.fit(found.to(device), own))

@@ -56,6 +56,8 @@ class LocatorConfig:
         placement: `front`, the base runs up to the feature's layer first; `inline`, the answering
             pass computes the feature itself, which needs `layer` at or below the first layer
             with experts.
+        paraphrases: In how many other ways each training prompt is asked for the fit, beside its
+            own: as people ask, without the task's instruction, politely or in small letters.
         reject: A sample whose best score exceeds this quantile of its task's held-out scores is
             unknown.
         hidden: Width of the VAE's hidden layers.
@@ -73,6 +75,7 @@ class LocatorConfig:
     pooling: Pooling = "last"
     score: Score = "z"
     placement: Literal["front", "inline"] = "front"
+    paraphrases: int = 1
     reject: float = 0.99
     hidden: int = 64
     latent: int = 16
@@ -87,7 +90,7 @@ class LocatorConfig:
     def __post_init__(self) -> None:
         require(self, "locator", "hidden", "latent", "steps", "batch_size", least=1)
         require(self, "locator", "learning_rate", above=0)
-        require(self, "locator", "beta", "deviation_floor", least=0)
+        require(self, "locator", "paraphrases", "beta", "deviation_floor", least=0)
         for name in ("reject", "held_out"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"locator.{name} is {getattr(self, name)}; between 0 and 1")

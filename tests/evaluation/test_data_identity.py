@@ -107,6 +107,15 @@ def test_the_same_data_goes_on_also_read_and_written_anew(data: DataConfig, tmp_
     }
 
 
+def test_what_is_asked_otherwise_in_training_is_the_same_data(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    claim(tmp_path / "run", data)
+    before = (tmp_path / "run" / DATA).read_bytes()
+    claim(tmp_path / "run", replace(data, paraphrase=0.5))
+    assert (tmp_path / "run" / DATA).read_bytes() == before
+
+
 CHANGES: dict[str, tuple[Callable[[list[Any]], None], str]] = {
     "another question": (
         lambda rows: rows[4].update(text="What?"),

@@ -25,7 +25,9 @@ from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.settings import LocatorConfig
 
-LOCATOR = LocatorConfig(layer=2, pooling="mean_text", hidden=8, latent=4, steps=5, batch_size=8)
+LOCATOR = LocatorConfig(
+    layer=2, pooling="mean_text", hidden=8, latent=4, steps=5, batch_size=8, paraphrases=0
+)
 
 
 def test_a_located_adapter_is_the_told_ones_and_cmoes_locator_finds_it() -> None:

@@ -24,7 +24,9 @@ EXPERTS = ExpertsConfig(rank=4, lora_alpha=8, top_k=2, usage_samples=7, **PAPER)
 PROBE = ProbeConfig(
     fraction=0.4, steps=4, gain_samples=6, experts=2, rule="relative", alpha=0.2, init="used"
 )
-LOCATOR = LocatorConfig(layer=2, pooling="mean_text", hidden=8, latent=4, steps=5, batch_size=8)
+LOCATOR = LocatorConfig(
+    layer=2, pooling="mean_text", hidden=8, latent=4, steps=5, batch_size=8, paraphrases=0
+)
 SAMPLES = {task: make_samples(20, start=100 * i) for i, task in enumerate(("one", "two", "three"))}
 
 

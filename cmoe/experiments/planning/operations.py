@@ -100,6 +100,6 @@ def work(
     return Work(
         probe=probe,
         train=config.training.steps_for(samples.train) * step,
-        locate=samples.train * each.feature,
+        locate=(1 + config.locator.paraphrases) * samples.train * each.feature,
         answer=(samples.test or 0) * (ANSWERED * each.answer + each.feature),
     )

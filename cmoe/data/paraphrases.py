@@ -1,0 +1,151 @@
+"""How people ask what a task's prompts ask: without its instruction, politely, in small letters.
+
+A benchmark asks every question of a task in one way, and what is learned from its prompts alone
+may know the task by the way. Paraphrases are made of the prompts themselves: no data is added.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import overload
+
+from cmoe.data.samples import Sample
+
+COMMON = 0.05
+"""Share of a task's prompts that has to begin or end in the same words for an instruction."""
+
+READ = 2000
+"""At most so many prompts tell a task's instructions."""
+
+BEFORE = (
+    "Please tell me: ",
+    "Could you tell me? ",
+    "Hello! ",
+    "Hi, I have a question. ",
+    "I would like to know: ",
+    "Look at this. ",
+)
+BEHIND = (" Thank you.", " Thanks!", ", please", " Please help me.")
+BRIEFLY = ("Answer briefly.", "Be brief.", "In one word.", "Give only the answer.")
+
+
+NATURAL = ("bare", "small", "polite", "chatty", "brief")
+"""Ways of asking to judge by; their words aren't among those that paraphrases are made of."""
+
+
+class Paraphraser:
+    """Asks a task's questions in other ways.
+
+    Its instructions are the last lines that many prompts share, and what many have in front of a
+    colon in their first line.
+
+    Args:
+        prompts: Of the task's training samples.
+    """
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        least = COMMON * len(prompts)
+        self._endings = _common((p.rpartition("\n")[2] for p in prompts if "\n" in p), least)
+        self._openings = _common((_opening(p) for p in prompts), least)
+
+    def bare(self, prompt: str) -> str:
+        """A prompt without the task's instructions."""
+        start, _, ending = prompt.rpartition("\n")
+        if start and ending in self._endings:
+            prompt = start
+        opening = _opening(prompt)
+        return prompt[len(opening) :] if opening in self._openings else prompt
+
+    def asked(self, prompt: str, way: str) -> str:
+        """A prompt in one of the `NATURAL` ways."""
+        bare = self.bare(prompt)
+        return {
+            "bare": bare,
+            "small": bare.lower().rstrip(".?! "),
+            "polite": f"Please: {bare}",
+            "chatty": f"hey there, quick one: {bare[:1].lower()}{bare[1:]}",
+            "brief": f"{bare} Keep it short.",
+        }[way]
+
+    def paraphrase(self, prompt: str, random: Random) -> str:
+        """The same question as someone might ask it, by chance."""
+        bare = self.bare(prompt)
+        asked = bare if random.random() < 0.75 else prompt
+        if asked is bare and random.random() < 0.3:
+            asked = f"{asked}{random.choice((' ', chr(10)))}{random.choice(BRIEFLY)}"
+        asked = random.choice(_ENDS)(asked)
+        if random.random() < 0.4:
+            asked = random.choice(BEFORE) + asked
+        elif random.random() < 0.3:
+            asked += random.choice(BEHIND)
+        if random.random() < 0.2:
+            asked = asked.replace("\n", " ")
+        return random.choice(_CASES)(asked)
+
+
+class Paraphrased(Sequence[Sample]):
+    """Samples of which a share is asked otherwise; answers and further turns stay.
+
+    Which of them and how depends on the seed and the sample's place alone.
+
+    Args:
+        samples: As a benchmark asks them.
+        share: Of them, from 0 to 1.
+        seed: Of what is asked how.
+
+    Attributes:
+        original: The samples as they are.
+    """
+
+    def __init__(self, samples: Sequence[Sample], share: float, seed: str) -> None:
+        self.original = samples
+        self._share, self._seed = share, seed
+        step = -(-len(samples) // READ) or 1
+        self._ask = Paraphraser([sample.text for sample in samples[::step]])
+
+    def __len__(self) -> int:
+        return len(self.original)
+
+    @overload
+    def __getitem__(self, at: int) -> Sample: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, at: int | slice) -> Sample | Sequence[Sample]:
+        places = range(len(self))[at]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        sample, random = self.original[places], Random(f"{self._seed}/{places}")
+        if random.random() >= self._share:
+            return sample
+        return replace(sample, text=self._ask.paraphrase(sample.text, random))
+
+
+def original(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Samples as a benchmark asks them."""
+    return samples.original if isinstance(samples, Paraphrased) else samples
+
+
+def _opening(prompt: str) -> str:
+    """What stands in front of a colon in the first line, with it; nothing without one."""
+    first, colon, rest = prompt.partition("\n")[0].partition(": ")
+    return first + colon if colon and rest.strip() else ""
+
+
+def _common(texts: Iterable[str], least: float) -> frozenset[str]:
+    counted = Counter(text for text in texts if text)
+    return frozenset(text for text, count in counted.items() if count > 1 and count >= least)
+
+
+def _same(text: str) -> str:
+    return text
+
+
+def _unpunctuated(text: str) -> str:
+    return text.rstrip(".?! ")
+
+
+_ENDS: tuple[Callable[[str], str], ...] = (_same, _same, _same, _unpunctuated)
+_CASES: tuple[Callable[[str], str], ...] = (_same, _same, _same, str.lower, str.lower, str.upper)
