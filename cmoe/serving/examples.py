@@ -1,4 +1,4 @@
-"""Questions to try on the page: one of each task of the mini CoIN."""
+"""Questions to try on the page: one of each task of the mini CoIN, as a person would ask it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from functools import cache
 
 from PIL import Image
 
+from cmoe.data.paraphrases import Paraphraser
 from cmoe.data.settings import TASKS
 from cmoe.mini.tasks import make_sample
+
+KNOWN = 20  # prompts of a task that tell its instructions
 
 
 @cache
@@ -18,10 +21,11 @@ def examples() -> list[dict[str, str]]:
     found = []
     for task in TASKS:
         sample = make_sample(task, "page", 0)
+        words = Paraphraser([make_sample(task, "train", index).text for index in range(KNOWN)])
         found.append(
             {
                 "task": task,
-                "text": sample.text,
+                "text": words.bare(sample.text),
                 "picture": "" if sample.image is None else _data_url(Image.fromarray(sample.image)),
             }
         )

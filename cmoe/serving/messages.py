@@ -40,8 +40,10 @@ class Location:
         return min(range(len(self.scores)), key=self.scores.__getitem__, default=-1)
 
     @property
-    def posterior(self) -> tuple[float, ...]:
-        """Probabilities of the tasks: the softmax of the negative scores, under a uniform prior."""
+    def shares(self) -> tuple[float, ...]:
+        """The softmax of the negative scores: how the tasks compare. Nothing calibrates them, so
+        they aren't probabilities.
+        """
         return tuple(torch.tensor(self.scores).neg().softmax(0).tolist())
 
 

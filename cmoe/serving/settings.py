@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cmoe.common.bounds import require
 from cmoe.modeling.settings import ModelConfig
@@ -12,6 +12,8 @@ from cmoe.serving.known_keys import require_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+LocateBy = Literal["question", "conversation"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class ServeConfig:
         store: Folder or `s3://` prefix of the store that answers.
         model: The store's base; null takes the one that the store was written with.
         device: Device of locators and executors; null takes the GPU where a replica has one.
+        locate: What a conversation's task is found by: its last `question`, with its image, as
+            system messages and earlier turns are of no task; or the whole `conversation`.
         reject_unknown: Let the base alone answer a sample that no task claims; otherwise the
             likeliest task answers it, as in evaluation.
         poll_s: Seconds between two looks for new primitives.
@@ -82,6 +86,7 @@ class ServeConfig:
     store: str
     model: ModelConfig | None = None
     device: str | None = None
+    locate: LocateBy = "question"
     reject_unknown: bool = True
     poll_s: float = 2.0
     look_s: float = 15.0

@@ -159,7 +159,7 @@ def test_an_answer_is_said_back_and_models_are_asked_again(
         assert len(answers) == 1
 
 
-def test_locating_gives_a_posterior(
+def test_locating_compares_the_tasks(
     service: ServiceClient, answering: GrowingVLM, tasks: tuple[Task, ...]
 ) -> None:
     for task in tasks[:2]:
@@ -171,9 +171,33 @@ def test_locating_gives_a_posterior(
         assert [row["task"] for row in found["tasks"]] == list(answering.tasks)
         scores = [row["score"] for row in found["tasks"]]
         assert scores == pytest.approx(location.scores[0].tolist(), abs=1e-3)
-        chances = [row["probability"] for row in found["tasks"]]
-        assert sum(chances) == pytest.approx(1)
-        assert max(range(2), key=chances.__getitem__) == min(range(2), key=scores.__getitem__)
+        shares = [row["share"] for row in found["tasks"]]
+        assert sum(shares) == pytest.approx(1)
+        assert max(range(2), key=shares.__getitem__) == min(range(2), key=scores.__getitem__)
+
+
+def test_a_task_is_found_by_the_last_question_and_the_picture(
+    service: ServiceClient, client: openai.OpenAI, tasks: tuple[Task, ...]
+) -> None:
+    """Whatever a system message says, or was said before."""
+    asked, other = tasks[1].test[1], tasks[0].test[0]
+    (alone,) = asking(asked)
+    picture = next(part for part in alone["content"] if part["type"] == "image_url")
+    before: Any = [{"role": "user", "content": other.text}, {"role": "assistant", "content": "A"}]
+    rules: Any = [{"role": "system", "content": "You are a helpful assistant. Be brief."}]
+    shown: Any = [
+        {"role": "user", "content": [picture, {"type": "text", "text": other.text}]},
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": asked.text},
+    ]
+    body = json.dumps({"messages": [alone]}).encode()
+    _, expected, _ = service.post("/v1/locate", body)
+    for messages in ([*rules, alone], [*before, alone], [*rules, *before, alone], shown):
+        _, found, _ = service.post("/v1/locate", json.dumps({"messages": messages}).encode())
+        assert found == expected
+        said: Any = client.chat.completions.create(model="cmoe", messages=messages, max_tokens=1)
+        assert said.cmoe["score"] == pytest.approx(min(t["score"] for t in expected["tasks"]))
+        assert said.cmoe["task"] == expected["task"]
 
 
 def test_errors_are_openais(

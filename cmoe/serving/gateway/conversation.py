@@ -173,6 +173,13 @@ def conversation(
     return Conversation(turns, texts, images, at)
 
 
+def question(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
+    """The last question alone, behind the conversation's image: what a task is learned from."""
+    said = "\n".join(part for part in turns[-1].parts if part)
+    image = (None,) if any(None in turn.parts for turn in turns) else ()
+    return [ChatTurn("user", (*image, said) if said else image)]
+
+
 def _turn_parts(messages: Iterable[Message]) -> tuple[str | None, ...]:
     """A turn's texts, and None in its image's place; texts that follow each other become one."""
     joined: list[str | None] = []

@@ -70,7 +70,9 @@ class Gateway:
     ) -> None:
         keep_on_loopback()
         self._limits = config.limits
-        self._prompts = PromptBuilder(base_of(Store.follow(config.store), config), config.limits)
+        self._prompts = PromptBuilder(
+            base_of(Store.follow(config.store), config), config.limits, config.locate
+        )
         self._replicas = Replicas(config, executor, locator)
         self._admission = Admission(config.limits, keys, self._count)
         self._requests = Counter(
@@ -114,10 +116,10 @@ class Gateway:
             asked = kind.read(slot.body, self._limits)
             task, headers = asked.task, warning(asked.ignored)
             made = conversation(asked.messages, self._limits, kind.MESSAGES)
-            prompt, tokens, room = await self._prompts.build(made)
-            most = min(asked.sampling.max_tokens, room)
+            prompt = await self._prompts.build(made, locates=task is None)
+            most = min(asked.sampling.max_tokens, prompt.room)
             sampling = replace(asked.sampling, max_tokens=most)
-            route = await self._replicas.route(prompt, task, sampling)
+            route = await self._replicas.route(prompt.prompt, prompt.located, task, sampling)
             if not asked.stream:
                 whole = self._replicas.answer(route.request)
                 slot.on_free(whole.cancel)
@@ -125,14 +127,14 @@ class Gateway:
                 answer, part = self._answer(asked, route, reply), reply.part
                 self._count(200, answer.task)
                 assert part.finish is not None
-                values = answer.whole(part.text, part.finish, Usage(tokens, part.tokens))
+                values = answer.whole(part.text, part.finish, Usage(prompt.tokens, part.tokens))
                 return JSONResponse(values, headers=headers)
             replies = self._replicas.stream(route.request)
             slot.on_free(replies.cancel)
             # A failure before the first part still gets its own status.
             first = await self._checked(await anext(aiter(replies)))
             answer = self._answer(asked, route, first)
-            events = self._events(answer, tokens, first, replies, slot.deadline)
+            events = self._events(answer, prompt.tokens, first, replies, slot.deadline)
             return SlotStream(events, slot, headers)
 
     async def _checked(self, reply: Reply) -> Reply:
@@ -184,7 +186,7 @@ class Gateway:
             if location.scores:
                 found["nearest"] = name(location.nearest)
                 found["score"] = location.scores[location.nearest]
-                found["probability"] = location.posterior[location.nearest]
+                found["share"] = location.shares[location.nearest]
             if location.unknown:
                 self._unknown.inc()
         elif route.request.task is not None:
@@ -193,20 +195,20 @@ class Gateway:
         return asked.answer(version, found)
 
     async def locate(self, request: Request) -> dict[str, Any]:
-        """The posterior over tasks of a conversation."""
+        """How the tasks compare for a conversation."""
         async with self._admission.slot(request) as slot:
             messages = read_located(slot.body)
-            made = await self._prompts.build(conversation(messages, self._limits))
-            located = await self._replicas.locate(made.prompt)
+            made = await self._prompts.build(conversation(messages, self._limits), locates=True)
+            located = await self._replicas.locate(made.located)
             location, name = located.location, self._replicas.task_name
             names = await self._replicas.task_names(len(location.scores))
-            rows = zip(names, location.posterior, location.scores, strict=False)
+            rows = zip(names, location.shares, location.scores, strict=False)
             return {
                 "object": "cmoe.location",
                 "task": name(location.task),
                 "nearest": name(location.nearest),
                 "unknown": location.unknown,
-                "tasks": [{"task": n, "probability": p, "score": s} for n, p, s in rows],
+                "tasks": [{"task": n, "share": p, "score": s} for n, p, s in rows],
                 "store_version": located.version,
             }
 

@@ -14,13 +14,14 @@ from cmoe.data.image_limits import limits_of
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
-from cmoe.serving.gateway.conversation import Conversation, ImageUrl
+from cmoe.serving.gateway.conversation import Conversation, ImageUrl, question
 from cmoe.serving.gateway.decoders import Decoders
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.images import fetch
 from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.messages import Prompt
 from cmoe.serving.prompts import to_arrays
+from cmoe.serving.settings import LocateBy
 
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
@@ -35,11 +36,13 @@ class CountedPrompt(NamedTuple):
         prompt: The base's inputs.
         tokens: Number of its tokens.
         room: Tokens that the base's context leaves for an answer; at least 1.
+        located: What the task is found by.
     """
 
     prompt: Prompt
     tokens: int
     room: int
+    located: Prompt
 
 
 class PromptBuilder:
@@ -48,18 +51,23 @@ class PromptBuilder:
     Args:
         base: The base that reads them.
         limits: The limits of a request.
+        locate: What the task is found by.
     """
 
-    def __init__(self, base: ModelConfig, limits: LimitsConfig) -> None:
-        self._limits = limits
+    def __init__(self, base: ModelConfig, limits: LimitsConfig, locate: LocateBy) -> None:
+        self._limits, self._locate = limits, locate
         self._context = context_of(load_config(base.path, revision=base.revision))
         processor = load_processor(base.path, revision=base.revision, pad=base.pad)
         self._collator = Collator(processor, self._context, 1)
         image_limits = limits_of(processor, limits.image)
         self._resizing, self._decoders = image_limits.resizing, Decoders(limits, image_limits)
 
-    async def build(self, conversation: Conversation) -> CountedPrompt:
+    async def build(self, conversation: Conversation, *, locates: bool) -> CountedPrompt:
         """The prompt of a conversation.
+
+        Args:
+            conversation: The conversation.
+            locates: Whether its task is to be found.
 
         Raises:
             RequestError: The image or a text can't be used, or the prompt is too long.
@@ -83,7 +91,11 @@ class PromptBuilder:
         if tokens > limit:
             told = f"the prompt has {tokens} tokens; with an answer of one token at most {limit}"
             raise RequestError(400, told, code="context_length_exceeded").about(at)
-        return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens)
+        prompt = located = to_arrays(inputs)
+        sole = question(conversation.turns)
+        if locates and self._locate == "question" and sole != conversation.turns:
+            located = to_arrays(await _run(pixels, make, sole, image))
+        return CountedPrompt(prompt, tokens, self._context - tokens, located)
 
     async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:
         """An image, and the pixels that the base's processor makes of it."""

@@ -12,8 +12,8 @@ from http.client import responses
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cmoe.serving.gateway.protocol import event
 from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.protocol import event
 
 OWN_ROUTES = "/-/"
 """The proxy's own routes, which Ray's tools read."""

@@ -100,13 +100,16 @@ class Replicas:
 
     # Answers
 
-    async def route(self, prompt: Prompt, task: str | None, sampling: Sampling) -> Route:
+    async def route(
+        self, prompt: Prompt, located: Prompt, task: str | None, sampling: Sampling
+    ) -> Route:
         """The request to an executor.
 
         Args:
             prompt: The prompt.
-            task: Name of the task that answers; None locates the prompt: here, or else in the
-                answering pass.
+            located: What its task is found by; where that isn't the prompt, it takes a pass of its
+                own.
+            task: Name of the task that answers; None finds it: here, or else in the answering pass.
             sampling: How the answer is sampled.
 
         Raises:
@@ -115,11 +118,11 @@ class Replicas:
         if task is not None:
             index = await self._index(task)
             return Route(AnswerRequest(prompt, index, index + 1, sampling), None)
-        if self._inline:
+        if self._inline and located is prompt:
             return Route(AnswerRequest(prompt, None, 0, sampling), None)
-        located = await self.locate(prompt)
-        count = len(located.location.scores)
-        return Route(AnswerRequest(prompt, located.location.task, count, sampling), located)
+        found = await self.locate(located)
+        count = len(found.location.scores)
+        return Route(AnswerRequest(prompt, found.location.task, count, sampling), found)
 
     async def _index(self, task: str) -> int:
         names = self._tasks

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chat_bodies import ASKING, LIMITS, PICTURE, URL, read, said, talk
 
-from cmoe.serving.gateway.conversation import ImageUrl, conversation
+from cmoe.data.batches import ChatTurn
+from cmoe.serving.gateway.conversation import ImageUrl, conversation, question
 from cmoe.serving.gateway.errors import RequestError
 
 QUESTION: Any = ASKING["messages"][0]
@@ -164,3 +165,31 @@ def test_what_no_answer_can_follow_is_refused_by_its_path() -> None:
     assert error.param == "messages.0.content.0.image_url.url"
     with pytest.raises(RequestError, match="33 messages; at most 32"):
         conversation(read(messages=[QUESTION] * 33).messages, LIMITS)
+
+
+def message(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("messages", "parts"),
+    [
+        ([message("user", "Why?")], ("Why?",)),
+        ([message("user", [PICTURE])], (None,)),
+        ([message("user", [{"type": "text", "text": "Why?"}, PICTURE])], (None, "Why?")),
+        ([message("system", "Be brief."), message("user", "Why?")], ("Why?",)),
+        (
+            [
+                message("user", [PICTURE]),
+                message("assistant", "A ring."),
+                message("user", "Which color?"),
+            ],
+            (None, "Which color?"),
+        ),
+        ([message("user", "Look."), message("user", "Which color?")], ("Look.\nWhich color?",)),
+    ],
+)
+def test_a_task_is_found_by_the_last_question_behind_the_picture(
+    messages: list[Any], parts: tuple[str | None, ...]
+) -> None:
+    assert question(talk(*messages).turns) == [ChatTurn("user", parts)]
