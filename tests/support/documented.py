@@ -39,6 +39,7 @@ RUN = {
     "cmoe prepare --root data/coin --dry-run": "",
     "cmoe prepare --root data/coin --out .*": "",
     "cmoe score .*": "",
+    "cmoe phrasing --config coin_mini": SHORT,
     "cmoe export runs/coin_mini exported/coin_mini": "",
     KEYS: "",
     SERVING: "",
