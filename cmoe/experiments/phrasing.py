@@ -83,7 +83,8 @@ def _answered(
     """Of each sample: whether it is located right, whether it is unknown, what is said to it by
     who claims it, and what its own task says.
     """
-    own, found = model.tasks.index(task), []
+    own = model.tasks.index(task)
+    found: list[tuple[bool, bool, str, str]] = []
     for cut in slices(len(samples), batch_size):
         some = samples[cut.start : cut.stop]
         inputs = {n: t.to(model.device) for n, t in collator.prompts(some).items()}

@@ -12,7 +12,8 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cmoe.serving.gateway.bodies import Bodies
-from cmoe.serving.gateway.errors import RequestError, to_request_error, too_busy
+from cmoe.serving.gateway.errors import RequestError, too_busy
+from cmoe.serving.gateway.failures import to_request_error
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.limits import LimitsConfig
 

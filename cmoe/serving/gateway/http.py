@@ -19,12 +19,8 @@ from cmoe.serving.bases import base_of
 from cmoe.serving.gateway.admission import Admission, SlotStream
 from cmoe.serving.gateway.chat import ChatRequest, read_located
 from cmoe.serving.gateway.conversation import conversation
-from cmoe.serving.gateway.errors import (
-    RequestError,
-    error_response,
-    route_error,
-    to_request_error,
-)
+from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.failures import error_response, route_error, to_request_error
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.metrics import exposition
 from cmoe.serving.gateway.prompt_builder import PromptBuilder

@@ -15,10 +15,10 @@ from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
 from cmoe.serving.gateway.conversation import Conversation, ImageUrl, question
-from cmoe.serving.gateway.decoders import Decoders
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.images import fetch
 from cmoe.serving.gateway.limits import LimitsConfig
+from cmoe.serving.gateway.pictures.decoders import Decoders
+from cmoe.serving.gateway.pictures.images import fetch
 from cmoe.serving.messages import Prompt
 from cmoe.serving.prompts import to_arrays
 from cmoe.serving.settings import LocateBy

@@ -14,7 +14,7 @@ from cmoe.serving.engines import registry
 from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.engines.executor import LocatingExecutor
 from cmoe.serving.engines.registry import executor_class, register_executor
-from cmoe.serving.messages import AnswerPart, AnswerRequest, Prompt, Reply, Sampling
+from cmoe.serving.messages import BEHIND, AnswerPart, AnswerRequest, Prompt, Reply, Sampling
 from cmoe.serving.settings import AuthConfig, ServeConfig
 from cmoe.store.log import Store
 
@@ -84,7 +84,7 @@ def test_a_replica_answers_grows_and_reports_by_the_interface_alone(
         parts = [reply.part.text async for reply in replica.stream(request)]
         assert parts == ["3", "."]
         lacking = await replica.answer(AnswerRequest(PROMPT, 3, 4, Sampling(4)))
-        assert lacking.part.failure == "this replica has 3 tasks of 4"
+        assert lacking.part.failure == BEHIND
         assert (await replica.state())["tasks"] == stores["front"].tasks
         replica.check_health()
         replica._executor.reason = "it hangs"  # type: ignore[attr-defined]

@@ -19,7 +19,8 @@ from support.raw_http import Answer, answer, asked, connection, head, posted
 
 from cmoe.serving.gateway import proxy
 from cmoe.serving.gateway.admission import Admission
-from cmoe.serving.gateway.errors import RequestError, error_response
+from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.failures import error_response
 from cmoe.serving.gateway.keys import Keys
 from cmoe.serving.gateway.limits import HEAD_BYTES, LimitsConfig
 from cmoe.serving.settings import AuthConfig

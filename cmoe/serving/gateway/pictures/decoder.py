@@ -1,8 +1,9 @@
 """A process that decodes clients' pictures, and nothing else.
 
-`python -m cmoe.serving.gateway.decoder` reads jobs from its standard input and writes results to
-its standard output, one behind the other. Whatever a picture does, this process alone suffers: the
-kernel ends it when a picture's share of the CPU is spent, and refuses it memory beyond a limit.
+`python -m cmoe.serving.gateway.pictures.decoder` reads jobs from its standard input and writes
+results to its standard output, one behind the other. Whatever a picture does, this process alone
+suffers: the kernel ends it when a picture's share of the CPU is spent, and refuses it memory beyond
+a limit.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cmoe.data.images import (
     to_rgb,
 )
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.images import TOO_LARGE, bad, from_data_url
+from cmoe.serving.gateway.pictures.images import TOO_LARGE, bad, from_data_url
 
 JOB = struct.Struct(">?Q")  # whether it is a data URL, and its bytes
 RESULT = struct.Struct(">IQ")  # bytes of what is said, as JSON, and of the pixels behind it

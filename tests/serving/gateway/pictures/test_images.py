@@ -23,8 +23,8 @@ from transformers import CLIPImageProcessor
 from cmoe.data.image_limits import limits_of
 from cmoe.data.images import ImageTooLargeError, open_image
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.images import fetch, from_data_url, is_public
 from cmoe.serving.gateway.limits import LimitsConfig
+from cmoe.serving.gateway.pictures.images import fetch, from_data_url, is_public
 
 
 def clip(side: int) -> Any:

@@ -22,10 +22,10 @@ from typing import Any
 from PIL import Image
 
 from cmoe.data.image_limits import ImageLimits
-from cmoe.serving.gateway.decoder import JOB, RESULT, DecoderConfig
 from cmoe.serving.gateway.errors import too_busy
-from cmoe.serving.gateway.images import TOO_LARGE, bad
 from cmoe.serving.gateway.limits import LimitsConfig
+from cmoe.serving.gateway.pictures.decoder import JOB, RESULT, DecoderConfig
+from cmoe.serving.gateway.pictures.images import TOO_LARGE, bad
 
 SMALL_WORK, SMALL_S = 20_000_000, 1.5
 """Pixels that decoding a small picture goes over, and seconds of the CPU that it may take."""
@@ -192,7 +192,7 @@ class _Decoder:
         self._socket.setblocking(False)
         with theirs:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-m", "cmoe.serving.gateway.decoder", config.to_json()],
+                [sys.executable, "-m", "cmoe.serving.gateway.pictures.decoder", config.to_json()],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 env=_environment(),

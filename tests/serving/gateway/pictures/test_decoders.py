@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,10 +31,10 @@ from support.jobs import until
 from support.picture_files import saved
 
 from cmoe.data.images import open_image, to_rgb
-from cmoe.serving.gateway import decoders as module
-from cmoe.serving.gateway.decoders import Decoders
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.limits import LimitsConfig
+from cmoe.serving.gateway.pictures import decoders as module
+from cmoe.serving.gateway.pictures.decoders import Decoders
 
 LIMITS = LimitsConfig(in_flight=256)
 COSTLY = replace(LIMITS, picture_work=10**10, decoders=1)
@@ -58,7 +60,7 @@ def _running() -> set[int]:
     found = set()
     for process in psutil.Process().children():
         with suppress(psutil.Error):
-            if "cmoe.serving.gateway.decoder" in process.cmdline():
+            if "cmoe.serving.gateway.pictures.decoder" in process.cmdline():
                 found.add(process.pid)
     return found
 
@@ -211,6 +213,15 @@ def test_a_picture_that_takes_too_long_ends_its_decoder_alone() -> None:
 
     with started(replace(COSTLY, picture_s=0.1)) as decoders:
         asyncio.run(run(decoders))
+
+
+def test_a_decoder_loads_nothing_that_it_does_not_need() -> None:
+    """It starts again after each picture that is over its limits, beside a busy gateway."""
+    told = "import sys, cmoe.serving.gateway.pictures.decoder; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "ray", "fastapi", "transformers"} & {*loaded.stdout.split()}
 
 
 def test_a_picture_that_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

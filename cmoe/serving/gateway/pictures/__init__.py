@@ -1,0 +1,1 @@
+"""Clients' pictures: fetched, and decoded by processes of their own."""
