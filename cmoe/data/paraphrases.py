@@ -29,7 +29,17 @@ BEFORE = (
     "Look at this. ",
 )
 BEHIND = (" Thank you.", " Thanks!", ", please", " Please help me.")
-BRIEFLY = ("Answer briefly.", "Be brief.", "In one word.", "Give only the answer.")
+BRIEFLY = (
+    "Answer briefly.",
+    "Be brief.",
+    "In one word.",
+    "Give only the answer.",
+    "A word or two will do.",
+    "Just the answer.",
+    "Don't explain it.",
+    "Say it in few words.",
+    "No long answer.",
+)
 
 
 NATURAL = ("bare", "small", "polite", "chatty", "brief")
