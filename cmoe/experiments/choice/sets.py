@@ -152,17 +152,6 @@ def judged(
     return {"best": best, "chosen": chosen, "correlation": correlation}
 
 
-def share_interval(hits: float, count: int) -> tuple[float, float]:
-    """Wilson's interval of a share (JASA 22, 1927), at `CONFIDENCE`."""
-    if not count:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    share, weight = hits / count, z * z / count
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def _correlated(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, Any]:
     """Spearman's rank correlation, and its interval by resampling; null where it isn't known."""
     value = spearman(a, b)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from cmoe.reports.charts.drawing import (
     ACCENT,
     FAINT,
+    MUTED,
+    PANEL,
     drawn,
     hue,
 )
@@ -30,7 +32,7 @@ def score_histogram(name: str, label: str, scores: Mapping[str, Any], task: int)
         ax = figure.subplots()
         look: dict[str, Any] = {"edges": scores["edges"], "fill": True}
         if any(scores["other"]):
-            ax.stairs(scores["other"], color="#9aa3af", alpha=0.55, **look)
+            ax.stairs(scores["other"], color=MUTED, alpha=0.45, **look)
         ax.stairs(scores["own"], color=hue(task), alpha=0.8, **look)
         ax.set_xlabel("score (smaller is likelier)")
         ax.set_yticks([])
@@ -56,7 +58,7 @@ def roc(name: str, label: str, curves: Sequence[Mapping[str, Any]], hues: Sequen
         for curve, colour in zip(curves, hues, strict=True):
             xs, ys = ([100 * share for share in curve[key]] for key in ("fpr", "tpr"))
             ax.plot(xs, ys, color=colour, linewidth=1.8, label=curve["held_out"], clip_on=False)
-            look: dict[str, Any] = {"s": 34, "edgecolor": "white", "zorder": 3, "clip_on": False}
+            look: dict[str, Any] = {"s": 34, "edgecolor": PANEL, "zorder": 3, "clip_on": False}
             ax.scatter(curve["false_alarms"], curve["caught"], color=colour, **look)
         ax.set_xlim(0, 100)
         ax.set_ylim(0, 100)
