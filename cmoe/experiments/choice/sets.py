@@ -10,17 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmoe.evaluation.sampling_error import CONFIDENCE, share_interval
 from cmoe.methods.probe import Probing, decide
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig, Score
 
 DEPTHS = ("first", "middle", "last", "even")
-CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
