@@ -76,9 +76,7 @@ def _sampling_errors(
     error = mean_error(scores)
 
     def intervals(accuracies: Sequence[float]) -> list[tuple[float, float]]:
-        return [
-            wilson(accuracy, len(of)) for accuracy, of in zip(accuracies, scores, strict=False)
-        ]
+        return [wilson(accuracy, len(of)) for accuracy, of in zip(accuracies, scores, strict=False)]
 
     return {
         "last_error": None if error is None else 100 * error,

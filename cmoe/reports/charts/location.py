@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cmoe.reports.charts.drawing import (
     ACCENT,
     FAINT,
+    INK,
     MUTED,
     PANEL,
     drawn,
@@ -24,7 +25,8 @@ def score_histogram(name: str, label: str, scores: Mapping[str, Any], task: int)
     Args:
         name: Unique in the page.
         label: What is shown.
-        scores: Counts of `own` and `other` scores by bin, and the bins' `edges`.
+        scores: Counts of `own` and `other` scores by bin, the bins' `edges`, and the `limit` beyond
+            which a sample is unknown, where it was kept.
         task: Index of the task.
     """
 
@@ -34,6 +36,8 @@ def score_histogram(name: str, label: str, scores: Mapping[str, Any], task: int)
         if any(scores["other"]):
             ax.stairs(scores["other"], color=MUTED, alpha=0.45, **look)
         ax.stairs(scores["own"], color=hue(task), alpha=0.8, **look)
+        if "limit" in scores:  # reports of before it was kept have none
+            ax.axvline(scores["limit"], color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
         ax.set_xlabel("score (smaller is likelier)")
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
