@@ -1,4 +1,4 @@
-"""How far accuracies are from those of all samples like the tested ones: intervals at 95 percent."""
+"""How far accuracies may be from those of all samples like the tested ones, at 95 percent."""
 
 from __future__ import annotations
 

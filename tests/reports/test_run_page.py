@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 from playwright.sync_api import Browser
-from support.looks import require_good_looks
-from support.pages import Page, is_light, stays_the_same
+from support.looks import require_good_file
+from support.pages import DASH, Page, is_light, stays_the_same
 from support.reported_runs import (
     ATTACK,
     TASKS,
@@ -284,7 +284,7 @@ def test_the_limit_of_unknown_parts_the_samples_as_the_run_did(grown: Path) -> N
 def test_accuracies_have_wilsons_interval(grown: Path) -> None:
     """Its ends are the shares whose distance from what was seen is 1.96 of their own deviations."""
     rows = re.findall(
-        r"<tr><th>(\w+)</th>.*?([\d.]+) <span class=\"of95\">([\d.]+)–([\d.]+)</span>",
+        rf"<tr><th>(\w+)</th>.*?([\d.]+) <span class=\"of95\">([\d.]+){DASH}([\d.]+)</span>",
         Page(grown / "report.html").section("forgetting"),
     )
     last = found(grown)["located"][-1]
@@ -298,7 +298,7 @@ def test_accuracies_have_wilsons_interval(grown: Path) -> None:
 
 
 def test_the_page_looks_good_everywhere(grown: Path, browser: Browser) -> None:
-    require_good_looks(browser, grown / "report.html", 200)
+    require_good_file(browser, grown / "report.html", 200)
 
 
 def test_the_two_matrices_say_how_the_task_was_found(grown: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
-from support.looks import require_good_looks
+from support.looks import require_good_file
 from support.pages import HOSTILE, Page, is_light, stays_the_same
 from support.probings import gains
 
@@ -357,7 +357,7 @@ def test_the_page_looks_good_everywhere(
     tmp_path: Path, said: dict[str, Any], browser: Browser
 ) -> None:
     write_sweep_report(tmp_path, said, STREAMS)
-    require_good_looks(browser, tmp_path / "sweep.html", 200)
+    require_good_file(browser, tmp_path / "sweep.html", 200)
 
 
 def test_import_is_light() -> None:

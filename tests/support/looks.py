@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from playwright.sync_api import Browser, Page
 
@@ -85,16 +85,23 @@ _SMALL = """(least) => [...document.querySelectorAll("button, input, select, tex
     .map((e) => e.outerHTML.slice(0, 80))"""
 
 
-def require_good_looks(browser: Browser, file: Path, texts: int) -> None:
-    """A report can be read on a phone and on a screen, in light and in dark mode."""
-    for width, scheme in product((390, 1280), ("light", "dark")):
-        size: Any = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
-        page = browser.new_page(**size)
-        page.goto(file.as_uri())
-        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+def require_good_looks(page: Page, texts: int) -> None:
+    """A page can be read on a phone and on a screen, in light and in dark mode."""
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for width, scheme in product((390, 1280), schemes):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
         require_nothing_cut(page)
         require_readable(page, texts)
-        page.close()
+
+
+def require_good_file(browser: Browser, file: Path, texts: int) -> None:
+    """The same of a report, with all its parts open."""
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    require_good_looks(page, texts)
+    page.close()
 
 
 def require_readable(page: Page, texts: int) -> None:

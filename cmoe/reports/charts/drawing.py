@@ -1,9 +1,10 @@
 """How charts are drawn: each is an SVG of its own, text stays text, and nothing is loaded.
 
 Every chart has a name that is unique in its page (ids inside the SVG are made of it) and a label,
-which says what it shows to those who can't see it. It follows the page's colours, in dark mode, too:
-colours of `FOLLOWING` become the page's variables, and a colour that is to be paler is more
-transparent, so that it is paler before any page.
+which says what it shows to those who can't see it.
+
+Charts follow the page, in dark mode, too: colours of `FOLLOWING` become the page's variables, and a
+colour that is to be paler is more transparent, so that it is paler before any page.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def ink_on(colour: str, weight: float = 1.0) -> str:
     """The colour of text that is best read on a colour so opaque, in light and in dark mode."""
     best = []
     for page, shown in zip(_PAGES, (colour, _HUES_IN_DARK.get(colour, colour)), strict=True):
-        light = _luminance(weight * s + (1 - weight) * p for s, p in zip(_rgb(shown), _rgb(page)))
+        parts = zip(_rgb(shown), _rgb(page), strict=True)
+        light = _luminance(weight * s + (1 - weight) * p for s, p in parts)
         # WCAG's contrast: (lighter + 0.05) / (darker + 0.05).
         best.append("black" if (light + 0.05) ** 2 > 0.05 * 1.05 else "white")
     return _INKS[best[0], best[1]]

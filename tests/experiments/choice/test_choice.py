@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 from playwright.sync_api import Browser
-from support.looks import require_good_looks
+from support.looks import require_good_file
 from support.workers import small_config
 
 from cmoe.common.errors import RunError
@@ -74,7 +74,7 @@ def test_the_page_looks_good_everywhere(
     tmp_path: Path, studied: dict[str, Any], browser: Browser
 ) -> None:
     write_choice_page(tmp_path, studied)
-    require_good_looks(browser, tmp_path / "choice.html", 60)
+    require_good_file(browser, tmp_path / "choice.html", 60)
 
 
 def test_a_study_that_was_cut_off_trains_what_is_missing_alone(
