@@ -17,7 +17,10 @@ from cmoe.evaluation.results import answering
 from cmoe.evaluation.shown_samples import shown_samples
 from cmoe.evaluation.targets import Targets
 from cmoe.folder import RunFolder
+from cmoe.modeling.locator import make_bank
+from cmoe.modeling.primitive import LOCATOR
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.store.log import Store
 
 BINS = 30
@@ -45,7 +48,7 @@ def report_data(folder: RunFolder, tasks: Sequence[Task], targets: Targets) -> d
         `asked`, how many answers the matrices are made of, had each stage been answered afresh;
         `losses`, by phase and task, see `loss_curve`;
         `location`, of every task what the locator said of its test samples, see `location_scores`,
-        or None for a method that doesn't locate;
+        and the `limit` beyond which a score is unknown; None for a method that doesn't locate;
         `samples`, of every task a few test samples, see `shown_samples`.
 
     Raises:
@@ -76,7 +79,8 @@ def report_data(folder: RunFolder, tasks: Sequence[Task], targets: Targets) -> d
         "asked": _asked(predictions, locates),
         "losses": _losses(folder, learned),
         "location": {
-            task.name: location_scores(last[task.name], index) for index, task in enumerate(learned)
+            task.name: location_scores(last[task.name], index) | {"limit": limit}
+            for index, (task, limit) in enumerate(zip(learned, _limits(log, count), strict=True))
         }
         if locates
         else None,
@@ -117,6 +121,17 @@ def loss_curve(losses: Sequence[float]) -> dict[str, Any]:
     span = -(-len(losses) // CURVE_POINTS)
     means = [fmean(losses[begin : begin + span]) for begin in range(0, len(losses), span)]
     return {"span": span, "means": means}
+
+
+def _limits(log: Store, count: int) -> list[float]:
+    """Of the first tasks, the scores beyond which a sample is unknown."""
+    import safetensors.torch
+
+    bank = make_bank(LocatorConfig(**log.header.settings["locator"]))
+    entries = (log.read_data(record, LOCATOR) for record in log.records()[:count])
+    bank.append(*map(safetensors.torch.load, entries))
+    limits: list[float] = bank.limits.tolist()
+    return limits
 
 
 def location_scores(stage: Stage, task: int) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmoe.evaluation.metrics import forgetting
+from cmoe.evaluation.sampling_error import mean_error, share_interval
 from cmoe.folder import ALONE
 
 _PAPER = {
@@ -41,6 +42,7 @@ def run_numbers(data: Mapping[str, Any]) -> dict[str, Any]:
         "located": located,
         "oracle": found["oracle"][-1] if found["oracle"] else None,
         "forgotten": forgetting(located),
+        **_sampling_errors(found, names, located[-1]),
         "parameters": parameters,
         "parts": parts,
         "added": {
@@ -64,6 +66,35 @@ def _metrics(found: Mapping[str, Any], other: str) -> list[dict[str, Any]]:
             if table[key] is not None:
                 rows.append({"scoring": scoring, "how": how, "fwt": None, **table[key]})
     return rows
+
+
+def _sampling_errors(
+    found: Mapping[str, Any], names: Sequence[str], located: Sequence[float]
+) -> dict[str, Any]:
+    """How far the last accuracies may be from those of all samples, in percent and points."""
+    scores = [found["last_scores"][name] for name in names]
+    error = mean_error(scores)
+
+    def intervals(accuracies: Sequence[float]) -> list[tuple[float, float]]:
+        return [wilson(accuracy, len(of)) for accuracy, of in zip(accuracies, scores, strict=False)]
+
+    return {
+        "last_error": None if error is None else 100 * error,
+        "intervals": {
+            key: intervals(row) if row else None
+            for key, row in (
+                ("zero_shot", found["zero_shot"]),
+                ("oracle", found["oracle"][-1] if found["oracle"] else None),
+                ("located", located),
+            )
+        },
+    }
+
+
+def wilson(percent: float, count: int) -> tuple[float, float]:
+    """The interval of an accuracy over so many samples, in percent."""
+    low, high = share_interval(percent / 100 * count, count)
+    return 100 * low, 100 * high
 
 
 def _parameters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -95,6 +126,7 @@ def _located_right(data: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "task": name,
                 "samples": sum(counts),
                 "right": 100 * counts[i] / sum(counts),
+                "interval": wilson(100 * counts[i] / sum(counts), sum(counts)),
                 "unknown": data["location"][name]["unknown"],
                 "mistaken": max(wrong, key=lambda n: wrong[n]) if wrong else None,
                 "times": max(wrong.values(), default=0),

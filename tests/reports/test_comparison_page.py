@@ -22,6 +22,7 @@ from support.comparison_data import (
     one_run,
     page,
 )
+from support.looks import require_nothing_cut, require_readable
 from support.pages import DASH, HOSTILE, MINUS, Page, is_light, stays_the_same
 
 from cmoe.common.run_files import RunFileError
@@ -351,7 +352,8 @@ def test_page_opens_and_is_as_wide_as_the_screen(
     address = (compared_folder / "comparison.html").as_uri()
     shown.goto(address)
     shown.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    require_nothing_cut(shown)
+    require_readable(shown, 500)
     table = shown.locator("#methods ~ .scroll")
     assert table.evaluate("part => part.scrollWidth > part.clientWidth")
     assert (said, asked) == ([], [address])

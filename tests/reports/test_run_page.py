@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from support.pages import Page, is_light, stays_the_same
+from playwright.sync_api import Browser
+from support.looks import require_good_file
+from support.pages import DASH, Page, is_light, stays_the_same
 from support.reported_runs import (
     ATTACK,
     TASKS,
@@ -28,7 +30,11 @@ from support.reported_runs import (
 from cmoe.common.run_files import RunFileError, write_json
 from cmoe.evaluation.report_data import report_data
 from cmoe.folder import MATRIX, REPORT, RunFolder
+from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.settings import MINI_BASE
 from cmoe.reports.run_page import write_run_page
+from cmoe.store.log import Store
+from cmoe.store.model import load_model
 from cmoe.tasks.judge import main as score_file
 
 
@@ -259,3 +265,46 @@ def test_nothing_to_report(single: Path, stream: Stream, tmp_path: Path) -> None
 
 def test_import_is_light() -> None:
     is_light("cmoe.reports.run_page")
+
+
+def test_the_limit_of_unknown_parts_the_samples_as_the_run_did(grown: Path) -> None:
+    """A task's own samples that lie beyond it were called unknown, and no others."""
+    data = json.loads((grown / REPORT).read_text(encoding="utf-8"))
+    log = Store.open(grown / "store")
+    model = load_model(log, load_base(MINI_BASE)[0])
+    assert [data["location"][t]["limit"] for t in TASKS] == pytest.approx(
+        model.bank.limits.tolist()
+    )
+    page = Page(grown / "report.html")
+    for task in TASKS:
+        chart = page.source.split(f'aria-label="Locator scores of {task}')[1].split("</svg>")[0]
+        assert chart.count("stroke-dasharray: 4") == 1
+
+
+def test_accuracies_have_wilsons_interval(grown: Path) -> None:
+    """Its ends are the shares whose distance from what was seen is 1.96 of their own deviations."""
+    rows = re.findall(
+        rf"<tr><th>(\w+)</th>.*?([\d.]+) <span class=\"of95\">([\d.]+){DASH}([\d.]+)</span>",
+        Page(grown / "report.html").section("forgetting"),
+    )
+    last = found(grown)["located"][-1]
+    assert [(task, float(seen)) for task, seen, *_ in rows] == list(zip(TASKS, last, strict=True))
+    for _, seen, *ends in rows:
+        for end in ends:
+            share, distance = float(end) / 100, abs(float(end) - float(seen)) / 100
+            if 0 < share < 1:
+                deviation = (share * (1 - share) / TESTED) ** 0.5
+                assert distance / deviation == pytest.approx(1.96, abs=0.02)
+
+
+def test_the_page_looks_good_everywhere(grown: Path, browser: Browser) -> None:
+    require_good_file(browser, grown / "report.html", 200)
+
+
+def test_the_two_matrices_say_how_the_task_was_found(grown: Path) -> None:
+    drawn = Page(grown / "report.html").source.split('id="matrix"')[1].split("</section>")[0]
+    titled = re.findall(r"<h3>([^<]*)</h3>\s*<div class=\"plot\"><svg[^>]*label=\"([^\"]*)", drawn)
+    assert titled == [
+        ("Task located", "Accuracy matrix"),
+        ("Task told", "Accuracy matrix, oracle"),
+    ]

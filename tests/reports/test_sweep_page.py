@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
+from support.looks import require_good_file
 from support.pages import HOSTILE, Page, is_light, stays_the_same
 from support.probings import gains
 
@@ -349,6 +351,13 @@ def test_a_missing_field_is_a_sentence(tmp_path: Path, said: dict[str, Any]) -> 
     with pytest.raises(RunFileError, match=r"sweep\.json: lacks .*'probes'"):
         write_sweep_report(tmp_path, said, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_looks_good_everywhere(
+    tmp_path: Path, said: dict[str, Any], browser: Browser
+) -> None:
+    write_sweep_report(tmp_path, said, STREAMS)
+    require_good_file(browser, tmp_path / "sweep.html", 200)
 
 
 def test_import_is_light() -> None:

@@ -10,17 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmoe.evaluation.sampling_error import CONFIDENCE, share_interval
 from cmoe.methods.probe import Probing, decide
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig, Score
 
 DEPTHS = ("first", "middle", "last", "even")
-CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
@@ -150,17 +150,6 @@ def judged(
         summed = np.array([sum(values[layer] for layer in row["layers"]) for row in sets])
         correlation[name] = _correlated(summed, -losses)
     return {"best": best, "chosen": chosen, "correlation": correlation}
-
-
-def share_interval(hits: float, count: int) -> tuple[float, float]:
-    """Wilson's interval of a share (JASA 22, 1927), at `CONFIDENCE`."""
-    if not count:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    share, weight = hits / count, z * z / count
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _correlated(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, Any]:

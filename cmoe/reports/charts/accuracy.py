@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from cmoe.reports.charts.drawing import (
     ACCENT,
+    BAD,
+    FAINT,
     GOOD,
-    GRID,
     INK,
     MUTED,
+    PANEL,
     Matrix,
     drawn,
     hue,
@@ -37,9 +39,9 @@ def decomposition(
         ys = range(len(tasks))
         thick: dict[str, Any] = {"linewidth": 5, "zorder": 1}
         if zero_shot is not None:
-            ax.hlines(ys, zero_shot, oracle, color="#bfe3d2", **thick)
-        ax.hlines(ys, located, oracle, color="#f0b4bb", **thick)
-        look: dict[str, Any] = {"facecolor": "white", "edgecolor": MUTED, "s": 44, "linewidth": 1.5}
+            ax.hlines(ys, zero_shot, oracle, color=GOOD, alpha=0.3, **thick)
+        ax.hlines(ys, located, oracle, color=BAD, alpha=0.35, **thick)
+        look: dict[str, Any] = {"facecolor": PANEL, "edgecolor": MUTED, "s": 44, "linewidth": 1.5}
         dots: list[tuple[str, Sequence[float], dict[str, Any]]] = [
             ("the task's own experts (oracle)", oracle, {**look, "edgecolor": GOOD, "marker": "D"}),
             ("located", located, {"color": ACCENT, "s": 13}),
@@ -72,7 +74,7 @@ def accuracy_curve(
             ax.plot(
                 [x + 1 for x in xs],
                 [float("nan") if y is None else y for y in ys],
-                color=hue(task) if mine else GRID,
+                color=hue(task) if mine else FAINT,
                 linewidth=2.2 if mine else 1,
                 marker="o" if mine else None,
                 markersize=4,

@@ -13,9 +13,11 @@ from cmoe.reports.charts.drawing import (
     GOOD,
     INK,
     MUTED,
+    PANEL,
     bare,
     drawn,
     hue,
+    ink_on,
 )
 
 if TYPE_CHECKING:
@@ -123,14 +125,14 @@ def routing_map(
                 for share, owner in zip(shares, owners[i], strict=False):
                     width = 0.94 * share
                     where = (j + start, i + 0.12)
-                    box = Rectangle(where, width, 0.76, facecolor=hue(owner), edgecolor="white")
+                    box = Rectangle(where, width, 0.76, facecolor=hue(owner), edgecolor=PANEL)
                     ax.add_patch(box)
                     if width > 0.16:
                         middle = j + start + width / 2
                         style: dict[str, Any] = {
                             "ha": "center",
                             "va": "center_baseline",
-                            "color": "white",
+                            "color": ink_on(hue(owner)),
                         }
                         ax.text(middle, i + 0.5, str(owner + 1), fontsize=7, **style)
                     start += width

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from cmoe.reports.charts.drawing import (
     ACCENT,
     FAINT,
+    INK,
+    MUTED,
+    PANEL,
     drawn,
     hue,
 )
@@ -22,7 +25,8 @@ def score_histogram(name: str, label: str, scores: Mapping[str, Any], task: int)
     Args:
         name: Unique in the page.
         label: What is shown.
-        scores: Counts of `own` and `other` scores by bin, and the bins' `edges`.
+        scores: Counts of `own` and `other` scores by bin, the bins' `edges`, and the `limit` beyond
+            which a sample is unknown, where it was kept.
         task: Index of the task.
     """
 
@@ -30,8 +34,10 @@ def score_histogram(name: str, label: str, scores: Mapping[str, Any], task: int)
         ax = figure.subplots()
         look: dict[str, Any] = {"edges": scores["edges"], "fill": True}
         if any(scores["other"]):
-            ax.stairs(scores["other"], color="#9aa3af", alpha=0.55, **look)
+            ax.stairs(scores["other"], color=MUTED, alpha=0.45, **look)
         ax.stairs(scores["own"], color=hue(task), alpha=0.8, **look)
+        if "limit" in scores:  # reports of before it was kept have none
+            ax.axvline(scores["limit"], color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
         ax.set_xlabel("score (smaller is likelier)")
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
@@ -56,7 +62,7 @@ def roc(name: str, label: str, curves: Sequence[Mapping[str, Any]], hues: Sequen
         for curve, colour in zip(curves, hues, strict=True):
             xs, ys = ([100 * share for share in curve[key]] for key in ("fpr", "tpr"))
             ax.plot(xs, ys, color=colour, linewidth=1.8, label=curve["held_out"], clip_on=False)
-            look: dict[str, Any] = {"s": 34, "edgecolor": "white", "zorder": 3, "clip_on": False}
+            look: dict[str, Any] = {"s": 34, "edgecolor": PANEL, "zorder": 3, "clip_on": False}
             ax.scatter(curve["false_alarms"], curve["caught"], color=colour, **look)
         ax.set_xlim(0, 100)
         ax.set_ylim(0, 100)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from cmoe.reports.charts.drawing import (
     ACCENT,
-    INK,
     Matrix,
     bare,
     drawn,
+    ink_on,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def heat_map(
     """
 
     def draw(figure: Figure) -> None:
-        from matplotlib.colors import to_rgb
         from matplotlib.patches import Rectangle
 
         ax = figure.subplots()
@@ -58,13 +57,12 @@ def heat_map(
                 if value is None:
                     continue
                 share = min(max(value / peak, 0.0), 1.0) if peak else 0.0
-                full = to_rgb(hues[j] if hues else ACCENT)
-                weight = 0.04 + 0.96 * share
-                colour = tuple(1 - weight * (1 - c) for c in full)
-                ax.add_patch(Rectangle((j, ys[i]), 0.96, 0.94, facecolor=colour, linewidth=0))
-                dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 0.62
+                colour = hues[j] if hues else ACCENT
+                weight = round(0.04 + 0.96 * share, 2)
+                look: dict[str, Any] = {"facecolor": colour, "alpha": weight, "linewidth": 0}
+                ax.add_patch(Rectangle((j, ys[i]), 0.96, 0.94, **look))
                 text = texts[i][j] if texts else f"{value:.1f}"
-                ink = "white" if dark else INK
+                ink = ink_on(colour, weight)
                 ax.text(j + 0.48, ys[i] + 0.48, text, color=ink, ha="center", va="center")
         bare(ax)
         ax.set_xlim(0, len(columns))

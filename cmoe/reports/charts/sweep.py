@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cmoe.reports.charts.drawing import ACCENT, BAD, FAINT, GOOD, MUTED, drawn
+from cmoe.reports.charts.drawing import ACCENT, BAD, FAINT, GOOD, MUTED, PANEL, drawn
 from cmoe.reports.sweep_numbers import Tried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_PALE, _DEEP = "#c9d9ec", "#123a66"
-"""Colours of the lowest and the highest accuracy."""
 
 
 def trade_off(name: str, label: str, tried: Sequence[Tried], limit: int | None) -> str:
@@ -79,10 +76,7 @@ def parallel(
     sizes = [t.parameters for t in tried]
 
     def draw(figure: Figure) -> None:
-        from matplotlib.colors import LinearSegmentedColormap
-
         ax = figure.subplots()
-        shades = LinearSegmentedColormap.from_list("accuracy", [_PALE, _DEEP])
         for column, values in enumerate(settings.values()):
             for n, value in enumerate(values):
                 _mark(ax, column, n / (len(values) - 1), str(value))
@@ -96,7 +90,8 @@ def parallel(
             look: dict[str, Any] = {"color": BAD, "linewidth": 1, "linestyle": (0, (2, 2))}
             if t.accuracy is not None:
                 came.append(_place(t.accuracy, accuracies))
-                look = {"color": shades(came[-1]), "linewidth": 3.4 if t.state == "wins" else 1.6}
+                look = {"color": ACCENT, "alpha": round(0.25 + 0.75 * came[-1], 2)}
+                look["linewidth"] = 3.4 if t.state == "wins" else 1.6
             for point in t.points:
                 ys = [values.index(point[k]) / (len(values) - 1) for k, values in settings.items()]
                 ax.plot(range(len(ys) + len(came)), ys + came, **look)
@@ -123,7 +118,7 @@ def _dot(ax: Axes, x: float, y: float, tried: Tried) -> None:
     """A candidate's mark and number."""
     shapes = {"wins": ("*", 150, GOOD), "front": ("o", 40, ACCENT), "stopped": ("X", 34, BAD)}
     marker, size, colour = shapes.get(tried.state, ("o", 40, MUTED))
-    look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.8, "zorder": 3, "clip_on": False}
+    look: dict[str, Any] = {"edgecolor": PANEL, "linewidth": 0.8, "zorder": 3, "clip_on": False}
     ax.scatter(x, y, s=size, color=colour, marker=marker, **look)
     beside: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "color": MUTED}
     ax.annotate(str(tried.number), (x, y), xytext=(5, 4), **beside)
@@ -133,5 +128,5 @@ def _mark(ax: Axes, column: int, y: float, text: str) -> None:
     """A value on an axis of the parallel ones."""
     ax.plot([column - 0.02, column + 0.02], [y, y], color=FAINT, linewidth=1)
     look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7.5, "color": MUTED}
-    behind = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}  # lines pass there
+    behind = {"facecolor": PANEL, "alpha": 0.8, "linewidth": 0, "pad": 1}  # lines pass there
     ax.text(column - 0.05, y, text, bbox=behind, zorder=4, **look)

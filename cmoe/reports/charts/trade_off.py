@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from cmoe.reports.charts.drawing import ACCENT, FAINT, MUTED, drawn
+from cmoe.reports.charts.drawing import ACCENT, FAINT, MUTED, PANEL, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def trade_off(
         for dot in dots:
             colour = MUTED if dot.bound else ACCENT
             look: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1, "markersize": 6.5}
-            face = "white" if dot.bound else colour
+            face = PANEL if dot.bound else colour
             ax.errorbar(
                 dot.parameters, dot.last, dot.deviation, fmt="o", color=colour, mfc=face, **look
             )
@@ -109,7 +109,7 @@ def _name(ax: Axes, dots: Sequence[Dot], width: float, height: float) -> None:
             ha="left" if side > 0 else "right",
             va="center",
             fontsize=8,
-            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
+            bbox={"facecolor": PANEL, "alpha": 0.8, "linewidth": 0, "pad": 0.5},
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8} if up else None,
         )
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import ray
+from playwright.sync_api import Browser
+from support.looks import require_good_file
 from support.workers import small_config
 
 from cmoe.common.errors import RunError
@@ -66,6 +68,13 @@ def test_every_set_is_learned_behind_the_same_tasks_and_judged(
     assert json.loads((folder / "choice.json").read_text()) == json.loads(json.dumps(studied))
     write_choice_page(folder, studied)
     assert "VizWiz" in (folder / "choice.html").read_text()
+
+
+def test_the_page_looks_good_everywhere(
+    tmp_path: Path, studied: dict[str, Any], browser: Browser
+) -> None:
+    write_choice_page(tmp_path, studied)
+    require_good_file(browser, tmp_path / "choice.html", 60)
 
 
 def test_a_study_that_was_cut_off_trains_what_is_missing_alone(

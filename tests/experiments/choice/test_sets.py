@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.probings import gained
 
-from cmoe.experiments.choice.sets import LayerSet, judged, layer_sets, share_interval, spearman
+from cmoe.experiments.choice.sets import LayerSet, judged, layer_sets, spearman
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 
 LAYERS = 8
@@ -85,17 +85,6 @@ def test_a_choice_is_judged_by_its_regret_and_the_random_sets_that_are_worse() -
     assert not a["beats"]
     assert not a["beaten"]
     assert said["chosen"]["b"] == a
-
-
-@pytest.mark.parametrize(
-    ("hits", "count", "interval"),
-    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611))],
-)
-def test_the_interval_of_a_share_is_wilsons(
-    hits: int, count: int, interval: tuple[float, float]
-) -> None:
-    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert share_interval(hits, count) == pytest.approx(interval, abs=6e-5)
 
 
 @settings(max_examples=60, deadline=None)

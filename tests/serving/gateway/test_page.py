@@ -14,6 +14,7 @@ import openai
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect
+from support.looks import require_good_looks, require_touchable
 from support.service import RunningService, running_service, service_file
 from support.service_client import TOKENS, answer_alone, asking
 
@@ -113,9 +114,13 @@ def error(message: str) -> str:
     return json.dumps({"error": {"message": message, **kind}})
 
 
-def chunk(text: str, finish: str | None = None) -> str:
+def chunk(text: str, finish: str | None = None, **more: Any) -> str:
     choices = [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]
-    return f"data: {json.dumps({'choices': choices}, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps({'choices': choices, **more}, ensure_ascii=False)}\n\n"
+
+
+def answered(text: str) -> str:
+    return chunk(text) + chunk("", "stop") + "data: [DONE]\n\n"
 
 
 def test_an_example_is_shown_located_and_answered(visit: Visit) -> None:
@@ -139,6 +144,11 @@ def test_a_question_that_no_task_claims_is_said_to_be_the_bases(visit: Visit) ->
     visit.ask("What is this?")
     expect(visit.page.locator("#task")).to_have_text("No task claims this question")
     expect(visit.page.locator("#why")).to_contain_text("The base model alone answers")
+    expect(visit.page.locator("#answer")).to_have_text(re.compile(r"\S"))
+    stood = [visit.page.locator(f"#{part}").bounding_box() for part in ("task", "why", "answer")]
+    tops = [box["y"] for box in stood if box]
+    assert tops == sorted(tops), "who answers is said before what"
+    assert len(tops) == 3
     assert sum(percents(visit.page)) == pytest.approx(100, abs=0.2)
     expect(visit.page.locator("#tasks .claims")).to_have_count(0)
 
@@ -232,7 +242,7 @@ def test_refusals_and_broken_answers_are_told_in_words(visit: Visit) -> None:
 
 def test_an_answer_cut_into_single_bytes_is_whole(visit: Visit) -> None:
     """Characters and events end where they like on the network."""
-    sent = chunk("Größe ") + chunk("✓ 🦊") + chunk("", "stop") + "data: [DONE]\n\n"
+    sent = chunk("Größe ") + answered("✓ 🦊")
     visit.page.evaluate(
         """(sent) => {
             const real = window.fetch;
@@ -254,7 +264,10 @@ def test_an_answer_can_be_stopped(visit: Visit) -> None:
     page = visit.page
     page.route(f"**{COMPLETIONS}", lambda route: None, times=1)  # never answered
     visit.ask("What is this?")
+    expect(page.locator("#note")).to_have_text("Waiting for the service ...")
+    expect(page.locator("#why")).to_have_text("Locating ...")
     page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#why")).to_have_text("")
     expect(page.locator("#note")).to_have_text("Stopped.")
     expect(page.get_by_role("button", name="Stop")).not_to_be_visible()
     visit.ask("What is this?")
@@ -297,3 +310,88 @@ def test_an_executor_locates_where_its_store_says_so(
         assert found.cmoe["located"]
         answered_by.add(by)
     assert len(answered_by - {None}) > 1
+
+
+@pytest.mark.parametrize("size", [(400, 100), (100, 400), (60, 60)])
+def test_a_box_is_drawn_where_it_lies_in_the_picture(
+    visit: Visit, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """The picture is fitted into its place: what is beside it is no part of it."""
+    page, file, box = visit.page, tmp_path / "picture.png", (0.25, 0.42, 0.58, 0.75)
+    Image.new("RGB", size, "teal").save(file)
+    page.get_by_label("Choose a picture").set_input_files(file)
+    visit.answers_next(200, answered("[0.25, 0.42, 0.58, 0.75]"))
+    visit.ask("Where is it?")
+    expect(page.get_by_role("img", name="The box of the answer")).to_be_visible()
+    place = page.locator("#shown").bounding_box()
+    assert place
+    scale = min(place["width"] / size[0], place["height"] / size[1])
+    left = place["x"] + (place["width"] - scale * size[0]) / 2
+    top = place["y"] + (place["height"] - scale * size[1]) / 2
+    for line in page.locator("#box rect").all():
+        drawn = line.evaluate("(rect) => [...Object.values(rect.getBoundingClientRect().toJSON())]")
+        x, y, width, height = drawn[:4]
+        found = [x - left, y - top, x + width - left, y + height - top]
+        sides = [scale * size[n % 2] for n in range(4)]
+        assert [f / s for f, s in zip(found, sides, strict=True)] == pytest.approx(box, abs=0.02)
+    visit.answers_next(200, answered("It is teal."))
+    visit.ask("And its color?")
+    expect(page.locator("#answer")).to_have_text("It is teal.")
+    expect(page.locator("#box")).to_have_count(0)
+
+
+@pytest.mark.parametrize("said", ["3, 4", "[0.5, 0.5, 0.2, 0.9]", "[12, 30, 50, 60]", "1, 2, 3, 4"])
+def test_what_is_no_box_is_not_drawn(visit: Visit, said: str) -> None:
+    page = visit.page
+    page.get_by_role("button", name="example of Grounding").click()
+    expect(page.locator("#further")).to_be_visible()
+    visit.answers_next(200, answered(said))
+    visit.ask("Where is it?")
+    expect(page.locator("#answer")).to_have_text(said)
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#box")).to_have_count(0)
+
+
+def test_a_further_question_is_asked_behind_what_was_said(visit: Visit) -> None:
+    page = visit.page
+    more = page.get_by_label("Further question")
+    expect(more).not_to_be_visible()
+    page.get_by_role("button", name="example of ScienceQA").click()
+    first = page.get_by_label("Question", exact=True).input_value()
+    more.fill("Why?")
+    more.press("Control+Enter")
+    expect(page.locator("#turns li")).to_have_count(1)
+    expect(page.locator("#further")).to_be_visible()
+    expect(more).to_have_value("")
+    said = page.locator("#turns .said").inner_text()
+    expect(page.locator("#turns .asked")).to_have_text(first)
+    more.fill("Are you sure?")
+    page.get_by_role("button", name="Ask further").click()
+    expect(page.locator("#turns li")).to_have_count(2)
+    expect(page.locator("#asked")).to_have_text("Are you sure?")
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+    asked = [body["messages"] for body in visit.asked()]
+    assert [[message["role"] for message in messages] for messages in asked] == [
+        ["user", *["assistant", "user"] * n] for n in range(3)
+    ]
+    assert asked[1][0] == asked[0][0], "the picture, once"
+    assert asked[1][1:] == [
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
+    page.get_by_role("button", name="Begin anew").click()
+    expect(page.locator("#turns li")).to_have_count(0)
+    expect(more).not_to_be_visible()
+    visit.ask("What is this?")
+    expect(page.locator("#answer")).to_have_text(re.compile(r"\S"))
+    assert len(visit.asked()[-1]["messages"]) == 1
+
+
+def test_the_page_looks_good_everywhere(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_role("button", name="example of Grounding").click()
+    expect(page.locator("#further")).to_be_visible()
+    expect(page.locator("#tasks li")).to_have_count(3)
+    require_good_looks(page, texts=30)
+    page.set_viewport_size({"width": 390, "height": 800})
+    require_touchable(page)
