@@ -29,7 +29,6 @@ from support.tiny_cmoe import (
 from support.tiny_models import LAYERS, make_base, make_inputs, untouched_base
 from torch import Tensor
 
-from cmoe.data.paraphrases import Paraphrased
 from cmoe.methods.cmoe import CMoE
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
@@ -70,28 +69,6 @@ def test_the_first_task_grows_every_layer_and_probes_none(per_layer: int) -> Non
     assert {len(t) for t in primitive.experts.values()} == {per_layer}
     assert set(primitive.routers) == {f"layers.{layer}" for layer in range(LAYERS)}
     assert trainer.seen["train"] == trainer.seen["features"] == SAMPLES["one"]
-
-
-def test_the_locator_is_fitted_on_the_samples_and_on_paraphrases_of_them() -> None:
-    samples = [
-        replace(sample, text=f"What is number {sample.id}?\nAnswer with a word.")
-        for sample in SAMPLES["one"]
-    ]
-    seen = {}
-    for count in (0, 2):
-        locator = replace(LOCATOR, paraphrases=count)
-        method = CMoE(make_base(), EXPERTS, PROBE, locator, 3)
-        trainer = Watching(method)
-        half = Paraphrased(samples, 0.5, "training")  # what experts meet isn't what the fit is of
-        method.learn("one", half, trainer)
-        seen[count] = trainer.seen["features"]
-        assert [*trainer.seen["train"]] == [*half]
-    assert seen[0] == samples == seen[2][: len(samples)]
-    asked = [sample.text for sample in seen[2][len(samples) :]]
-    assert len(asked) == 2 * len(samples)
-    assert asked[: len(samples)] != asked[len(samples) :]
-    for text, sample in zip(asked, 2 * samples, strict=True):
-        assert f"what is number {sample.id}" in text.lower()
 
 
 def test_without_probing_every_task_grows_every_layer() -> None:
