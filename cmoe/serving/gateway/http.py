@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
 
 logger = logging.getLogger("ray.serve")
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page")
 # The page contains all that it needs, and may connect to this service alone.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -257,7 +258,7 @@ class Gateway:
 
     async def page(self) -> Response:
         return HTMLResponse(
-            PAGE.read_text(encoding="utf-8"),
+            _page(),
             headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"},
         )
 
@@ -266,6 +267,16 @@ class Gateway:
         from cmoe.serving.examples import examples
 
         return await asyncio.to_thread(examples)
+
+
+@cache
+def _page() -> str:
+    """The page in one answer: its style and its script stand in it."""
+    html, style, script = (
+        (PAGE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    html = html.replace('<link rel="stylesheet" href="page.css">', f"<style>\n{style}</style>")
+    return html.replace('<script src="page.js"></script>', f"<script>\n{script}</script>")
 
 
 def _require_success(reply: Reply) -> None:
