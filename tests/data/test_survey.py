@@ -159,7 +159,7 @@ def odd_pictures(folder: Path) -> dict[str, str]:
     return {
         **dict.fromkeys(("a.tif", "a.ppm", "a.dds", "a.eps", "profile.png"), formats),
         **dict.fromkeys(("photo.jpg", "chunk.png", "pixels.png"), damaged),
-        "claim.png": "has many more pixels",
+        "claim.png": "has 60000 x 60000 pixels; at most ",
         "thin.png": "has 1 x 10000 pixels, of which the base's processor makes up to",
         "empty.png": "can't be read: its file is empty",
         "fifo.png": "can't be read: it is a device, pipe or socket",
