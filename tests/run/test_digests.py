@@ -88,7 +88,10 @@ def test_a_stream_has_the_bits_that_it_had(tmp_path: Path, method: Any, workers:
     training = replace(config.training, micro_batch=4, steps=8)
     experts = replace(config.experts, gates="renormalized", attention=0, build_on="none")
     probe = replace(config.probe, rule="relative", init="used")
-    config = replace(config, data=data, training=training, experts=experts, probe=probe)
+    locator = replace(config.locator, paraphrases=0)
+    config = replace(
+        config, data=data, training=training, experts=experts, probe=probe, locator=locator
+    )
     ensure_data(config.data)
     config.folder.mkdir(parents=True)
     run_group(workers, stream, config)
