@@ -166,6 +166,11 @@ class Collator:
         self._require_room(samples, inputs["attention_mask"].sum(1), self.max_new_tokens)
         return dict(inputs)
 
+    def answers(self, sequences: Tensor, prompt: int) -> list[str]:
+        """The texts behind prompts of so many tokens, padding included, in sequences [B, T]."""
+        new = sequences[:, prompt:]
+        return [t.strip() for t in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
     def conversation(
         self, turns: Sequence[ChatTurn], picture: Image.Image | None
     ) -> dict[str, Tensor]:

@@ -286,8 +286,7 @@ def texts(
     inputs = session.group.moved(collator.prompts(full, length))
     more = {"synced_gpus": True} if session.sharded else {}  # others' passes are waited for
     sequences = method.generate(inputs, by, max_new_tokens=max_new_tokens, do_sample=False, **more)
-    new = sequences[: len(samples), inputs["input_ids"].shape[1] :]
-    return [t.strip() for t in collator.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return collator.answers(sequences[: len(samples)], inputs["input_ids"].shape[1])
 
 
 def alike(items: Sequence[T], key: Callable[[T], Any], size: int) -> list[list[T]]:

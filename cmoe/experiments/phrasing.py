@@ -89,13 +89,13 @@ def _answered(
         some = samples[cut.start : cut.stop]
         inputs = {n: t.to(model.device) for n, t in collator.prompts(some).items()}
         location = model.locate(inputs)
-        said = []
-        for tasks in (model.claimed(location), (own,) * len(some)):
-            new = model.generate(inputs, tasks, max_new_tokens=max_new_tokens, do_sample=False)
-            rows = new.sequences[:, inputs["input_ids"].shape[1] :]
-            said.append(
-                [t.strip() for t in collator.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-            )
+        told = (own,) * len(some)
+        said: dict[tuple[int, ...], list[str]] = {}
+        claimed = model.claimed(location)
+        for by in {claimed, told}:  # often the same
+            new = model.generate(inputs, by, max_new_tokens=max_new_tokens, do_sample=False)
+            said[by] = collator.answers(new.sequences, inputs["input_ids"].shape[1])
         right = (location.tasks == own).tolist()
-        found += zip(right, location.unknown.tolist(), *said, strict=True)
+        unknown = location.unknown.tolist()
+        found += zip(right, unknown, said[claimed], said[told], strict=True)
     return found

@@ -17,12 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from cmoe.data.batches import ChatTurn, Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.images import load_image
-from cmoe.data.samples import Sample
+from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.engines.registry import register_executor
-from cmoe.serving.launch import free_port, read_service, serving
+from cmoe.serving.launch import Service, free_port, read_service, serving
 from cmoe.serving.load import Outcome, drive, request_of
 from cmoe.serving.messages import AnswerPart, Location, Prompt, Sampling
 from cmoe.serving.prompts import TensorPrompt, to_arrays
@@ -41,6 +41,24 @@ ALONE = 96  # requests of the one client alone
 METRICS_S = 12.0  # longer than Ray's agents take to hear of a replica's metrics
 
 
+def measured_service(
+    file: Path, store: str | None, root: str, samples: int
+) -> tuple[Service, Sequence[Task]]:
+    """A service on a free port of this machine, without keys, and the tasks that it is asked.
+
+    Args:
+        file: The service's file, in Ray Serve's format.
+        store: The store; None takes the file's.
+        root: Folder of the dataset whose test samples are asked.
+        samples: Number of samples of each task.
+    """
+    service = read_service(file, store=store, host="127.0.0.1", port=free_port(), auth=False)
+    # As evaluation does; otherwise the base would answer what no task claims.
+    service = replace(service, config=replace(service.config, reject_unknown=False))
+    names = Store.open(service.config.store).tasks
+    return service, read_tasks(DataConfig(root=root, tasks=names, test_samples=samples), seed=0)
+
+
 def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[str, Any]]:
     """A served store under load, one client alone, and both ceilings.
 
@@ -57,11 +75,7 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
         Rows with requests per second, their ratio to one client alone, latencies, and the number of
         answers that differ from those without a service.
     """
-    service = read_service(file, store=store, host="127.0.0.1", port=free_port(), auth=False)
-    # As evaluation does; otherwise the base would answer what no task claims.
-    service = replace(service, config=replace(service.config, reject_unknown=False))
-    names = Store.open(service.config.store).tasks
-    tasks = read_tasks(DataConfig(root=root, tasks=names, test_samples=samples), seed=0)
+    service, tasks = measured_service(file, store, root, samples)
     mixed = [s for row in zip(*(t.test for t in tasks), strict=False) for s in row]
     bodies = [request_of(s, tokens=TOKENS) for s in mixed]
     seconds, answers = offline(service.config, mixed)

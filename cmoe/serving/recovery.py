@@ -7,16 +7,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-from cmoe.data.coin import read_tasks
-from cmoe.data.settings import DataConfig
-from cmoe.serving.launch import free_port, read_service, serving
+from cmoe.serving.bench import measured_service
+from cmoe.serving.launch import serving
 from cmoe.serving.load import Outcome, ask, drive, request_of, session
-from cmoe.store.log import Store
 
 PER_SECOND = 5.0  # requests, however long the answers take
 TOKENS = 16  # of an answer at most
@@ -39,12 +36,10 @@ def recovery(file: Path, store: str | None, root: str, samples: int) -> list[dic
         until there were as many processes as before, the longest that a request took, and the
         failed requests by status (0: no connection).
     """
-    service = read_service(file, store=store, host="127.0.0.1", port=free_port(), auth=False)
-    names = Store.open(service.config.store).tasks
-    tasks = read_tasks(DataConfig(root=root, tasks=names, test_samples=samples), seed=0)
+    service, tasks = measured_service(file, store, root, samples)
     bodies = [request_of(s, tokens=TOKENS) for task in tasks for s in task.test]
     url = service.url.rstrip("/")
-    with serving(replace(service, config=replace(service.config, reject_unknown=False))):
+    with serving(service):
         drive(url, bodies[:64], clients=8)
         kinds = [*map("replica of the {}".format, deployments(service.name)), "HTTP proxy"]
         return [_row(kind, *_killed(kind, service.name, url, bodies)) for kind in kinds]
