@@ -35,6 +35,7 @@ def main(words: Sequence[str], prog: str) -> int:
         model,
         collator,
         tasks,
+        [record.instructions for record in store.records()],
         targets,
         evaluation.scoring,
         evaluation.batch_size,

@@ -75,7 +75,8 @@ def _read_task(config: DataConfig, source: Source, name: str, seed: int, least: 
     else:
         judged = told_apart(judged)
     if config.paraphrase:
-        train = Paraphrased(train, config.paraphrase, f"{seed}/{name}/paraphrase")
+        how = f"{seed}/{name}/paraphrase"
+        train = Paraphrased(train, config.paraphrase, how, instructed=True)
     return Task(name, train, judged)
 
 

@@ -2,20 +2,20 @@
 
 A benchmark asks every question of a task in one way, and what is learned from its prompts alone
 may know the task by the way. Paraphrases are made of the prompts themselves: no data is added.
+
+A locator meets them as people ask. Experts meet them with the task's instruction, as a service puts
+it back to what it has located.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import overload
 
+from cmoe.common.instructions import Instructions
 from cmoe.data.samples import Sample
-
-COMMON = 0.05
-"""Share of a task's prompts that has to begin or end in the same words for an instruction."""
 
 READ = 2000
 """At most so many prompts tell a task's instructions."""
@@ -49,25 +49,16 @@ NATURAL = ("bare", "small", "polite", "chatty", "brief")
 class Paraphraser:
     """Asks a task's questions in other ways.
 
-    Its instructions are the last lines that many prompts share, and what many have in front of a
-    colon in their first line.
-
     Args:
-        prompts: Of the task's training samples.
+        instructions: Of the task.
     """
 
-    def __init__(self, prompts: Sequence[str]) -> None:
-        least = COMMON * len(prompts)
-        self._endings = _common((p.rpartition("\n")[2] for p in prompts if "\n" in p), least)
-        self._openings = _common((_opening(p) for p in prompts), least)
+    def __init__(self, instructions: Instructions) -> None:
+        self._instructions = instructions
 
     def bare(self, prompt: str) -> str:
         """A prompt without the task's instructions."""
-        start, _, ending = prompt.rpartition("\n")
-        if start and ending in self._endings:
-            prompt = start
-        opening = _opening(prompt)
-        return prompt[len(opening) :] if opening in self._openings else prompt
+        return self._instructions.split(prompt)[1]
 
     def asked(self, prompt: str, way: str) -> str:
         """A prompt in one of the `NATURAL` ways."""
@@ -80,8 +71,13 @@ class Paraphraser:
             "brief": f"{bare} Keep it short.",
         }[way]
 
+    def instructed(self, prompt: str, random: Random) -> str:
+        """The same question as someone might ask it, by chance, between its own instructions."""
+        opening, question, ending = self._instructions.split(prompt)
+        return opening + self.paraphrase(question, random) + ending
+
     def paraphrase(self, prompt: str, random: Random) -> str:
-        """The same question as someone might ask it, by chance."""
+        """The same question as someone might ask it, by chance; mostly without instructions."""
         bare = self.bare(prompt)
         asked = bare if random.random() < 0.75 else prompt
         if asked is bare and random.random() < 0.3:
@@ -105,16 +101,19 @@ class Paraphrased(Sequence[Sample]):
         samples: As a benchmark asks them.
         share: Of them, from 0 to 1.
         seed: Of what is asked how.
+        instructed: Whether what is asked stands between the sample's own instructions.
 
     Attributes:
         original: The samples as they are.
     """
 
-    def __init__(self, samples: Sequence[Sample], share: float, seed: str) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], share: float, seed: str, *, instructed: bool
+    ) -> None:
         self.original = samples
         self._share, self._seed = share, seed
-        step = -(-len(samples) // READ) or 1
-        self._ask = Paraphraser([sample.text for sample in samples[::step]])
+        ask = Paraphraser(instructions_of(samples))
+        self._ask = ask.instructed if instructed else ask.paraphrase
 
     def __len__(self) -> int:
         return len(self.original)
@@ -130,7 +129,7 @@ class Paraphrased(Sequence[Sample]):
         sample, random = self.original[places], Random(f"{self._seed}/{places}")
         if random.random() >= self._share:
             return sample
-        return replace(sample, text=self._ask.paraphrase(sample.text, random))
+        return replace(sample, text=self._ask(sample.text, random))
 
 
 def original(samples: Sequence[Sample]) -> Sequence[Sample]:
@@ -138,15 +137,11 @@ def original(samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples.original if isinstance(samples, Paraphrased) else samples
 
 
-def _opening(prompt: str) -> str:
-    """What stands in front of a colon in the first line, with it; nothing without one."""
-    first, colon, rest = prompt.partition("\n")[0].partition(": ")
-    return first + colon if colon and rest.strip() else ""
-
-
-def _common(texts: Iterable[str], least: float) -> frozenset[str]:
-    counted = Counter(text for text in texts if text)
-    return frozenset(text for text, count in counted.items() if count > 1 and count >= least)
+def instructions_of(samples: Sequence[Sample]) -> Instructions:
+    """What a task's prompts say beside their questions, told from `READ` of them at most."""
+    own_words = original(samples)
+    step = -(-len(own_words) // READ) or 1
+    return Instructions.of([sample.text for sample in own_words[::step]])
 
 
 def _same(text: str) -> str:

@@ -35,8 +35,8 @@ class DataConfig:
         test_samples: Test samples a task at most; null takes all.
         selection: Share of the training samples kept from training, to choose settings on.
         evaluate_on: `test`, or `selection`, which leaves the test files unread.
-        paraphrase: Share of the training samples that are asked as people may ask, without the
-            task's instruction, politely or in small letters; 0 in a benchmark.
+        paraphrase: Share of the training samples that are asked as people may ask, politely or in
+            small letters, between the sample's own instructions; 0 in a benchmark.
         max_length: Tokens of prompt and answer together; null takes the base's own limit.
         loader_workers: Processes per worker that prepare batches ahead; 0 prepares in place.
     """

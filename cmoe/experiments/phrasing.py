@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
+from cmoe.common.instructions import Instructions, given
 from cmoe.data.batches import Collator, slices
-from cmoe.data.paraphrases import NATURAL, Paraphraser
+from cmoe.data.paraphrases import NATURAL, Paraphraser, instructions_of
 from cmoe.data.samples import Sample, Task
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.routers import BASE
 from cmoe.tasks.registry import score
 from cmoe.tasks.scorers import Mode, Target
 
@@ -37,6 +42,7 @@ def asked_naturally(
     model: GrowingVLM,
     collator: Collator,
     tasks: Mapping[str, Task],
+    instructions: Sequence[Instructions | None],
     targets: Mapping[str, Mapping[str, Target]],
     mode: Mode,
     batch_size: int,
@@ -48,19 +54,23 @@ def asked_naturally(
         model: That has learned the tasks.
         collator: Of its base.
         tasks: By name.
+        instructions: Of the model's tasks, put around the questions that have none, as a service
+            does.
         targets: By task and sample, as `stream_targets` gives them.
         mode: Of scoring.
         batch_size: Samples a pass.
         max_new_tokens: Of an answer at most.
     """
-    words = {name: Paraphraser([s.text for s in task.train]) for name, task in tasks.items()}
+    words = {name: Paraphraser(instructions_of(task.train)) for name, task in tasks.items()}
     for way in ("official", *NATURAL):
         sums = [0.0] * 4
         for name, task in tasks.items():
             samples = list(task.test)
             if way != "official":
                 samples = [replace(s, text=words[name].asked(s.text, way)) for s in samples]
-            found = _answered(model, collator, name, samples, batch_size, max_new_tokens)
+            found = _answered(
+                model, collator, name, samples, instructions, batch_size, max_new_tokens
+            )
             wanted = [targets[name][sample.id] for sample in samples]
             rows = [
                 [float(right) for right, _, _, _ in found],
@@ -77,6 +87,7 @@ def _answered(
     collator: Collator,
     task: str,
     samples: list[Sample],
+    instructions: Sequence[Instructions | None],
     batch_size: int,
     max_new_tokens: int,
 ) -> list[tuple[bool, bool, str, str]]:
@@ -84,18 +95,33 @@ def _answered(
     who claims it, and what its own task says.
     """
     own = model.tasks.index(task)
+
+    def said(some: Sequence[Sample], by: tuple[int, ...]) -> list[str]:
+        asked = [_instructed(s, instructions, t) for s, t in zip(some, by, strict=True)]
+        inputs = _moved(collator.prompts(asked), model.device)
+        new = model.generate(inputs, by, max_new_tokens=max_new_tokens, do_sample=False)
+        return collator.answers(new.sequences, inputs["input_ids"].shape[1])
+
     found: list[tuple[bool, bool, str, str]] = []
     for cut in slices(len(samples), batch_size):
         some = samples[cut.start : cut.stop]
-        inputs = {n: t.to(model.device) for n, t in collator.prompts(some).items()}
-        location = model.locate(inputs)
-        told = (own,) * len(some)
-        said: dict[tuple[int, ...], list[str]] = {}
-        claimed = model.claimed(location)
-        for by in {claimed, told}:  # often the same
-            new = model.generate(inputs, by, max_new_tokens=max_new_tokens, do_sample=False)
-            said[by] = collator.answers(new.sequences, inputs["input_ids"].shape[1])
+        location = model.locate(_moved(collator.prompts(some), model.device))
+        told, claimed = (own,) * len(some), model.claimed(location)
+        answers = {by: said(some, by) for by in {claimed, told}}  # often the same
         right = (location.tasks == own).tolist()
         unknown = location.unknown.tolist()
-        found += zip(right, unknown, said[claimed], said[told], strict=True)
+        found += zip(right, unknown, answers[claimed], answers[told], strict=True)
     return found
+
+
+def _instructed(sample: Sample, instructions: Sequence[Instructions | None], task: int) -> Sample:
+    """A sample as a service asks it of the task that answers."""
+    own = None if task == BASE else instructions[task]
+    if own is None or given(sample.text, instructions):
+        return sample
+    opening, ending = own.usual
+    return replace(sample, text=f"{opening}{sample.text}{ending}")
+
+
+def _moved(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

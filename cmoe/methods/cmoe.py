@@ -193,7 +193,6 @@ class CMoE:
         model = self.module
         return fit_entry(
             model.bank,
-            model.locator,
             model.features,
             task,
             samples,

@@ -56,9 +56,7 @@ class LocatedLoRA(PerTaskLoRA):
     def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
         device = next(self._base.parameters()).device
         primitive = super().learn(task, samples, trainer)
-        entry = fit_entry(
-            self._bank, self._locator, self.features, task, samples, trainer, self._seed, device
-        )
+        entry = fit_entry(self._bank, self.features, task, samples, trainer, self._seed, device)
         self._bank.append(entry)
         return replace(primitive, locator=entry)
 

@@ -12,12 +12,10 @@ from cmoe.data.samples import Sample
 from cmoe.methods.method import Trainer, seed_of
 from cmoe.modeling.locator import Bank
 from cmoe.modeling.outputs import Inputs
-from cmoe.modeling.settings import LocatorConfig
 
 
 def fit_entry(
     bank: Bank,
-    config: LocatorConfig,
     features: Callable[[Inputs], Tensor],
     task: str,
     samples: Sequence[Sample],
@@ -32,7 +30,6 @@ def fit_entry(
 
     Args:
         bank: Of the method.
-        config: Of the bank.
         features: Of a batch of prompts, from the frozen base alone.
         task: Its name.
         samples: Its training data.
@@ -42,8 +39,8 @@ def fit_entry(
     """
     own_words = original(samples)
     asked = [
-        Paraphrased(own_words, 1.0, f"{seed}/{task}/{number}")
-        for number in range(config.paraphrases)
+        Paraphrased(own_words, 1.0, f"{seed}/{task}/{number}", instructed=False)
+        for number in range(bank.config.paraphrases)
     ]
     every = [*own_words, *(sample for others in asked for sample in others)]
     found = torch.cat(trainer.map("features", every, features))

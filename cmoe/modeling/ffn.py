@@ -34,6 +34,9 @@ class GrowingFFN(nn.Module):
         top_k: Experts per token.
         gates: Their form.
         context: The current pass, shared by all layers.
+
+    Attributes:
+        added: How many of the frozen experts each learned task has added.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class GrowingFFN(nn.Module):
         self.widths = widths_of(self.maps)
         self.frozen = ExpertStack((), (), 0, self.widths, weight.device)
         self.learning: ExpertStack | None = None
+        self.added: tuple[int, ...] = ()
         setattr(site.layer, site.name, self)
 
     def forward(self, hidden_bsd: Tensor) -> Tensor:
@@ -122,6 +126,7 @@ class GrowingFFN(nn.Module):
             ranks, scales = zip(*new, strict=True)
             ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
             self.frozen = ExpertStack(ranks, scales, 0, self.widths, self.frozen.scale_e.device)
+        self.added += tuple(self._experts_of(primitive) for primitive in primitives)
         self.routers.freeze([p.routers.get(self.router_key) for p in primitives], builds_on)
 
     def check(self, primitives: Sequence[Primitive]) -> None:

@@ -84,6 +84,25 @@ class GrowingVLM(GrownBase):
         return Generation(sequences, run.routing.tasks[::copies], run.location)
 
     @torch.no_grad()
+    def whose_experts(self, inputs: Inputs, tasks: Tasks) -> Tensor:
+        """Whose experts work on a batch's tokens.
+
+        Arguments and errors as in `forward`.
+
+        Returns:
+            [T], the share that each learned task's experts have in the sum of the gates over all
+            tokens and layers; zeros where no expert works.
+        """
+        usage = self(inputs, tasks, record=True, logits_to_keep=1).usage
+        added = {ffn.layer: torch.tensor(ffn.added, device=self.device) for ffn in self.ffns}
+        gates_t = torch.zeros(len(self.tasks), device=self.device)
+        for each in usage:
+            # A task's router has the experts that were there when it was learned.
+            owners = torch.repeat_interleave(added[each.layer])[: len(each.gates)]
+            gates_t.index_add_(0, owners, each.gates.float())
+        return gates_t / gates_t.sum().clamp_min(1e-30)
+
+    @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:
         """The prompts' features [B, d], fp32, from the frozen base alone.
 

@@ -34,7 +34,13 @@ class Location:
 
 
 class Bank(Protocol):
-    """One entry per task; `score` compares features with all of them at once."""
+    """One entry per task; `score` compares features with all of them at once.
+
+    Attributes:
+        config: How entries are fitted.
+    """
+
+    config: LocatorConfig
 
     def __len__(self) -> int: ...
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from cmoe.common.instructions import Instructions
+
 LOCATOR = "locator"
 PARTS = ("experts", "routers", LOCATOR)
 """What answers."""
@@ -35,6 +37,7 @@ class Primitive:
         memory: What learning later tasks needs of this one and answering doesn't; empty for all
             methods but those that keep such a thing (EWC's importances).
         builds_on: An earlier task whose experts stay at work for this one.
+        instructions: What the task's prompts say beside their questions, where that is known.
     """
 
     task: str
@@ -46,6 +49,7 @@ class Primitive:
     decision: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     builds_on: str | None = None
+    instructions: Instructions | None = None
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """The tensors by part, in the order of `PARTS`, and the memory, where there is one."""

@@ -22,6 +22,7 @@ from cmoe.config.tree import RunConfig
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.loader import Loader
+from cmoe.data.paraphrases import instructions_of
 from cmoe.data.samples import Sample, Task
 from cmoe.data.session import Session
 from cmoe.evaluation.coin_predictions import write_coin
@@ -35,6 +36,7 @@ from cmoe.folder import ALONE, APART, RunFolder
 from cmoe.methods.method import Method
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
+from cmoe.store.export import without_paths
 from cmoe.store.log import HEADER, Record, Store
 from cmoe.store.model import create_store
 from cmoe.training.engine import gathering
@@ -132,6 +134,8 @@ class Stream:
             task=task.name,
         )
         primitive = self.method.learn(task.name, samples, trainer)
+        if self.method.locates:  # a service that locates a question can put them back
+            primitive = replace(primitive, instructions=instructions_of(samples))
         self.link.reached({"index": index, "task": task.name, "phase": "committing"})
         memory = max(self.group.gather(peak_memory(self.group.device)))
         with _named(f"while committing task {task.name!r} to {self.store.url}"):
@@ -278,13 +282,18 @@ def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
 
 
 def start_store(url: str | Path, method: Method, config: RunConfig) -> Store:
-    """The log of a run's method that has learned nothing yet."""
+    """The log of a run's method that has learned nothing yet.
+
+    Whoever gets a copy of it isn't told this machine's folders, but for the base's: it is loaded
+    from there.
+    """
+    values = config.as_dict()
     return create_store(
         url,
         method,
         name=config.model.name,
         revision=config.model.revision or "default",
-        config=config.as_dict(),
+        config=without_paths(values) | {"model": values["model"]},
     )
 
 

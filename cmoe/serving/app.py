@@ -21,7 +21,7 @@ from ray.serve.metrics import Gauge, Histogram
 
 from cmoe.modeling.routers import BASE
 from cmoe.serving.bases import UnservedBaseError
-from cmoe.serving.engines.executor import Executor, LocatingExecutor
+from cmoe.serving.engines.executor import Executor, ExplainingExecutor, LocatingExecutor
 from cmoe.serving.engines.registry import DEFAULT, executor_class
 from cmoe.serving.gateway.http import Gateway
 from cmoe.serving.gateway.keys import Keys
@@ -106,6 +106,13 @@ class ExecutorReplica:
             async for part in parts:
                 self._measure(part)
                 yield self._reply(part)
+
+    async def whose_experts(self, prompt: Prompt, task: int) -> list[float] | None:
+        """As `ExplainingExecutor`'s; None where the executor can't tell, or lacks the task."""
+        await self._follower.catch_up(task + 1)
+        if not isinstance(self._executor, ExplainingExecutor) or task >= len(self._executor.tasks):
+            return None
+        return await self._executor.whose_experts(prompt, task)
 
     def _reply(self, part: AnswerPart) -> Reply:
         """A part with the store's version that answers, or that it was located among."""

@@ -1,4 +1,4 @@
-"""Measures a service: under a load from separate processes, beside two ceilings of the same run."""
+"""Measures a service: under loads from separate processes, beside two ceilings of the same run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,7 +24,7 @@ from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.engines.registry import register_executor
 from cmoe.serving.launch import Service, free_port, read_service, serving
-from cmoe.serving.load import Outcome, drive, request_of
+from cmoe.serving.load import Outcome, ask, drive, request_of, session, steady
 from cmoe.serving.messages import AnswerPart, Location, Prompt, Sampling
 from cmoe.serving.prompts import TensorPrompt, to_arrays
 from cmoe.serving.settings import ServeConfig
@@ -38,6 +39,8 @@ Answer = tuple[str, str | None]
 TOKENS = 16  # of an answer at most
 CLIENTS = 32
 ALONE = 96  # requests of the one client alone
+OFFERED, OFFERED_S = (0.5, 0.9, 1.5), 20.0  # of what many clients get answered; seconds of each
+PATIENCE_S = 60.0  # after which a service isn't waited for
 METRICS_S = 12.0  # longer than Ray's agents take to hear of a replica's metrics
 
 
@@ -60,10 +63,10 @@ def measured_service(
 
 
 def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[str, Any]]:
-    """A served store under load, one client alone, and both ceilings.
+    """A served store under load, beside one client alone and what the machine can do at most.
 
-    The ceilings are the same answers in one process without a service, and a service whose executor
-    answers at once.
+    The ceilings are the same answers in one process without a service, and the HTTP application
+    with no model behind it.
 
     Args:
         file: The service's file, in Ray Serve's format.
@@ -73,34 +76,76 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
 
     Returns:
         Rows with requests per second, their ratio to one client alone, latencies, and the number of
-        answers that differ from those without a service.
+        answers that differ from those without a service. Where requests come at a rate, however
+        long the answers take, latencies are of what was answered, and `normal after s` is the time
+        from the load's end until one client is answered as fast as before.
     """
     service, tasks = measured_service(file, store, root, samples)
     mixed = [s for row in zip(*(t.test for t in tasks), strict=False) for s in row]
     bodies = [request_of(s, tokens=TOKENS) for s in mixed]
     seconds, answers = offline(service.config, mixed)
     rows = [_row("offline, one process", len(mixed) / seconds, None)]
-    url = service.url.rstrip("/")
+    with TemporaryDirectory() as folder:
+        bare = replace(service.config, store=without_tasks(service.config.store, folder))
+        with serving(replace(service, config=bare), executor="instant"):
+            url = service.url.rstrip("/")
+            drive(url, bodies[:64], clients=8)
+            instant = drive(url, bodies, clients=CLIENTS)
+    rows.append(_row("HTTP with no model", _rate(instant), instant))
     with serving(service):
         drive(url, bodies[:64], clients=8)
         alone = drive(url, bodies[:ALONE], clients=1)
+        rows.append(_row("one client", _rate(alone), alone, answers))
         before = _spent(url)
         under = drive(url, bodies, clients=CLIENTS)
         spent = {name: total - before.get(name, 0.0) for name, total in _spent(url).items()}
-    with serving(service, executor="instant"):
-        drive(url, bodies[:64], clients=8)
-        instant = drive(url, bodies, clients=CLIENTS)
-    rows.append(_row("executor answers at once", _rate(instant), instant))
-    rows.append(_row("one client", _rate(alone), alone, answers))
-    rows.append(_row(f"{CLIENTS} clients", _rate(under), under, answers))
+        rows.append(_row(f"{CLIENTS} clients", _rate(under), under, answers))
+        rows += [_offered(url, bodies, share, _rate(under), alone) for share in OFFERED]
     # Parts of a request's time: until its task was known, and then until its prompt was read.
     whole = sum(r.seconds for r in under)
-    rows[-1] |= {f"in {name}": total / whole for name, total in spent.items()}
+    rows[3] |= {f"in {name}": total / whole for name, total in spent.items()}
     least = min(rows[0]["per second"], rows[1]["per second"])
     for row in rows:
         row["of one client"] = row["per second"] / rows[2]["per second"]
         row["of the ceiling"] = row["per second"] / least
     return rows
+
+
+def without_tasks(store: str, folder: str) -> str:
+    """A store like another one, with nothing learned, whose locator no deployment has."""
+    header = Store.follow(store).header
+    settings: dict[str, Any] = {**header.settings}
+    settings["locator"] = {**settings["locator"], "placement": "inline"}
+    made = Store.create(
+        f"{folder}/store", base=header.base, settings=settings, config=header.config
+    )
+    return made.url
+
+
+def _offered(
+    url: str, bodies: Sequence[bytes], share: float, capacity: float, alone: Sequence[Outcome]
+) -> dict[str, Any]:
+    """What becomes of requests that come at a share of what many clients get answered."""
+    outcomes: list[Outcome] = []
+    end = time.monotonic() + OFFERED_S
+    asyncio.run(steady(url, bodies, share * capacity, outcomes, lambda: time.monotonic() > end))
+    over = end
+    calm = 1.5 * sorted(r.seconds for r in alone)[len(alone) // 2]
+    while time.monotonic() - end < PATIENCE_S:
+        one = asyncio.run(_ask_once(url, bodies[0]))
+        if one.status == 200 and one.seconds <= calm:
+            break
+        over = time.monotonic()
+    answered = [o for o in outcomes if o.status == 200]
+    row = _row(f"{share:g} of that, offered", _rate(answered), answered)
+    failed = Counter(o.status for o in outcomes if o.status != 200)
+    row |= {"failed": str(failed.total()), "normal after s": over - end}
+    return row | ({"statuses": str(dict(failed))} if failed else {})
+
+
+async def _ask_once(url: str, body: bytes) -> Outcome:
+    async with session(1, None, PATIENCE_S) as asking:
+        return await ask(asking, url, 0, body)
 
 
 def offline(config: ServeConfig, samples: Sequence[Sample]) -> tuple[float, list[Answer]]:
@@ -151,6 +196,8 @@ def _spent(url: str) -> dict[str, float]:
 
 def _rate(replies: Sequence[Outcome]) -> float:
     """Requests per second, from the first one's beginning to the last one's end."""
+    if not replies:
+        return 0.0
     begun = min(r.begun for r in replies)
     return len(replies) / (max(r.begun + r.seconds for r in replies) - begun)
 
@@ -162,7 +209,7 @@ def _row(
     answers: Sequence[Answer] | None = None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"load": name, "per second": rate, "p50 ms": None, "p99 ms": None}
-    if replies is not None:
+    if replies:
         ordered = sorted(r.seconds for r in replies)
         row["p50 ms"] = 1000 * ordered[len(ordered) // 2]
         row["p99 ms"] = 1000 * ordered[int(len(ordered) * 0.99)]

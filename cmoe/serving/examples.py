@@ -8,7 +8,7 @@ from functools import cache
 
 from PIL import Image
 
-from cmoe.data.paraphrases import Paraphraser
+from cmoe.common.instructions import Instructions
 from cmoe.data.settings import TASKS
 from cmoe.mini.tasks import make_sample
 
@@ -21,11 +21,11 @@ def examples() -> list[dict[str, str]]:
     found = []
     for task in TASKS:
         sample = make_sample(task, "page", 0)
-        words = Paraphraser([make_sample(task, "train", index).text for index in range(KNOWN)])
+        prompts = [make_sample(task, "train", index).text for index in range(KNOWN)]
         found.append(
             {
                 "task": task,
-                "text": words.bare(sample.text),
+                "text": Instructions.of(prompts).split(sample.text)[1],
                 "picture": "" if sample.image is None else _data_url(Image.fromarray(sample.image)),
             }
         )

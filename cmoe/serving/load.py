@@ -7,9 +7,10 @@ import base64
 import json
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from cmoe.data.samples import Sample
@@ -110,6 +111,39 @@ async def _ask_all(
 
         await asyncio.gather(*(client() for _ in range(clients)))
     return outcomes
+
+
+async def steady(
+    url: str,
+    bodies: Sequence[bytes],
+    per_second: float,
+    outcomes: list[Outcome],
+    ended: Callable[[], bool],
+    timeout_s: float = 120.0,
+) -> None:
+    """Ask so many times a second, however long the answers take, and wait for them at the end.
+
+    Args:
+        url: The service's URL.
+        bodies: The requests' bodies, over and over.
+        per_second: Requests.
+        outcomes: Of the requests, as they come.
+        ended: Whether no more is to be asked.
+        timeout_s: Seconds after which a client gives up.
+    """
+    async with session(0, None, timeout_s) as asking:
+
+        async def one(number: int) -> None:
+            outcomes.append(await ask(asking, url, number, bodies[number % len(bodies)]))
+
+        start = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number in count():
+                if ended():
+                    return
+                group.create_task(one(number))
+                due = start + (number + 1) / per_second
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
 
 
 def session(connections: int, key: str | None, timeout_s: float) -> ClientSession:

@@ -7,13 +7,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from cmoe.serving.bench import measured_service
 from cmoe.serving.launch import serving
-from cmoe.serving.load import Outcome, ask, drive, request_of, session
+from cmoe.serving.load import Outcome, drive, request_of, steady
 
 PER_SECOND = 5.0  # requests, however long the answers take
 TOKENS = 16  # of an answer at most
@@ -81,7 +81,8 @@ def _killed(
     """When a process was killed, when another was there, and what became of the requests."""
     outcomes: list[Outcome] = []
     calm = threading.Event()
-    load = threading.Thread(target=lambda: asyncio.run(_steady(url, bodies, outcomes, calm)))
+    asking = steady(url, bodies, PER_SECOND, outcomes, calm.is_set, PATIENCE_S)
+    load = threading.Thread(target=lambda: asyncio.run(asking))
     load.start()
     try:
         time.sleep(BEFORE_S)
@@ -102,23 +103,6 @@ def _recovered(outcomes: Sequence[Outcome], back: float) -> bool:
     now = time.time()
     ended = [o for o in list(outcomes) if o.begun + o.seconds > max(back, now - CALM_S)]
     return now - back > CALM_S and bool(ended) and all(o.status == 200 for o in ended)
-
-
-async def _steady(
-    url: str, bodies: Sequence[bytes], outcomes: list[Outcome], calm: threading.Event
-) -> None:
-    """Ask so many times a second until it is calm, and wait for the answers."""
-    async with session(0, None, PATIENCE_S) as asking:
-
-        async def one(number: int) -> None:
-            outcomes.append(await ask(asking, url, number, bodies[number % len(bodies)]))
-
-        async with asyncio.TaskGroup() as group:
-            for number in count():
-                if calm.is_set():
-                    return
-                group.create_task(one(number))
-                await asyncio.sleep(1 / PER_SECOND)
 
 
 def _row(kind: str, at: float, back: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:

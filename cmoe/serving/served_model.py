@@ -98,6 +98,12 @@ class ServedModel:
             )
         ]
 
+    def whose_experts(self, prompt: Prompt, task: int) -> list[float]:
+        """As `GrowingVLM.whose_experts`, of one prompt: a share of every task."""
+        inputs = {n: t.to(self.model.device) for n, t in to_tensors(prompt).items()}
+        shares: list[float] = self.model.whose_experts(inputs, task).tolist()
+        return shares
+
     def stuck(self) -> str | None:
         """Why the model can't be used any more: a primitive was appended only in part."""
         return self._broken and f"a primitive was taken in part: {self._broken}"

@@ -70,6 +70,8 @@ class ServeConfig:
         device: Device of locators and executors; null takes the GPU where a replica has one.
         locate: What a conversation's task is found by: its last `question`, with its image, as
             system messages and earlier turns are of no task; or the whole `conversation`.
+        instruct: Put the instruction that a task was taught with around a question of the task that
+            has none, as people leave it out.
         reject_unknown: Let the base alone answer a sample that no task claims; otherwise the
             likeliest task answers it, as in evaluation.
         poll_s: Seconds between two looks for new primitives.
@@ -87,6 +89,7 @@ class ServeConfig:
     model: ModelConfig | None = None
     device: str | None = None
     locate: LocateBy = "question"
+    instruct: bool = True
     reject_unknown: bool = True
     poll_s: float = 2.0
     look_s: float = 15.0

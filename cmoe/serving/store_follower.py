@@ -106,12 +106,14 @@ class StoreFollower:
         return [Located(each, str(self.version_of(len(each.scores)))) for each in locations]
 
     def state(self) -> dict[str, Any]:
-        """Tasks, version, refusal, and the age of the last look that ended, for health checks and
-        the list of models.
+        """Tasks with their instructions, version, refusal, and the age of the last look that ended,
+        for gateways and health checks.
         """
+        tasks = self._grower.tasks
         version = asdict(self.version) | {"name": str(self.version)}
         return {
-            "tasks": self._grower.tasks,
+            "tasks": tasks,
+            "instructions": [each.instructions for each in self._store.records()[: len(tasks)]],
             "version": version,
             "refused": self.refused,
             "looked_s_ago": round(time.monotonic() - self._looked, 1),

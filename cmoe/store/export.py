@@ -77,12 +77,8 @@ def _chained(records: Collection[Record], parent: str) -> dict[str, bytes]:
     """The files of records that follow each other, the first one behind `parent`."""
     files = {}
     for record in records:
-        fields = asdict(record) | {"parent": parent}
-        del fields["digest"]
-        if record.builds_on is None:
-            del fields["builds_on"]  # as the store writes it
         name = record_name(record.index)
-        files[name] = seal(fields)
+        files[name] = seal(record.fields() | {"parent": parent})
         parent = unseal(name, files[name])["digest"]
     return files
 

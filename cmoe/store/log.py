@@ -28,6 +28,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from cmoe.common.instructions import Instructions
 from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
 from cmoe.store.files import HEADER as HEADER
 from cmoe.store.files import Folder, plain, record_name, seal, unseal
@@ -81,6 +82,7 @@ class Record:
         parent: Digest of the record before it; of the header for index 0.
         digest: sha256 of the rest as canonical JSON; the primitive's identity.
         builds_on: The earlier task that it builds on, if any; logs of before have no such field.
+        instructions: What the task's prompts say beside their questions; likewise.
     """
 
     index: int
@@ -94,6 +96,13 @@ class Record:
     parent: str
     digest: str
     builds_on: str | None = None
+    instructions: Instructions | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What its file has, without its digest; what it lacks is left out."""
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        del fields["digest"]
+        return fields
 
 
 class Store:
@@ -203,6 +212,8 @@ class Store:
         }
         if primitive.builds_on is not None:
             fields["builds_on"] = primitive.builds_on
+        if primitive.instructions is not None:
+            fields["instructions"] = asdict(primitive.instructions)
         data = seal(plain(fields, "record"))
         # What a reader would refuse is refused here, before anything is written.
         record = self._parse_record(data, index, self._records)
@@ -233,6 +244,7 @@ class Store:
             **parts,
             decision=record.decision,
             builds_on=record.builds_on,
+            instructions=record.instructions,
         )
         if (counts := primitive.parameter_counts()) != record.parameters:
             raise StoreError(
@@ -271,7 +283,9 @@ class Store:
         where = f"{self.url}/{record_name(index)}"
         fields = unseal(where, data)
         files = {part: File(**file) for part, file in fields.pop("files").items()}
-        record = Record(files=files, **fields)
+        told = fields.pop("instructions", None)
+        instructions = None if told is None else Instructions(**told)
+        record = Record(files=files, instructions=instructions, **fields)
         if set(files) - {MEMORY} != set(PARTS):
             raise StoreError(
                 f"{where}: has the parts {', '.join(files)}; this program reads "

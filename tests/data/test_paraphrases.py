@@ -1,4 +1,4 @@
-"""Paraphrases: the question stays, the instruction goes, and nothing depends on chance or order."""
+"""Paraphrases: the question stays, and nothing depends on chance or order."""
 
 from __future__ import annotations
 
@@ -8,53 +8,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmoe.common.instructions import Instructions
 from cmoe.data.paraphrases import NATURAL, Paraphrased, Paraphraser, original
 from cmoe.data.samples import Sample
 from cmoe.data.settings import TASKS
-from cmoe.mini.tasks import LETTER, PHRASE, REGION, UNSURE, make_sample
+from cmoe.mini.tasks import PHRASE, make_sample
 
 PROMPTS = {task: [make_sample(task, "train", index).text for index in range(200)] for task in TASKS}
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_tasks_own_instructions_are_found_and_nothing_else_is_taken_for_one(task: str) -> None:
-    paraphraser = Paraphraser(PROMPTS[task])
-    for prompt in PROMPTS[task]:
-        asked = prompt
-        for instruction in (f"\n{UNSURE} {PHRASE}", f"\n{PHRASE}", f"\n{LETTER}"):
-            asked = asked.removesuffix(instruction)
-        assert paraphraser.bare(prompt) == asked.removeprefix(REGION).removeprefix("Context: ")
-
-
-def test_a_prompt_that_is_a_line_alone_stays_however_many_ask_it() -> None:
-    paraphraser = Paraphraser(["What is this?"] * 50)
-    assert paraphraser.bare("What is this?") == "What is this?"
-    assert Paraphraser([]).bare("Yes or no?\nSay it.") == "Yes or no?\nSay it."
-
-
 @given(task=st.sampled_from(TASKS), index=st.integers(0, 199), seed=st.integers(0, 9999))
 def test_a_paraphrase_asks_the_same(task: str, index: int, seed: int) -> None:
-    paraphraser, prompt = Paraphraser(PROMPTS[task]), PROMPTS[task][index]
+    paraphraser, prompt = Paraphraser(Instructions.of(PROMPTS[task])), PROMPTS[task][index]
     question = " ".join(paraphraser.bare(prompt).split()).rstrip(".?! ").lower()
     asked = paraphraser.paraphrase(prompt, Random(seed))
     assert question in " ".join(asked.split()).lower()
     for way in NATURAL:
         assert question in " ".join(paraphraser.asked(prompt, way).split()).lower()
+    opening, own, ending = Instructions.of(PROMPTS[task]).split(prompt)
+    assert paraphraser.instructed(prompt, Random(seed)) == "".join(
+        (opening, paraphraser.paraphrase(own, Random(seed)), ending)
+    )
 
 
+@pytest.mark.parametrize("instructed", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_of_the_samples_is_asked_otherwise_and_keeps_all_but_its_words(
-    share: float,
+    share: float, instructed: bool
 ) -> None:
     samples = [Sample(str(n), text, f"answer {n}") for n, text in enumerate(PROMPTS["GQA"])]
-    asked = Paraphrased(samples, share, "seed")
+    asked = Paraphrased(samples, share, "seed", instructed=instructed)
     assert original(asked) is samples
     assert original(samples) is samples
     assert [(s.id, s.answer) for s in asked] == [(s.id, s.answer) for s in samples]
     changed = sum(a.text != s.text for a, s in zip(asked, samples, strict=True))
-    assert abs(changed / len(samples) - share) < 0.1
-    assert [*asked] == [*Paraphrased(samples, share, "seed")]
+    if not instructed:  # between its instructions, a question may be asked as it was
+        assert abs(changed / len(samples) - share) < 0.1
+    assert instructed == all(sample.text.endswith(f"\n{PHRASE}") for sample in asked) or not share
+    assert [*asked] == [*Paraphrased(samples, share, "seed", instructed=instructed)]
     assert asked[-1] == asked[len(samples) - 1]
     assert asked[10:20:3] == [asked[n] for n in range(10, 20, 3)]
     if 0 < share < 1:
-        assert [*asked] != [*Paraphrased(samples, share, "another")]
+        assert [*asked] != [*Paraphrased(samples, share, "another", instructed=instructed)]

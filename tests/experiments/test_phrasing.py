@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from support.mini_store import TASKS, collator, make_data, make_model, make_primitive
 
-from cmoe.data.paraphrases import NATURAL, Paraphraser
+from cmoe.data.paraphrases import NATURAL, Paraphraser, instructions_of
 from cmoe.evaluation.targets import target
 from cmoe.experiments.phrasing import asked_naturally
 from cmoe.tasks.registry import score
@@ -17,24 +17,26 @@ from cmoe.tasks.registry import score
 def test_each_way_is_located_and_answered_by_its_own_words(tmp_path: Path) -> None:
     tasks = {task.name: replace(task, test=task.test[:3]) for task in make_data(tmp_path / "data")}
     model = make_model()
-    for task in tasks.values():
-        make_primitive(model, task)
+    known = [make_primitive(model, task).instructions for task in tasks.values()]
     targets = {name: {s.id: target(s) for s in task.test} for name, task in tasks.items()}
-    found = {
-        row.way: row for row in asked_naturally(model, collator(), tasks, targets, "official", 2, 4)
-    }
+    rows = asked_naturally(model, collator(), tasks, known, targets, "official", 2, 4)
+    found = {row.way: row for row in rows}
     assert [*found] == ["official", *NATURAL]
 
     for way in ("official", "small"):
         right = unknown = told = 0.0
         for name, task in tasks.items():
-            words = Paraphraser([sample.text for sample in task.train])
+            words = Paraphraser(instructions_of(task.train))
+            opening, ending = instructions_of(task.train).usual
             for sample in task.test:
                 asked = words.asked(sample.text, way) if way == "small" else sample.text
                 inputs = collator().prompts([replace(sample, text=asked)])
                 location = model.locate(inputs)
                 right += location.tasks.item() == TASKS.index(name)
                 unknown += location.unknown.item()
+                if way == "small":  # as a service asks the task that answers
+                    asked = f"{opening}{asked}{ending}"
+                inputs = collator().prompts([replace(sample, text=asked)])
                 new = model.generate(inputs, name, max_new_tokens=4, do_sample=False).sequences
                 said = collator().tokenizer.batch_decode(
                     new[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True

@@ -21,7 +21,7 @@ def test_the_locator_is_fitted_on_the_samples_and_on_paraphrases_of_them() -> No
         locator = replace(LOCATOR, paraphrases=count)
         method = CMoE(make_base(), EXPERTS, PROBE, locator, 3)
         trainer = Watching(method)
-        half = Paraphrased(samples, 0.5, "training")  # what experts meet isn't what the fit is of
+        half = Paraphrased(samples, 0.5, "training", instructed=True)  # the fit is of others
         method.learn("one", half, trainer)
         seen[count] = trainer.seen["features"]
         assert [*trainer.seen["train"]] == [*half]

@@ -371,3 +371,25 @@ def test_the_fingerprint_tells_bases_apart_but_not_dtypes() -> None:
     assert fingerprint(base) != digest
     model = grown()
     assert model.base_digest == digest
+
+
+def test_whose_experts_work_is_told_by_the_gates_of_all_layers() -> None:
+    model, inputs = grown(), make_inputs(batch=3)
+    shares = model.whose_experts(inputs, "fourth")
+    usage = {u.layer: u.gates for u in model(inputs, "fourth", record=True).usage}
+    owners = {layer: [] for layer in range(4)}  # type: dict[int, list[int]]
+    for task, name in enumerate(STREAM):
+        for layer, count in STREAM[name].items():
+            owners[layer] += [task] * count
+    expected = torch.zeros(len(STREAM))
+    for layer, of in owners.items():
+        for gate, task in zip(usage[layer], of, strict=False):
+            expected[task] += gate
+    torch.testing.assert_close(shares, expected / expected.sum())
+    assert shares[2] == 0, "it has no expert"
+    first = model.whose_experts(inputs, "first")
+    assert first.tolist() == [1, 0, 0, 0], "there was no other then"
+    assert model.whose_experts(inputs, BASE).tolist() == [0, 0, 0, 0]
+    at_once = GrowingVLM(make_base())  # tasks that come together are told apart, too
+    at_once.append(*(learn(each, task) for each in [GrowingVLM(make_base())] for task in STREAM))
+    assert torch.equal(at_once.whose_experts(inputs, "fourth"), shares)

@@ -9,6 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from support.service_client import (
 )
 
 from cmoe.data.samples import Task
+from cmoe.mini.tasks import LETTER, PHRASE
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.settings import MINI_BASE
@@ -126,7 +128,7 @@ def test_a_conversation_goes_on(
         ("system", "Answer."),
         ("user", sample.text),
         ("assistant", "yes"),
-        ("user", "And the other?"),
+        ("user", f"And the other?\n{PHRASE}"),
     ]
     for shown in (1, 3):  # the turn with the picture
         inputs, messages = conversation(sample, turns, shown)
@@ -135,6 +137,45 @@ def test_a_conversation_goes_on(
             model="cmoe:VizWiz", messages=messages, max_tokens=TOKENS
         )
         assert answer.choices[0].message.content == text
+
+
+def test_a_question_gets_the_instruction_of_the_task_that_answers(
+    client: openai.OpenAI, answering: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    """People leave it out, and the experts were taught with it. One that is there stays."""
+    for task, own in zip(tasks[:2], (LETTER, PHRASE), strict=True):
+        sample = next(s for s in task.test if s.text.endswith(f"\n{own}"))
+        bare = replace(sample, text=sample.text.removesuffix(f"\n{own}"))
+        for model in ("cmoe", f"cmoe:{task.name}"):
+            found = ask(client, bare, model)
+            named = found.cmoe["task"]
+            whole = replace(
+                sample, text=f"{bare.text}\n{LETTER if named == 'ScienceQA' else PHRASE}"
+            )
+            text, _ = answer_alone(answering, whole, named)
+            assert (found.choices[0].message.content, found.cmoe["instructed"]) == (text, True)
+            assert found.usage.prompt_tokens == collator().prompts([whole])["input_ids"].shape[1]
+        other = replace(sample, text=f"{bare.text}\n{PHRASE if own == LETTER else LETTER}")
+        found = ask(client, other, f"cmoe:{task.name}")
+        text, _ = answer_alone(answering, other, task.name)
+        assert (found.choices[0].message.content, found.cmoe["instructed"]) == (text, False)
+
+
+def test_it_is_told_whose_experts_work_on_a_question(
+    service: ServiceClient, answering: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    messages = asking(tasks[1].test[0])
+    body = json.dumps({"model": "cmoe:VizWiz", "messages": messages}).encode()
+    status, found, _ = service.post("/v1/experts", body)
+    shares = answering.whose_experts(collator().prompts([tasks[1].test[0]]), "VizWiz").tolist()
+    assert (status, found["task"]) == (200, "VizWiz")
+    assert [row["task"] for row in found["tasks"]] == ["ScienceQA", "VizWiz"]
+    assert [row["share"] for row in found["tasks"]] == pytest.approx(shares, abs=1e-4)
+    assert min(shares) > 0
+    for model, told in (("cmoe", "model is cmoe; a task's"), ("cmoe:Grunding", "does not exist")):
+        refused = json.dumps({"model": model, "messages": messages}).encode()
+        status, found, _ = service.post("/v1/experts", refused)
+        assert (status in (400, 404), told in found["error"]["message"]) == (True, True), found
 
 
 def test_an_answer_is_said_back_and_models_are_asked_again(
@@ -241,8 +282,14 @@ def test_what_is_there_is_shown(service: ServiceClient) -> None:
     assert health["executor"]["tasks"] == ["ScienceQA", "VizWiz"]
     assert health["locator"]["version"] == health["executor"]["version"]
     assert health["executor"]["replicas"] == 1
+    assert "instructions" not in health["executor"]
     status, ready = service.get("/readyz")
     assert (status, ready["ready"]) == (200, True)
+    for path in ("/", "/healthz", "/readyz", "/v1/models"):  # as monitors of a service look at it
+        asked = urllib.request.Request(f"{service.url}{path}", method="HEAD")
+        asked.add_header("Authorization", f"Bearer {KEY}")
+        with urllib.request.urlopen(asked) as response:
+            assert (response.status, response.read()) == (200, b"")
     assert 0 <= ready["looked_s_ago"] < 60
     assert service.get("/nowhere")[0] == 404
     with urllib.request.urlopen(f"{service.url}/healthz") as response:

@@ -67,6 +67,7 @@ def test_a_damaged_primitive_and_those_behind_it_wait_until_it_is_whole(
         assert 0 <= state.pop("looked_s_ago") < LOOK_S
         assert state == {
             "tasks": store.tasks,
+            "instructions": [record.instructions for record in store.records()],
             "version": {
                 "tasks": 3,
                 "digest": store.records()[2].digest,

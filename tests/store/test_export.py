@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from cmoe.common.instructions import Instructions
 from cmoe.common.storage import filesystem
 from cmoe.modeling.primitive import Primitive
 from cmoe.store import files as store_files
@@ -30,6 +31,8 @@ def primitive(seed: int) -> Primitive:
         routers={"layers.0": torch.randn(1, 3, generator=rng)},
         locator={"mean": torch.randn(3, generator=rng)},
         decision={"scores": {"0": 0.1 + 0.2}, "text": "1/2"},
+        builds_on=TASKS[0] if seed == 1 else None,
+        instructions=Instructions({"Look: ": 0.07}, {"Say it.": 1.0}) if seed == 1 else None,
     )
 
 

@@ -27,6 +27,7 @@ from support.logs import (
     resealed,
 )
 
+from cmoe.common.instructions import Instructions
 from cmoe.modeling.primitive import PARTS, Primitive
 from cmoe.store.log import Store, StoreError
 
@@ -39,6 +40,16 @@ def test_round_trip_is_exact_to_the_bit(place: Place, dtype: torch.dtype) -> Non
     want = replace(primitive("GQA", dtype=dtype), locator={"special": special})
     place.create().append(want)
     assert_same(place.open().read(0), want)
+
+
+def test_a_tasks_instructions_come_back(place: Place) -> None:
+    told = Instructions({"Look: ": 0.07}, {"Say it.": 0.9, "In \u00e9 word.": 0.1})
+    plain, store = primitive("VQAv2"), place.create()
+    store.append(replace(primitive("GQA"), instructions=told))
+    store.append(plain)
+    read = place.open()
+    assert [read.read(index).instructions for index in range(2)] == [told, None]
+    assert [record.instructions for record in read.records()] == [told, None]
 
 
 def test_empty_parts_and_empty_tensors_round_trip(place: Place) -> None:

@@ -22,6 +22,7 @@ from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.loader import Loader
+from cmoe.data.paraphrases import instructions_of
 from cmoe.data.samples import Sample
 from cmoe.evaluation.predict import alike, padded, texts
 from cmoe.evaluation.targets import target
@@ -89,6 +90,7 @@ class Bench:
 
     def keep(self, folder: Path, primitive: Primitive, values: Mapping[str, Any]) -> None:
         """Write what was made; `result.json` says that it is whole."""
+        primitive = replace(primitive, instructions=instructions_of(self.task.train))
         shutil.rmtree(folder / PRIMITIVE, ignore_errors=True)
         start_store(folder / PRIMITIVE, self.method, self.config).append(primitive)
         write_json(folder / RESULT, values)

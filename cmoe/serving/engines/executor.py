@@ -94,3 +94,16 @@ class LocatingExecutor(Protocol):
 
     async def locate(self, prompts: Sequence[Prompt]) -> list[Location]:
         """The prompts' tasks."""
+
+
+@runtime_checkable
+class ExplainingExecutor(Protocol):
+    """An executor that can also tell whose experts work on a prompt."""
+
+    async def whose_experts(self, prompt: Prompt, task: int) -> list[float]:
+        """The share that each task's experts have in the gates over the prompt's tokens.
+
+        Args:
+            prompt: The base's inputs.
+            task: Index of the primitive that answers.
+        """

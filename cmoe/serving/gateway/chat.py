@@ -44,6 +44,7 @@ from cmoe.serving.gateway.protocol import (
     ignored_of,
     read_body,
     sampling_of,
+    task_of,
 )
 from cmoe.serving.messages import Finish
 
@@ -170,6 +171,20 @@ def read_located(body: bytes) -> tuple[Message, ...]:
     """The messages of a request to be located; errors as in `ChatRequest.read`."""
     found = fields(body_of(body), "", {"messages": _messages}, needed=["messages"])
     return tuple(found["messages"])
+
+
+def read_explained(body: bytes) -> tuple[str, tuple[Message, ...]]:
+    """Task and messages of a request to tell whose experts work; errors as in `ChatRequest.read`.
+
+    Raises:
+        RequestError: The model names no task.
+    """
+    readers = {"model": text, "messages": _messages}
+    found = fields(body_of(body), "", readers, needed=[*readers])
+    task = task_of(found["model"])
+    if task is None:
+        wrong("model", "is cmoe; a task's, as cmoe: and the task that an answer names")
+    return task, tuple(found["messages"])
 
 
 # Answers

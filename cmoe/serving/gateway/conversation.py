@@ -175,9 +175,33 @@ def conversation(
 
 def question(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
     """The last question alone, behind the conversation's image: what a task is learned from."""
-    said = "\n".join(part for part in turns[-1].parts if part)
+    said = question_text(turns)
     image = (None,) if any(None in turn.parts for turn in turns) else ()
     return [ChatTurn("user", (*image, said) if said else image)]
+
+
+def question_text(turns: Sequence[ChatTurn]) -> str:
+    """The texts of the last question."""
+    return "\n".join(part for part in turns[-1].parts if part)
+
+
+def instructed(turns: Sequence[ChatTurn], opening: str, ending: str) -> Sequence[ChatTurn]:
+    """Turns with an instruction around the last question; the very turns if the instruction is
+    empty or the question an image alone.
+
+    Args:
+        turns: That end with a question.
+        opening: Stands in front of its first text.
+        ending: Stands behind its last text.
+    """
+    *before, last = turns
+    parts = list(last.parts)
+    texts = [place for place, part in enumerate(parts) if part and part.strip()]
+    if not texts or not opening + ending:
+        return turns
+    parts[texts[0]] = f"{opening}{parts[texts[0]]}"
+    parts[texts[-1]] = f"{parts[texts[-1]]}".rstrip() + ending  # where evaluation has it
+    return [*before, ChatTurn(last.role, tuple(parts))]
 
 
 def _turn_parts(messages: Iterable[Message]) -> tuple[str | None, ...]:

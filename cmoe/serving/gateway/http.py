@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from cmoe.serving.bases import base_of
 from cmoe.serving.gateway.admission import Admission, SlotStream
-from cmoe.serving.gateway.chat import ChatRequest, read_located
+from cmoe.serving.gateway.chat import ChatRequest, read_explained, read_located
 from cmoe.serving.gateway.conversation import conversation
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.failures import error_response, route_error, to_request_error
@@ -33,9 +32,10 @@ from cmoe.serving.gateway.protocol import (
     no_model,
     warning,
 )
-from cmoe.serving.gateway.replicas import Handle, Replicas, Route
+from cmoe.serving.gateway.replicas import Handle, Replicas
 from cmoe.serving.gateway.responses import ResponseRequest
-from cmoe.serving.messages import Reply
+from cmoe.serving.gateway.routing import Route, Routing
+from cmoe.serving.messages import Reply, Sampling
 from cmoe.serving.replica_port import keep_on_loopback
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
@@ -67,10 +67,9 @@ class Gateway:
     ) -> None:
         keep_on_loopback()
         self._limits = config.limits
-        self._prompts = PromptBuilder(
-            base_of(Store.follow(config.store), config), config.limits, config.locate
-        )
+        prompts = PromptBuilder(base_of(Store.follow(config.store), config), config.limits)
         self._replicas = Replicas(config, executor, locator)
+        self._routing = Routing(config, prompts, self._replicas)
         self._admission = Admission(config.limits, keys, self._count)
         self._requests = Counter(
             "cmoe_requests",
@@ -88,13 +87,18 @@ class Gateway:
         app.post("/v1/chat/completions")(self.complete)
         app.post("/v1/responses")(self.respond)
         app.post("/v1/locate")(self.locate)
-        app.get("/v1/models")(self.models)
-        app.get("/v1/models/{name}")(self.model)
-        app.get("/healthz")(self.health)
-        app.get("/readyz")(self.ready)
-        app.get("/metrics")(self.metrics)
-        app.get("/")(self.page)
-        app.get("/examples")(self.examples)
+        app.post("/v1/experts")(self.experts)
+        reading: dict[str, Callable[..., Any]] = {
+            "/v1/models": self.models,
+            "/v1/models/{name}": self.model,
+            "/healthz": self.health,
+            "/readyz": self.ready,
+            "/metrics": self.metrics,
+            "/": self.page,
+            "/examples": self.examples,
+        }
+        for path, answer in reading.items():
+            app.api_route(path, methods=["GET", "HEAD"])(answer)
         return app
 
     # Answers
@@ -113,10 +117,7 @@ class Gateway:
             asked = kind.read(slot.body, self._limits)
             task, headers = asked.task, warning(asked.ignored)
             made = conversation(asked.messages, self._limits, kind.MESSAGES)
-            prompt = await self._prompts.build(made, locates=task is None)
-            most = min(asked.sampling.max_tokens, prompt.room)
-            sampling = replace(asked.sampling, max_tokens=most)
-            route = await self._replicas.route(prompt.prompt, prompt.located, task, sampling)
+            route = await self._routing.route(made, task, asked.sampling)
             if not asked.stream:
                 whole = self._replicas.answer(route.request)
                 slot.on_free(whole.cancel)
@@ -124,14 +125,14 @@ class Gateway:
                 answer, part = self._answer(asked, route, reply), reply.part
                 self._count(200, answer.task)
                 assert part.finish is not None
-                values = answer.whole(part.text, part.finish, Usage(prompt.tokens, part.tokens))
+                values = answer.whole(part.text, part.finish, Usage(route.tokens, part.tokens))
                 return JSONResponse(values, headers=headers)
             replies = self._replicas.stream(route.request)
             slot.on_free(replies.cancel)
             # A failure before the first part still gets its own status.
             first = await self._checked(await anext(aiter(replies)))
             answer = self._answer(asked, route, first)
-            events = self._events(answer, prompt.tokens, first, replies, slot.deadline)
+            events = self._events(answer, route.tokens, first, replies, slot.deadline)
             return SlotStream(events, slot, headers)
 
     async def _checked(self, reply: Reply) -> Reply:
@@ -188,15 +189,14 @@ class Gateway:
                 self._unknown.inc()
         elif route.request.task is not None:
             found["task"] = name(route.request.task)
-        found["store_version"] = version
+        found |= {"instructed": route.instructed, "store_version": version}
         return asked.answer(version, found)
 
     async def locate(self, request: Request) -> dict[str, Any]:
         """How the tasks compare for a conversation."""
         async with self._admission.slot(request) as slot:
             messages = read_located(slot.body)
-            made = await self._prompts.build(conversation(messages, self._limits), locates=True)
-            located = await self._replicas.locate(made.located)
+            located = await self._routing.locate(conversation(messages, self._limits))
             location, name = located.location, self._replicas.task_name
             names = await self._replicas.task_names(len(location.scores))
             rows = zip(names, location.shares, location.scores, strict=False)
@@ -207,6 +207,26 @@ class Gateway:
                 "unknown": location.unknown,
                 "tasks": [{"task": n, "share": p, "score": s} for n, p, s in rows],
                 "store_version": located.version,
+            }
+
+    async def experts(self, request: Request) -> dict[str, Any]:
+        """Whose experts work on a conversation, where a task is named: a pass over its prompt."""
+        async with self._admission.slot(request) as slot:
+            task, messages = read_explained(slot.body)
+            made = conversation(messages, self._limits)
+            route = await self._routing.route(made, task, Sampling(1))
+            asked, index = route.request, route.request.task
+            assert index is not None
+            shares = await self._replicas.whose_experts(asked.prompt, index)
+            if shares is None:
+                told = "this service's executor can't tell whose experts work"
+                raise RequestError(400, told, code="unsupported")
+            names = await self._replicas.task_names(len(shares))
+            rows = zip(names, shares, strict=False)
+            return {
+                "object": "cmoe.experts",
+                "task": task,
+                "tasks": [{"task": name, "share": share} for name, share in rows],
             }
 
     def _count(self, status: int, task: str = "") -> None:

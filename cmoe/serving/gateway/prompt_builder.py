@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from cmoe.data.batches import Collator, ConversationError, ReservedTokenError
+from cmoe.data.batches import ChatTurn, Collator, ConversationError, ReservedTokenError
 from cmoe.data.image_limits import limits_of
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
-from cmoe.serving.gateway.conversation import Conversation, ImageUrl, question
+from cmoe.serving.gateway.conversation import Conversation, ImageUrl
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.gateway.pictures.decoders import Decoders
 from cmoe.serving.gateway.pictures.images import fetch
 from cmoe.serving.messages import Prompt
 from cmoe.serving.prompts import to_arrays
-from cmoe.serving.settings import LocateBy
 
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
 SMALL = 200_000  # pixels that are prepared in a few milliseconds
+
+
+class Loaded(NamedTuple):
+    """A conversation whose texts are fit to be read, and whose image is decoded.
+
+    Attributes:
+        image: Stands where the turns have its place; None without one.
+        pixels: That the base's processor makes of it.
+        at: Path of the messages in the body.
+    """
+
+    image: Image.Image | None
+    pixels: int
+    at: str
 
 
 class CountedPrompt(NamedTuple):
@@ -36,13 +49,11 @@ class CountedPrompt(NamedTuple):
         prompt: The base's inputs.
         tokens: Number of its tokens.
         room: Tokens that the base's context leaves for an answer; at least 1.
-        located: What the task is found by.
     """
 
     prompt: Prompt
     tokens: int
     room: int
-    located: Prompt
 
 
 class PromptBuilder:
@@ -51,36 +62,44 @@ class PromptBuilder:
     Args:
         base: The base that reads them.
         limits: The limits of a request.
-        locate: What the task is found by.
     """
 
-    def __init__(self, base: ModelConfig, limits: LimitsConfig, locate: LocateBy) -> None:
-        self._limits, self._locate = limits, locate
+    def __init__(self, base: ModelConfig, limits: LimitsConfig) -> None:
+        self._limits = limits
         self._context = context_of(load_config(base.path, revision=base.revision))
         processor = load_processor(base.path, revision=base.revision, pad=base.pad)
         self._collator = Collator(processor, self._context, 1)
         image_limits = limits_of(processor, limits.image)
         self._resizing, self._decoders = image_limits.resizing, Decoders(limits, image_limits)
 
-    async def build(self, conversation: Conversation, *, locates: bool) -> CountedPrompt:
-        """The prompt of a conversation.
-
-        Args:
-            conversation: The conversation.
-            locates: Whether its task is to be found.
+    async def load(self, conversation: Conversation) -> Loaded:
+        """Check a conversation's texts, and decode its image.
 
         Raises:
-            RequestError: The image or a text can't be used, or the prompt is too long.
+            RequestError: The image or a text can't be used.
         """
         for text in conversation.texts:
             if told := self._collator.texts.wrong(text.text):
                 raise RequestError(400, f"the text {told}", code="invalid_text").about(text.at)
-        image, pixels, at = None, 0, conversation.at
+        image, pixels = None, 0
         for each in conversation.images:
             image, pixels = await self._load_image(each)
+        return Loaded(image, pixels, conversation.at)
+
+    async def prompt(self, loaded: Loaded, turns: Sequence[ChatTurn]) -> CountedPrompt:
+        """A prompt about a loaded image.
+
+        Args:
+            loaded: What is loaded of the conversation.
+            turns: Of the conversation, all or some.
+
+        Raises:
+            RequestError: The base can't be asked this, or the prompt is too long.
+        """
+        at = loaded.at
         try:
             make = self._collator.conversation
-            inputs = await _run(pixels, make, conversation.turns, image)
+            inputs = await _run(loaded.pixels, make, turns, loaded.image)
         except (ReservedTokenError, ConversationError) as error:
             raise RequestError(400, str(error), code="invalid_text").about(at) from error
         except ValueError as error:  # the processor's own, about whatever it met
@@ -91,11 +110,7 @@ class PromptBuilder:
         if tokens > limit:
             told = f"the prompt has {tokens} tokens; with an answer of one token at most {limit}"
             raise RequestError(400, told, code="context_length_exceeded").about(at)
-        prompt = located = to_arrays(inputs)
-        sole = question(conversation.turns)
-        if locates and self._locate == "question" and sole != conversation.turns:
-            located = to_arrays(await _run(pixels, make, sole, image))
-        return CountedPrompt(prompt, tokens, self._context - tokens, located)
+        return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens)
 
     async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:
         """An image, and the pixels that the base's processor makes of it."""

@@ -165,15 +165,20 @@ class GenerationRequest(ABC):
 
     @property
     def task(self) -> str | None:
-        """The task that the model names; None where the prompt is to be located.
+        """As `task_of` its model."""
+        return task_of(self.model)
 
-        Raises:
-            RequestError: The model is unknown.
-        """
-        name, _, task = self.model.partition(":")
-        if name != MODEL or self.model.endswith(":"):
-            raise no_model(self.model)
-        return task or None
+
+def task_of(model: str) -> str | None:
+    """The task that a model names; None where the prompt is to be located.
+
+    Raises:
+        RequestError: The model is unknown.
+    """
+    name, _, task = model.partition(":")
+    if name != MODEL or model.endswith(":"):
+        raise no_model(model)
+    return task or None
 
 
 def sampling_of(given: Mapping[str, Any], tokens: int | None, limits: LimitsConfig) -> Sampling:

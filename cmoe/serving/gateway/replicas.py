@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Histogram
 
+from cmoe.common.instructions import Instructions
 from cmoe.modeling.routers import BASE
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.metrics import BOUNDS
 from cmoe.serving.gateway.protocol import MODEL, no_model
-from cmoe.serving.messages import BEHIND, AnswerRequest, Located, Prompt, Reply, Sampling
+from cmoe.serving.messages import BEHIND, AnswerRequest, Located, Prompt, Reply
 from cmoe.serving.settings import ServeConfig
 
 Handle = DeploymentHandle[Any]
@@ -29,13 +30,6 @@ TRIES = 2  # of what a replica was lost with: it may be what the replica was los
 BEHIND_TRIES, BEHIND_S = 3, 0.2  # of what a replica has too few tasks for, and a pause between
 
 
-class Route(NamedTuple):
-    """A request to an executor, and the prompt's location where a locator found it before."""
-
-    request: AnswerRequest
-    located: Located | None
-
-
 class Replicas:
     """The locators and executors of a service.
 
@@ -43,11 +37,15 @@ class Replicas:
         config: The service.
         executor: The executors.
         locator: The locators; None where the executors locate.
+
+    Attributes:
+        inline: Whether the executors locate.
+        instructions: Of the tasks that this gateway has heard of; None where a task's aren't known.
     """
 
     def __init__(self, config: ServeConfig, executor: Handle, locator: Handle | None) -> None:
         self._executor, self._locator = executor, locator or executor
-        self._inline = locator is None
+        self.inline = locator is None
         # What arrives while the locators are busy goes there together: one call for many prompts
         # costs little more than one for a single prompt.
         self._locate_batched: Any = serve.batch(
@@ -56,6 +54,7 @@ class Replicas:
             max_concurrent_batches=config.locating,
         )(self._locate)
         self._tasks: tuple[str, ...] = ()
+        self.instructions: tuple[Instructions | None, ...] = ()
         self._asking, self._asked_at = asyncio.Lock(), -STATE_S
         self._states: Mapping[str, State | None] = {}
         self._locate_s = Histogram(
@@ -68,7 +67,9 @@ class Replicas:
         """Names of the store's tasks: at least `count`, if a locator knows so many."""
         if len(self._tasks) < count:
             state = await _tried(lambda: self._locator.state.remote(count))
-            self._tasks = max(self._tasks, tuple(state["tasks"]), key=len)
+            if len(state["tasks"]) > len(self._tasks):
+                self._tasks = tuple(state["tasks"])
+                self.instructions = tuple(state["instructions"])
         return self._tasks
 
     async def latest_tasks(self) -> tuple[str, ...]:
@@ -98,39 +99,20 @@ class Replicas:
         located: list[Located] = await _tried(lambda: self._locator.locate.remote(prompts))
         return located
 
-    # Answers
-
-    async def route(
-        self, prompt: Prompt, located: Prompt, task: str | None, sampling: Sampling
-    ) -> Route:
-        """The request to an executor.
-
-        Args:
-            prompt: The prompt.
-            located: What its task is found by; where that isn't the prompt, it takes a pass of its
-                own.
-            task: Name of the task that answers; None finds it: here, or else in the answering pass.
-            sampling: How the answer is sampled.
+    async def index(self, task: str) -> int:
+        """Index of a task.
 
         Raises:
             RequestError: There is no such task.
         """
-        if task is not None:
-            index = await self._index(task)
-            return Route(AnswerRequest(prompt, index, index + 1, sampling), None)
-        if self._inline and located is prompt:
-            return Route(AnswerRequest(prompt, None, 0, sampling), None)
-        found = await self.locate(located)
-        count = len(found.location.scores)
-        return Route(AnswerRequest(prompt, found.location.task, count, sampling), found)
-
-    async def _index(self, task: str) -> int:
         names = self._tasks
         if task not in names:
             names = await self.task_names(len(names) + 1)
         if task not in names:
             raise no_model(f"{MODEL}:{task}", names)
         return names.index(task)
+
+    # Answers
 
     def answer(self, request: AnswerRequest) -> Answer:
         """A whole answer, to be awaited."""
@@ -140,6 +122,13 @@ class Replicas:
         """An answer in parts, to be iterated over."""
         streaming: Any = self._executor.options(stream=True)
         return Answer(lambda: streaming.stream.remote(request))
+
+    async def whose_experts(self, prompt: Prompt, task: int) -> Sequence[float] | None:
+        """The share of each task's experts in a prompt's pass; None where no executor can tell."""
+        found: Sequence[float] | None = await _tried(
+            lambda: self._executor.whose_experts.remote(prompt, task)
+        )
+        return found
 
     async def learn_names(self, reply: Reply) -> None:
         """Ask for the names of the tasks in a reply's location, if this gateway lacks them."""
@@ -157,7 +146,7 @@ class Replicas:
             now = asyncio.get_running_loop().time()
             if now - self._asked_at > STATE_S / 2:
                 handles = {"executor": self._executor}
-                if not self._inline:
+                if not self.inline:
                     handles["locator"] = self._locator
                 states = await asyncio.gather(*map(_state, handles.values()))
                 self._states = dict(zip(handles, states, strict=True))
@@ -250,7 +239,7 @@ def _together(states: Sequence[State]) -> State:
     """
     least = min(states, key=lambda state: len(state["tasks"]))
     found = {
-        **least,
+        **{name: value for name, value in least.items() if name != "instructions"},
         "latest": max((state["tasks"] for state in states), key=len),
         "refused": next((s["refused"] for s in states if s["refused"]), None),
         "looked_s_ago": max(state["looked_s_ago"] for state in states),

@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from support.chat_bodies import ASKING, LIMITS, PICTURE, URL, read, said, talk
 
 from cmoe.data.batches import ChatTurn
-from cmoe.serving.gateway.conversation import ImageUrl, conversation, question
+from cmoe.serving.gateway.conversation import ImageUrl, conversation, instructed, question
 from cmoe.serving.gateway.errors import RequestError
 
 QUESTION: Any = ASKING["messages"][0]
 FURTHER = {"role": "user", "content": "And then?"}
 SPOKEN = st.one_of(st.none(), st.text("ab ", max_size=3), st.just([PICTURE]))
+
+
+def part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
 
 
 def shape(*messages: Any) -> list[tuple[str, tuple[str | None, ...]]]:
@@ -193,3 +197,20 @@ def test_a_task_is_found_by_the_last_question_behind_the_picture(
     messages: list[Any], parts: tuple[str | None, ...]
 ) -> None:
     assert question(talk(*messages).turns) == [ChatTurn("user", parts)]
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("Which?", ("In short: Which?\nSay it.",)),
+        ("Which?\n", ("In short: Which?\nSay it.",)),
+        ([PICTURE, part("Which?")], (None, "In short: Which?\nSay it.")),
+        ([part("Which?"), PICTURE, part("Say.")], ("In short: Which?", None, "Say.\nSay it.")),
+        ([PICTURE], (None,)),
+    ],
+)
+def test_an_instruction_stands_around_the_last_question(said: Any, asked: Any) -> None:
+    turns = talk({"role": "system", "content": "Rules"}, {"role": "user", "content": said}).turns
+    found = instructed(turns, "In short: ", "\nSay it.")
+    assert [*found] == [turns[0], ChatTurn("user", asked)]
+    assert instructed(turns, "", "") is turns

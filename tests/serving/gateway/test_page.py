@@ -132,6 +132,7 @@ def test_an_example_is_shown_located_and_answered(visit: Visit) -> None:
     expect(page.locator("#task")).to_have_text(re.compile(r"^ScienceQA, \d+\.\d%$"))
     assert sum(percents(page)) == pytest.approx(100, abs=0.2)
     expect(page.locator("#tasks .claims")).to_contain_text("ScienceQA")
+    expect(page.locator("#experts .claims")).to_have_text("ScienceQA100.0%")
     expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
     (asked,) = visit.asked()
     assert (asked["model"], asked["stream"]) == ("cmoe", True)
@@ -151,6 +152,7 @@ def test_a_question_that_no_task_claims_is_said_to_be_the_bases(visit: Visit) ->
     assert len(tops) == 3
     assert sum(percents(visit.page)) == pytest.approx(100, abs=0.2)
     expect(visit.page.locator("#tasks .claims")).to_have_count(0)
+    expect(visit.page.locator("#worked")).to_be_hidden()
 
 
 def test_files_that_are_chosen_dropped_or_pasted_are_shown_and_removed(

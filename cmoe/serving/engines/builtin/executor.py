@@ -100,6 +100,10 @@ class BuiltinExecutor:
         found = self._scheduler.between(lambda: self._served.locate(prompts))
         return await asyncio.wrap_future(found)
 
+    async def whose_experts(self, prompt: Prompt, task: int) -> list[float]:
+        found = self._scheduler.between(lambda: self._served.whose_experts(prompt, task))
+        return await asyncio.wrap_future(found)
+
     async def grow(self, store: Store) -> None:
         await self._served.grow(store, self._between)
 

@@ -13,6 +13,7 @@ let reading = Promise.resolve(); // until the file that was chosen has become th
 let turns = []; // of the conversation, each answered: question, answer, by whom
 let asking = $("question"); // the field that was asked from last
 let running = null; // the AbortController of the question that is being answered
+let answering = ""; // the task that answers
 let version = ""; // of the store that answered last
 
 const sentence = (text) => text.replace(/[^.!?]$/, "$&."); // the service's messages have no point
@@ -161,6 +162,7 @@ async function ask(field = $("question")) {
     turns.push({ question: text, answer: $("answer").textContent, by: $("task").textContent });
     $("further").hidden = false;
     if ($("more").value.trim() === text) $("more").value = "";
+    await showExperts(messages, mine.signal);
   } catch (error) {
     if (running !== mine) return; // the page is a newer question's now
     if (!$("task").textContent) $("why").textContent = "";
@@ -191,8 +193,9 @@ function settle() {
 }
 
 function clear() {
-  for (const id of ["asked", "answer", "note", "task", "why", "tasks", "missing"]) $(id).replaceChildren();
-  $("located").hidden = true;
+  for (const id of ["asked", "answer", "note", "task", "why", "tasks", "missing", "experts"]) $(id).replaceChildren();
+  $("located").hidden = $("worked").hidden = true;
+  answering = "";
   $("box")?.remove();
 }
 
@@ -233,6 +236,7 @@ async function answer(messages, signal) {
 
 function showTask({ task, located, unknown, nearest, score, share, store_version }) {
   const base = "The base model alone answers, with nothing of what was learned later.";
+  answering = task;
   $("task").textContent = task ? (located ? `${task}, ${percent(share)}` : task) : "No task claims this question";
   $("why").textContent = !task ? base : located ? "Located from your question." : "It answers because you named it.";
   $("compared").textContent = unknown ? "How the tasks compare, though none is near enough" : "How the tasks compare";
@@ -248,18 +252,32 @@ async function locate(messages, signal) {
   try {
     const found = await (await call("v1/locate", { messages }, signal)).json();
     signal.throwIfAborted();
-    const tasks = found.tasks.sort((a, b) => b.share - a.share);
-    $("tasks").replaceChildren(...tasks.map(({ task, share }) => {
-      const row = copy("row"), [name, value, bar] = row.children;
-      name.textContent = task;
-      value.textContent = bar.firstChild.style.width = percent(share);
-      row.classList.toggle("claims", task === found.task);
-      return row;
-    }));
-    if (!tasks.length) $("missing").textContent = "The store has no task yet.";
+    showShares("tasks", found);
+    if (!found.tasks.length) $("missing").textContent = "The store has no task yet.";
   } catch (error) {
     if (!signal.aborted) $("missing").textContent = inWords(error);
   }
+}
+
+/** Show whose experts worked on a question that a task has answered; a service may not tell. */
+async function showExperts(messages, signal) {
+  if (!answering) return;
+  const found = await call("v1/experts", { model: `cmoe:${answering}`, messages }, signal).then((r) => r.json()).catch(() => null);
+  if (!found || signal.aborted) return;
+  found.tasks = found.tasks.filter(({ share }) => share >= 5e-4); // what isn't 0.0%
+  showShares("experts", found);
+  $("worked").hidden = !$("experts").childElementCount;
+}
+
+/** Shares of tasks as bars, the largest first. */
+function showShares(list, { task: own, tasks }) {
+  $(list).replaceChildren(...tasks.sort((a, b) => b.share - a.share).map(({ task, share }) => {
+    const row = copy("row"), [name, value, bar] = row.children;
+    name.textContent = task;
+    value.textContent = bar.firstChild.style.width = percent(share);
+    row.classList.toggle("claims", task === own);
+    return row;
+  }));
 }
 
 // What there is to choose from

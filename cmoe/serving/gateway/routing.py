@@ -1,0 +1,116 @@
+"""From a conversation to an executor's request: its task is found, and its instruction put back.
+
+A task's experts were taught by prompts with the task's instruction, which people leave out. The
+service knows it once it knows the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from cmoe.common.instructions import given
+from cmoe.data.batches import ChatTurn
+from cmoe.modeling.routers import BASE
+from cmoe.serving.gateway.conversation import Conversation, instructed, question, question_text
+from cmoe.serving.gateway.prompt_builder import CountedPrompt, PromptBuilder
+from cmoe.serving.gateway.replicas import Replicas
+from cmoe.serving.messages import AnswerRequest, Located, Sampling
+from cmoe.serving.settings import ServeConfig
+
+
+class Route(NamedTuple):
+    """A request to an executor, and how it came about.
+
+    Attributes:
+        request: What the executor is asked.
+        tokens: Of its prompt.
+        located: The prompt's location; None where the client names the task, or where the executor
+            finds it in the answering pass.
+        instructed: Whether the task's instruction was put around the question.
+    """
+
+    request: AnswerRequest
+    tokens: int
+    located: Located | None
+    instructed: bool
+
+
+class Routing:
+    """Makes requests of conversations.
+
+    Args:
+        config: The service.
+        prompts: Makes prompts.
+        replicas: Locators and executors.
+    """
+
+    def __init__(self, config: ServeConfig, prompts: PromptBuilder, replicas: Replicas) -> None:
+        self._by_question = config.locate == "question"
+        self._instructs = config.instruct
+        self._prompts, self._replicas = prompts, replicas
+
+    async def route(
+        self, conversation: Conversation, task: str | None, sampling: Sampling
+    ) -> Route:
+        """The request to an executor.
+
+        Args:
+            conversation: What it is to answer.
+            task: Name of the task that answers; None finds it: here, or else in the answering pass.
+            sampling: How the answer is sampled; the base's context bounds its length.
+
+        Raises:
+            RequestError: There is no such task, or the conversation can't be used.
+        """
+        loaded = await self._prompts.load(conversation)
+        turns, first, prompt, located = conversation.turns, None, None, None
+        if task is not None:
+            index = await self._replicas.index(task)
+            count = index + 1
+        else:
+            first = self._located_by(turns)
+            prompt = await self._prompts.prompt(loaded, first)
+            if self._replicas.inline and first == turns and not await self._may_instruct(turns):
+                return self._routed(prompt, None, 0, sampling)
+            located = await self._replicas.locate(prompt.prompt)
+            index, count = located.location.task, len(located.location.scores)
+        asked = self._instructed(turns, index)
+        if prompt is None or asked != first:
+            prompt = await self._prompts.prompt(loaded, asked)
+        route = self._routed(prompt, index, count, sampling)
+        return route._replace(located=located, instructed=asked is not turns)
+
+    async def locate(self, conversation: Conversation) -> Located:
+        """The location of a conversation; errors as in `route`."""
+        loaded = await self._prompts.load(conversation)
+        prompt = await self._prompts.prompt(loaded, self._located_by(conversation.turns))
+        return await self._replicas.locate(prompt.prompt)
+
+    def _routed(
+        self, prompt: CountedPrompt, task: int | None, min_tasks: int, sampling: Sampling
+    ) -> Route:
+        bounded = replace(sampling, max_tokens=min(sampling.max_tokens, prompt.room))
+        return Route(
+            AnswerRequest(prompt.prompt, task, min_tasks, bounded), prompt.tokens, None, False
+        )
+
+    def _located_by(self, turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
+        return question(turns) if self._by_question else turns
+
+    async def _may_instruct(self, turns: Sequence[ChatTurn]) -> bool:
+        """Whether the question may get an instruction once its task is found."""
+        await self._replicas.task_names(1)
+        known = self._replicas.instructions
+        return self._instructs and any(known) and not given(question_text(turns), known)
+
+    def _instructed(self, turns: Sequence[ChatTurn], task: int) -> Sequence[ChatTurn]:
+        """Turns with the usual instruction of the task that answers around the last question; the
+        very turns where it has none, or where the question has any task's.
+        """
+        known = self._replicas.instructions
+        own = None if task == BASE or not self._instructs else known[task]
+        if own is None or given(question_text(turns), known):
+            return turns
+        return instructed(turns, *own.usual)
