@@ -27,6 +27,7 @@ from support.service_client import (
 
 from cmoe.data.batches import ChatTurn
 from cmoe.data.samples import Sample, Task
+from cmoe.mini.tasks import PHRASE
 from cmoe.modeling.growing import GrowingVLM
 
 pytestmark = pytest.mark.ray  # which the service runs on
@@ -105,7 +106,7 @@ def test_a_client_gets_the_answers_of_the_model(
         "text": answer_to(answering, plain, TASK, TOKENS)[0],
         "picture": shown,
         "streamed": shown,
-        "further": alone(asked, ("assistant", shown), ("user", FURTHER)),
+        "further": alone(asked, ("assistant", shown), ("user", f"{FURTHER}\n{PHRASE}")),
     }
     for protocol, answers in found["answers"].items():
         assert answers == expected, protocol
@@ -134,7 +135,10 @@ def test_responses_say_what_chats_say(
     chat = ask(client, tasks[0].test[0], max_tokens=12)
     assert found.usage.input_tokens == chat.usage.prompt_tokens
     assert found.usage.output_tokens == chat.usage.completion_tokens
-    cut = client.responses.create(model=NAMED, input="Which of them?", max_output_tokens=1)
+    assert found.usage.output_tokens > 1
+    cut = client.responses.create(
+        model="cmoe", input=[{"role": "user", "content": content}], max_output_tokens=1
+    )
     assert cut.status == cut.output[0].status == "incomplete"
     assert cut.incomplete_details.reason == "max_output_tokens"
 
@@ -155,7 +159,9 @@ def test_turns_as_clients_write_them_are_answered(
             [hello, nothing, QUESTION],
         ),
     ):
-        inputs = collator().conversation([ChatTurn(r, (t,)) for r, t in turns], None)
+        *before, (role, text) = turns  # a question gets the instruction of the task
+        spoken = [*before, (role, f"{text}\n{PHRASE}")]
+        inputs = collator().conversation([ChatTurn(r, (t,)) for r, t in spoken], None)
         given: Any = {"model": NAMED, "messages": messages, "max_tokens": 12}
         answer = client.chat.completions.create(**given).choices[0].message.content
         assert answer == answer_to(answering, inputs, TASK)[0]
@@ -166,9 +172,10 @@ def test_turns_as_clients_write_them_are_answered(
 
 def test_an_upper_bound_is_bounded_by_what_the_context_has_room_for(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "#~ " * 167}]
-    found = client.chat.completions.create(model=NAMED, messages=messages, max_tokens=10**9)
+    found: Any = client.chat.completions.create(model=NAMED, messages=messages, max_tokens=10**9)
     prompt, answer = found.usage.prompt_tokens, found.usage.completion_tokens
     assert CONTEXT - 10 < prompt < CONTEXT
+    assert not found.cmoe["instructed"], "there is no room for it"
     assert 1 <= answer <= CONTEXT - prompt
     assert (found.choices[0].finish_reason == "length") == (prompt + answer == CONTEXT)
 
@@ -201,9 +208,9 @@ def test_sampling_that_is_ignored_is_told(client: openai.OpenAI) -> None:
         ("POST", "/v1/chat/completion", 404, "did you mean /v1/chat/completions?"),
         ("GET", "/v1/responses/resp_1", 404, "POST /v1/responses"),
         ("POST", "/chat/completions", 404, "did you mean /v1/chat/completions?"),
-        ("GET", CHATS, 405, "POST is"),
-        ("DELETE", RESPONSES, 405, "POST is"),
-        ("POST", "/v1/models", 405, "GET is"),
+        ("GET", CHATS, 405, "it takes POST"),
+        ("DELETE", RESPONSES, 405, "it takes POST"),
+        ("POST", "/v1/models", 405, "it takes GET, HEAD"),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(

@@ -43,7 +43,8 @@ async def route_error(request: Request, error: Exception) -> Response:
     status, headers = error.status_code, error.headers
     method, path = request.method, f"{request.url.path:.200}"
     if status == 405:
-        message = f"Not allowed to {method} on {path}; {(headers or {}).get('Allow')} is"
+        taken = ", ".join(sorted((headers or {}).get("Allow", "").split(", ")))
+        message = f"Not allowed to {method} on {path}; it takes {taken}"
         code = "method_not_supported"
     else:
         message = f"Unknown request URL: {method} {path}. {_paths(request, path)}"
@@ -55,6 +56,8 @@ async def route_error(request: Request, error: Exception) -> Response:
 def _paths(request: Request, path: str) -> str:
     """The service's paths, in a sentence, and the one that was probably meant."""
     routes = [route for route in request.app.routes if isinstance(route, Route)]
-    served = [f"{'/'.join(sorted(route.methods or ()))} {route.path}" for route in routes]
+    served = [
+        f"{'/'.join(sorted((route.methods or set()) - {'HEAD'}))} {route.path}" for route in routes
+    ]
     hint = did_you_mean(near(path, [route.path for route in routes]))
     return f"This service has {', '.join(served)}{hint}"

@@ -25,6 +25,7 @@ from cmoe.serving.prompts import to_arrays
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
+TOO_LONG = "context_length_exceeded"
 SMALL = 200_000  # pixels that are prepared in a few milliseconds
 
 
@@ -109,7 +110,7 @@ class PromptBuilder:
         limit = min(self._limits.prompt_tokens, self._context - 1)
         if tokens > limit:
             told = f"the prompt has {tokens} tokens; with an answer of one token at most {limit}"
-            raise RequestError(400, told, code="context_length_exceeded").about(at)
+            raise RequestError(400, told, code=TOO_LONG).about(at)
         return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens)
 
     async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:

@@ -14,7 +14,8 @@ from cmoe.common.instructions import given
 from cmoe.data.batches import ChatTurn
 from cmoe.modeling.routers import BASE
 from cmoe.serving.gateway.conversation import Conversation, instructed, question, question_text
-from cmoe.serving.gateway.prompt_builder import CountedPrompt, PromptBuilder
+from cmoe.serving.gateway.errors import RequestError
+from cmoe.serving.gateway.prompt_builder import TOO_LONG, CountedPrompt, Loaded, PromptBuilder
 from cmoe.serving.gateway.replicas import Replicas
 from cmoe.serving.messages import AnswerRequest, Located, Sampling
 from cmoe.serving.settings import ServeConfig
@@ -65,10 +66,10 @@ class Routing:
             RequestError: There is no such task, or the conversation can't be used.
         """
         loaded = await self._prompts.load(conversation)
-        turns, first, prompt, located = conversation.turns, None, None, None
+        turns, located = conversation.turns, None
         if task is not None:
             index = await self._replicas.index(task)
-            count = index + 1
+            count, prompt = index + 1, None
         else:
             first = self._located_by(turns)
             prompt = await self._prompts.prompt(loaded, first)
@@ -76,11 +77,11 @@ class Routing:
                 return self._routed(prompt, None, 0, sampling)
             located = await self._replicas.locate(prompt.prompt)
             index, count = located.location.task, len(located.location.scores)
-        asked = self._instructed(turns, index)
-        if prompt is None or asked != first:
-            prompt = await self._prompts.prompt(loaded, asked)
-        route = self._routed(prompt, index, count, sampling)
-        return route._replace(located=located, instructed=asked is not turns)
+            prompt = prompt if first == turns else None
+        better = await self._instructed(loaded, turns, index)
+        whole = better or prompt or await self._prompts.prompt(loaded, turns)
+        route = self._routed(whole, index, count, sampling)
+        return route._replace(located=located, instructed=better is not None)
 
     async def locate(self, conversation: Conversation) -> Located:
         """The location of a conversation; errors as in `route`."""
@@ -105,12 +106,22 @@ class Routing:
         known = self._replicas.instructions
         return self._instructs and any(known) and not given(question_text(turns), known)
 
-    def _instructed(self, turns: Sequence[ChatTurn], task: int) -> Sequence[ChatTurn]:
-        """Turns with the usual instruction of the task that answers around the last question; the
-        very turns where it has none, or where the question has any task's.
+    async def _instructed(
+        self, loaded: Loaded, turns: Sequence[ChatTurn], task: int
+    ) -> CountedPrompt | None:
+        """The prompt with the usual instruction of the task that answers around the last question;
+        None where the task has none, where the question has any task's, or where it doesn't fit.
         """
         known = self._replicas.instructions
         own = None if task == BASE or not self._instructs else known[task]
         if own is None or given(question_text(turns), known):
-            return turns
-        return instructed(turns, *own.usual)
+            return None
+        asked = instructed(turns, *own.usual)
+        if asked is turns:
+            return None
+        try:
+            return await self._prompts.prompt(loaded, asked)
+        except RequestError as error:
+            if error.code != TOO_LONG:
+                raise
+            return None
