@@ -22,6 +22,7 @@ from cmoe.serving.gateway.conversation import conversation
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.failures import error_response, route_error, to_request_error
 from cmoe.serving.gateway.keys import Keys
+from cmoe.serving.gateway.memory import return_large_blocks
 from cmoe.serving.gateway.metrics import exposition
 from cmoe.serving.gateway.prompt_builder import PromptBuilder
 from cmoe.serving.gateway.protocol import (
@@ -66,6 +67,7 @@ class Gateway:
         self, config: ServeConfig, keys: Keys, executor: Handle, locator: Handle | None
     ) -> None:
         keep_on_loopback()
+        return_large_blocks()
         self._limits = config.limits
         prompts = PromptBuilder(base_of(Store.follow(config.store), config), config.limits)
         self._replicas = Replicas(config, executor, locator)
