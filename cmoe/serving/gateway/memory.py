@@ -13,7 +13,7 @@ def return_large_blocks() -> None:
     """Let glibc map large blocks each by itself, and give what is free at a heap's end back.
 
     By itself it raises the size from which it maps up to that of the largest block freed so far,
-    and keeps a heap for each thread: after a few large pictures a gateway would hold hundreds of MB.
+    and keeps a heap for each thread: a gateway would keep hundreds of MB of large pictures.
     """
     with suppress(OSError, AttributeError):  # another C library has another allocator
         mallopt = ctypes.CDLL(None).mallopt
