@@ -71,6 +71,20 @@ def given(prompt: str, known: Iterable[Instructions | None]) -> bool:
     return any(each.given_in(prompt) for each in known if each is not None)
 
 
+def lacking(
+    prompt: str, own: Instructions | None, known: Iterable[Instructions | None]
+) -> tuple[str, str]:
+    """What a prompt lacks of its task's usual instruction, as `Instructions.usual`; nothing where
+    it has an instruction of any task.
+
+    Args:
+        prompt: As it was asked.
+        own: Of the task that answers; None where it has none, or where no task does.
+        known: Of all tasks.
+    """
+    return ("", "") if own is None or given(prompt, known) else own.usual
+
+
 def _opening(prompt: str) -> str:
     """What stands in front of a colon in the first line, with it; nothing without one."""
     first, colon, rest = prompt.partition("\n")[0].partition(": ")

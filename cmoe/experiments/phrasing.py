@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cmoe.common.instructions import Instructions, given
+from cmoe.common.instructions import Instructions, lacking
 from cmoe.data.batches import Collator, slices
 from cmoe.data.paraphrases import NATURAL, Paraphraser, instructions_of
 from cmoe.data.samples import Sample, Task
@@ -117,9 +117,7 @@ def _answered(
 def _instructed(sample: Sample, instructions: Sequence[Instructions | None], task: int) -> Sample:
     """A sample as a service asks it of the task that answers."""
     own = None if task == BASE else instructions[task]
-    if own is None or given(sample.text, instructions):
-        return sample
-    opening, ending = own.usual
+    opening, ending = lacking(sample.text, own, instructions)
     return replace(sample, text=f"{opening}{sample.text}{ending}")
 
 

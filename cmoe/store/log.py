@@ -100,9 +100,9 @@ class Record:
 
     def fields(self) -> dict[str, Any]:
         """What its file has, without its digest; what it lacks is left out."""
-        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        fields = asdict(self)
         del fields["digest"]
-        return fields
+        return _present(fields)
 
 
 class Store:
@@ -209,12 +209,10 @@ class Store:
             "parameters": primitive.parameter_counts(),
             "decision": primitive.decision,
             "parent": self._tip(self._records),
+            "builds_on": primitive.builds_on,
+            "instructions": primitive.instructions and asdict(primitive.instructions),
         }
-        if primitive.builds_on is not None:
-            fields["builds_on"] = primitive.builds_on
-        if primitive.instructions is not None:
-            fields["instructions"] = asdict(primitive.instructions)
-        data = seal(plain(fields, "record"))
+        data = seal(plain(_present(fields), "record"))
         # What a reader would refuse is refused here, before anything is written.
         record = self._parse_record(data, index, self._records)
         for part, blob in blobs.items():
@@ -317,6 +315,10 @@ class Store:
                 f"{owner} says {file.size} with {file.sha256}; restore it from a copy"
             )
         return data
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _dump(tensors: Mapping[str, torch.Tensor]) -> bytes:

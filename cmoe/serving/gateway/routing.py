@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from cmoe.common.instructions import given
+from cmoe.common.instructions import given, lacking
 from cmoe.data.batches import ChatTurn
 from cmoe.modeling.routers import BASE
 from cmoe.serving.gateway.conversation import Conversation, instructed, question, question_text
@@ -102,9 +102,11 @@ class Routing:
 
     async def _may_instruct(self, turns: Sequence[ChatTurn]) -> bool:
         """Whether the question may get an instruction once its task is found."""
+        if not self._instructs:
+            return False
         await self._replicas.task_names(1)
         known = self._replicas.instructions
-        return self._instructs and any(known) and not given(question_text(turns), known)
+        return any(known) and not given(question_text(turns), known)
 
     async def _instructed(
         self, loaded: Loaded, turns: Sequence[ChatTurn], task: int
@@ -114,9 +116,7 @@ class Routing:
         """
         known = self._replicas.instructions
         own = None if task == BASE or not self._instructs else known[task]
-        if own is None or given(question_text(turns), known):
-            return None
-        asked = instructed(turns, *own.usual)
+        asked = instructed(turns, *lacking(question_text(turns), own, known))
         if asked is turns:
             return None
         try:
