@@ -128,7 +128,12 @@ class RoutedExperts(nn.Module):
     ) -> None:
         super().__init__()
         tasks, experts = capacity.tasks, capacity.experts
-        self.layer, self.top_k, self.form, self.capacity = layer, min(top_k, experts), form, capacity
+        self.layer, self.top_k, self.form, self.capacity = (
+            layer,
+            min(top_k, experts),
+            form,
+            capacity,
+        )
         self.rows = self._experts = self._tasks = 0
         # Knows which experts a task's router chooses among, and which always work.
         self._routers = TaskRouters(layer, width, top_k, form, torch.empty(0, dtype=like.dtype))

@@ -169,3 +169,186 @@ class Grown(nn.Module):
             return self.part(*args, **kwargs)
         finally:
             self.call.gates = None
+
+
+class Primitives:
+    """Stands where vLLM has its LoRA manager.
+
+    Args:
+        model: vLLM's; its decoder's layers are wrapped in place.
+        store: Of the primitives; nobody else refreshes it.
+        capacity: What room is made for, once and for all.
+        tokens: The most tokens of a step.
+        like: For dtype and device.
+    """
+
+    def __init__(
+        self, model: nn.Module, store: Store, capacity: Capacity, tokens: int, like: Tensor
+    ) -> None:
+        self.store, self.capacity = store, capacity
+        self._tasks: list[str] = []
+        self._tasks_n = torch.full((tokens,), BASE, dtype=torch.long, device=like.device)
+        pinned = like.device.type == "cuda"
+        self._host_n = torch.full((tokens,), BASE, dtype=torch.long, pin_memory=pinned)
+        self._layers = [*self._wrapped(model, like)]
+        if not self._layers:
+            raise ValueError(f"{type(model).__name__}: no decoder layer has a merged FFN")
+
+    def _wrapped(self, model: nn.Module, like: Tensor) -> Iterator[_Layer]:
+        settings, capacity = self.store.header.settings, self.capacity
+        rank = settings.get("attention", 0)
+        decoder: Any = model.get_language_model() if hasattr(model, "get_language_model") else model
+        merged = decoder.packed_modules_mapping
+        layers = (m for m in decoder.modules() if hasattr(m, "mlp") and hasattr(m, "self_attn"))
+        for index, layer in enumerate(list(layers)):
+            mlp, attention, call = layer.mlp, layer.self_attn, Call()
+            linears = _linears(mlp, merged, capacity.rows, call, like)
+            first = next(iter(linears.values()))
+            routed = RoutedExperts(
+                index,
+                first.linear.input_size,
+                settings["top_k"],
+                settings.get("gates", "renormalized"),
+                capacity,
+                like,
+            )
+            layer.mlp = Grown(mlp, linears, self._gates_of(routed), call)
+            adapters, adapted = None, {}
+            if rank:
+                call = Call()
+                adapted = _linears(attention, merged, capacity.adapter_rows, call, like)
+                adapters = RoutedAdapters(index, rank, capacity, like)
+                layer.self_attn = Grown(attention, adapted, self._adapters_of(adapters), call)
+            yield _Layer(routed, linears, adapters, adapted)
+
+    def _gates_of(self, routed: RoutedExperts) -> Callable[..., Tensor]:
+        return lambda x_nd, *_, **__: routed(x_nd, self._tasks_n[: len(x_nd)])
+
+    def _adapters_of(self, adapters: RoutedAdapters) -> Callable[..., Tensor]:
+        def gates(*args: Any, **kwargs: Any) -> Tensor:
+            hidden_nd = kwargs["hidden_states"] if "hidden_states" in kwargs else args[-1]
+            return adapters(self._tasks_n[: len(hidden_nd)])
+
+        return gates
+
+    @torch.inference_mode()  # the stacks were made in it
+    def add_adapter(self, request: LoRARequest) -> bool:
+        """Take up a store's primitives, up to the one that a request names.
+
+        Raises:
+            StorageError: One can't be read.
+            CapacityError: There is no room for them.
+            ValueError: The request names another primitive than the store has.
+        """
+        task = request.lora_int_id
+        if task <= len(self._tasks):
+            return False
+        self.store.refresh()
+        records = self.store.records()
+        if task > len(records) or records[task - 1].digest != request.lora_name:
+            raise ValueError(
+                f"{self.store.url}: its primitive {task - 1} isn't {request.lora_name}; it has "
+                f"{len(records)}"
+            )
+        if task > self.capacity.tasks:
+            raise CapacityError("tasks", task, self.capacity.tasks)
+        new = [self.store.read(index) for index in range(len(self._tasks), task)]
+        for layer in self._layers:
+            layer.require_room(new)
+        for primitive in new:  # in order: a router names the experts before it
+            below = primitive.builds_on
+            foundation = BASE if below is None else self._tasks.index(below)
+            for layer in self._layers:
+                layer.append(primitive, foundation)
+            self._tasks.append(primitive.task)
+        return True
+
+    def set_active_adapters(self, requests: Collection[LoRARequest], mapping: LoRAMapping) -> None:
+        """Write a step's tasks, token by token, where the layers read them."""
+        for request in sorted(requests, key=lambda each: each.lora_int_id):
+            if not request.lora_name.startswith(WARMUP):
+                self.add_adapter(request)
+        ids = np.asarray(mapping.index_mapping, dtype=np.int64) - 1
+        self._host_n.fill_(BASE)
+        self._host_n[: len(ids)] = torch.from_numpy(np.where(ids < len(self._tasks), ids, BASE))
+        self._tasks_n.copy_(self._host_n, non_blocking=True)
+
+    # What else the runner asks of a LoRA manager. A log is only added to.
+
+    def list_adapters(self) -> set[int]:
+        return set(range(1, len(self._tasks) + 1))
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        return False
+
+    def remove_all_adapters(self) -> None:
+        """Nothing is removed."""
+
+    def pin_adapter(self, adapter_id: int) -> bool:
+        return True
+
+    def supports_tower_connector_lora(self) -> bool:
+        return False
+
+    def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
+        return True
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        return default_rank
+
+    @contextmanager
+    def dummy_lora_cache(self) -> Iterator[None]:
+        yield
+
+
+class _Layer:
+    """What is grown of one decoder layer."""
+
+    def __init__(
+        self,
+        routed: RoutedExperts,
+        linears: Mapping[str, GrownLinear],
+        adapters: RoutedAdapters | None,
+        adapted: Mapping[str, GrownLinear],
+    ) -> None:
+        self.routed, self.linears = routed, linears
+        self.adapters, self.adapted = adapters, adapted
+
+    def require_room(self, primitives: Sequence[Primitive]) -> None:
+        self.routed.require_room(primitives, next(iter(self.linears.values())).names[0])
+        if self.adapters is not None:
+            first = next(iter(self.adapted.values())).names[0]
+            self.adapters.require_room(primitives, first)
+
+    def append(self, primitive: Primitive, foundation: int) -> None:
+        prefix = f"layers.{self.routed.layer}"
+        found = {n: pairs_of(primitive, prefix, m.names) for n, m in self.linears.items()}
+        some = next(iter(found.values()))
+        at = self.routed.append(primitive, foundation, 0 if some is None else len(some[0][0]))
+        _put(self.linears, found, at)
+        if self.adapters is not None:
+            prefix = f"{prefix}.attention"
+            found = {n: pairs_of(primitive, prefix, m.names) for n, m in self.adapted.items()}
+            adds = next(iter(found.values())) is not None
+            _put(self.adapted, found, self.adapters.append(primitive, foundation, adds=adds))
+
+
+def _put(
+    linears: Mapping[str, GrownLinear],
+    found: Mapping[str, list[tuple[Tensor, Tensor]] | None],
+    at: int,
+) -> None:
+    for name, linear in linears.items():
+        if (pairs := found[name]) is not None:
+            linear.put(at, pairs)
+
+
+def _linears(
+    part: nn.Module, merged: Mapping[str, Sequence[str]], rows: int, call: Call, like: Tensor
+) -> dict[str, GrownLinear]:
+    """The linear layers of a part, in their order, not yet in their places."""
+    return {
+        name: GrownLinear(linear, merged.get(name, [name]), rows, call, like)
+        for name, linear in part.named_children()
+        if hasattr(linear, "input_size") and hasattr(linear, "output_size")
+    }

@@ -32,7 +32,9 @@ FORMS = ("renormalized", "softmax", "residual")
 
 
 @lru_cache
-def model(form: str, top_k: int, attention: int, dtype: torch.dtype) -> tuple[GrowingVLM, list[Primitive]]:
+def model(
+    form: str, top_k: int, attention: int, dtype: torch.dtype
+) -> tuple[GrowingVLM, list[Primitive]]:
     made = GrowingVLM(make_base(), top_k=top_k, gates=form, attention=attention)  # type: ignore[arg-type]
     log = [learn(made, task) for task in STREAM]
     return made.to(dtype), log
@@ -42,7 +44,9 @@ def foundation(primitive: Primitive) -> int:
     return BASE if primitive.builds_on is None else [*STREAM].index(primitive.builds_on)
 
 
-def ffn_at_capacity(grown: GrowingVLM, log: Sequence[Primitive], layer: int) -> Mapping[str, Pairs | RoutedExperts]:
+def ffn_at_capacity(
+    grown: GrowingVLM, log: Sequence[Primitive], layer: int
+) -> Mapping[str, Pairs | RoutedExperts]:
     ffn = grown.ffns[layer]
     like = ffn.maps["up_proj"].linear.weight
     parts: dict[str, Pairs | RoutedExperts] = {
@@ -56,7 +60,9 @@ def ffn_at_capacity(grown: GrowingVLM, log: Sequence[Primitive], layer: int) -> 
     routed.require_room(log, FFN[0])
     for primitive in log:
         found = pairs_of(primitive, f"layers.{layer}", FFN)
-        at = routed.append(primitive, foundation(primitive), 0 if found is None else len(found[0][0]))
+        at = routed.append(
+            primitive, foundation(primitive), 0 if found is None else len(found[0][0])
+        )
         for name, pair in zip(FFN, found or (), strict=False):
             parts[name].put(at, [pair])
     return parts
@@ -114,7 +120,9 @@ def test_adapters_of_merged_maps_are_those_of_the_growing_attention(
         at = adapters.append(primitive, foundation(primitive), adds=found is not None)
         if found is not None:
             merged.put(at, found)
-    x = torch.randn(len(tasks), 3, linears[0].in_features, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(
+        len(tasks), 3, linears[0].in_features, generator=torch.Generator().manual_seed(seed)
+    )
     flat, tasks_n = x.flatten(0, 1), torch.tensor(tasks).repeat_interleave(3)
     none = torch.zeros(len(flat), sum(outputs))
     added = merged.add_to(none, merged.inner(flat), adapters(tasks_n))
@@ -156,11 +164,15 @@ def test_a_store_that_outgrows_its_engine_is_told_which_setting_to_raise() -> No
     grown, log = model("renormalized", 2, 3, torch.float32)
     like = torch.zeros(1)
     small = RoutedExperts(3, 8, 2, "softmax", Capacity(experts=3), like)
-    with pytest.raises(CapacityError, match=r"room for 4 experts, .* has 3; raise engine.capacity.experts"):
+    with pytest.raises(
+        CapacityError, match=r"room for 4 experts, .* has 3; raise engine.capacity.experts"
+    ):
         small.require_room(log, "gate_proj")
     few = RoutedExperts(3, 8, 2, "softmax", Capacity(rows=19), like)
     with pytest.raises(CapacityError, match=r"room for 20 rows, .* raise engine.capacity.rows"):
         few.require_room(log, "gate_proj")
     thin = RoutedAdapters(3, 3, Capacity(adapter_rows=5), like)
-    with pytest.raises(CapacityError, match=r"6 adapter rows, .* has 5; raise engine.capacity.adap"):
+    with pytest.raises(
+        CapacityError, match=r"6 adapter rows, .* has 5; raise engine.capacity.adap"
+    ):
         thin.require_room(log, "q_proj")
