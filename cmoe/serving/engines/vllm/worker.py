@@ -36,6 +36,7 @@ from cmoe.serving.engines.vllm.experts import (
     RoutedExperts,
     pairs_of,
 )
+from cmoe.serving.engines.vllm.loading import pad_heads
 from cmoe.store.log import Store
 
 if current_platform.is_cpu():
@@ -52,6 +53,8 @@ class Worker(_Worker):  # type: ignore[misc,valid-type]
 
     def init_device(self) -> None:
         super().init_device()
+        if current_platform.is_cpu():
+            pad_heads()
         runner = self.model_runner
         runner.load_lora_model = MethodType(_load, runner)
 
