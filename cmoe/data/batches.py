@@ -179,8 +179,24 @@ class Collator:
         A single question behind its picture gives what `prompts` gives for a sample.
 
         Args:
+            turns: As of `written`.
+            picture: Stands in its place.
+
+        Raises:
+            ReservedTokenError, ConversationError: As `written`.
+        """
+        return self.inputs(self.written(turns), picture)
+
+    def inputs(self, written: str, picture: Image.Image | None) -> dict[str, Tensor]:
+        """The inputs of a conversation that was `written` with the picture's place."""
+        pictures = None if picture is None else [picture]
+        return dict(self.processor(text=[written], images=pictures, return_tensors="pt"))
+
+    def written(self, turns: Sequence[ChatTurn]) -> str:
+        """A conversation in the base's chat template, up to the answer's opening.
+
+        Args:
             turns: The last is a user's; one of the users' has the picture's place.
-            picture: Stands there.
 
         Raises:
             ReservedTokenError: A text holds one of the base's own tokens, or what is no text.
@@ -191,9 +207,7 @@ class Collator:
             if wrong := self.texts.wrong(part):
                 raise ReservedTokenError(f"the text {wrong}")
         self._require_place(turns)
-        chat = self._rendered(turns)
-        pictures = None if picture is None else [picture]
-        return dict(self.processor(text=[chat], images=pictures, return_tensors="pt"))
+        return self._rendered(turns)
 
     def _rendered(self, turns: Sequence[ChatTurn]) -> str:
         """A conversation in the template, up to the answer's opening."""

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from cmoe.common.errors import KnownError
 from cmoe.modeling.base import UnsupportedModelError
@@ -88,6 +90,19 @@ def _padding(image_processor: Any) -> Any:
     for name in ("image_processor_type", "processor_class"):
         settings.pop(name, None)
     return LlavaImageProcessor.from_dict(settings | {"do_pad": True})
+
+
+def squared(image_processor: Any, image: Image.Image) -> Image.Image:
+    """A picture as a processor with `pad` sees it before anything else is done to it.
+
+    Args:
+        image_processor: Of `load_processor` with `pad`.
+        image: In RGB.
+    """
+    colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
+    channels = np.asarray(image).transpose(2, 0, 1)
+    padded = image_processor.pad_to_square(channels, background_color=colour)
+    return Image.fromarray(padded.transpose(1, 2, 0))
 
 
 def load_config(name: str, *, revision: str | None = None) -> PretrainedConfig:

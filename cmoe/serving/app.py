@@ -10,148 +10,19 @@ executor that has fewer catches up before it answers.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.metrics import Gauge, Histogram
 
-from cmoe.modeling.routers import BASE
-from cmoe.serving.bases import UnservedBaseError
-from cmoe.serving.engines.executor import Executor, ExplainingExecutor, LocatingExecutor
-from cmoe.serving.engines.registry import DEFAULT, executor_class
+from cmoe.serving.engines.executor import LocatingExecutor
+from cmoe.serving.engines.registry import executor_class
 from cmoe.serving.gateway.http import Gateway
 from cmoe.serving.gateway.keys import Keys
-from cmoe.serving.gateway.metrics import BOUNDS
-from cmoe.serving.messages import BEHIND, AnswerPart, AnswerRequest, Located, Prompt, Reply
-from cmoe.serving.replica_port import keep_on_loopback
-from cmoe.serving.served_model import ServedModel
+from cmoe.serving.replicas import ExecutorReplica, LocatingExecutorReplica, LocatorReplica
 from cmoe.serving.settings import ServeConfig
-from cmoe.serving.store_follower import StoreFollower, open_store
 from cmoe.store.log import Store
-
-logger = logging.getLogger("ray.serve")
-
-
-class LocatorReplica:
-    """Locates prompts by the frozen base up to the feature's layer and the bank of locators."""
-
-    async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        keep_on_loopback()
-        store = await open_store(config)
-        self._model = await ServedModel.load(store, config)
-        self._follower = await StoreFollower.start(store, self._model, config)
-
-    async def locate(self, prompts: list[Prompt]) -> list[Located]:
-        # In the requests' own event loop: a pass that doesn't end also keeps `check_health` from
-        # answering, and so Ray replaces the replica.
-        return self._follower.versioned(self._model.locate(prompts))
-
-    async def state(self, min_tasks: int = 0) -> dict[str, Any]:
-        """This replica's tasks and version; it catches up first if it has fewer tasks."""
-        await self._follower.catch_up(min_tasks)
-        return self._follower.state()
-
-    async def check_health(self) -> None:
-        _require_unstuck(self._model)
-
-
-class ExecutorReplica:
-    """Answers prompts with an executor, which it knows by its interface alone."""
-
-    async def __init__(self, config: ServeConfig, executor: type[Executor]) -> None:  # type: ignore[misc]
-        keep_on_loopback()
-        store = await open_store(config)
-        try:
-            self._executor = await executor.load(store, config)
-        except UnservedBaseError as error:
-            logger.error("%s", error)  # the trace that Ray writes of it says no more
-            raise
-        self._follower = await StoreFollower.start(store, self._executor, config)
-        self._running = Gauge("cmoe_running", "Answers that are under way.")
-        self._queue_s, self._first_token_s, self._token_s = (
-            Histogram(f"cmoe_{name}_seconds", text, BOUNDS, ("task",))
-            for name, text in (
-                ("queue", "Seconds that a prompt waited until it was read."),
-                ("first_token", "Seconds from a prompt's arrival to its first token."),
-                ("token", "Seconds of a further token."),
-            )
-        )
-
-    async def answer(self, request: AnswerRequest) -> Reply:
-        """A whole answer."""
-        async with aclosing(self._replies(request, stream=False)) as replies:
-            return await anext(replies)
-
-    async def stream(self, request: AnswerRequest) -> AsyncGenerator[Reply]:
-        """An answer in parts, as its tokens come."""
-        async with aclosing(self._replies(request, stream=True)) as replies:
-            async for reply in replies:
-                yield reply
-
-    async def _replies(self, request: AnswerRequest, *, stream: bool) -> AsyncGenerator[Reply]:
-        await self._follower.catch_up(request.min_tasks)
-        count, task = len(self._executor.tasks), request.task
-        if count < request.min_tasks:
-            logger.error("has %d tasks of %d: %s", count, request.min_tasks, self._follower.refused)
-            yield Reply(AnswerPart(failure=BEHIND), str(self._follower.version))
-            return
-        if task is None and not count:
-            task = BASE
-        answer = self._executor.submit(request.prompt, task, request.sampling, stream=stream)
-        async with aclosing(answer) as parts:
-            async for part in parts:
-                self._measure(part)
-                yield self._reply(part)
-
-    async def whose_experts(self, prompt: Prompt, task: int) -> list[float] | None:
-        """As `ExplainingExecutor`'s; None where the executor can't tell, or lacks the task."""
-        await self._follower.catch_up(task + 1)
-        if not isinstance(self._executor, ExplainingExecutor) or task >= len(self._executor.tasks):
-            return None
-        return await self._executor.whose_experts(prompt, task)
-
-    def _reply(self, part: AnswerPart) -> Reply:
-        """A part with the store's version that answers, or that it was located among."""
-        count = len(self._executor.tasks if part.location is None else part.location.scores)
-        return Reply(part, str(self._follower.version_of(count)))
-
-    def _measure(self, part: AnswerPart) -> None:
-        if not part.finish:
-            return
-        tags = {"task": "base" if part.task == BASE else self._executor.tasks[part.task]}
-        self._queue_s.observe(part.queued_s, tags)
-        self._first_token_s.observe(part.first_token_s, tags)
-        if part.tokens > 1:
-            seconds = part.last_token_s - part.first_token_s
-            self._token_s.observe(seconds / (part.tokens - 1), tags)
-
-    async def state(self, min_tasks: int = 0) -> dict[str, Any]:
-        """As the locator's, and how many answers run and wait."""
-        await self._follower.catch_up(min_tasks)
-        running, waiting = self._executor.running, self._executor.waiting
-        self._running.set(running)
-        return self._follower.state() | {"running": running, "waiting": waiting}
-
-    def check_health(self) -> None:
-        _require_unstuck(self._executor)
-
-
-class LocatingExecutorReplica(ExecutorReplica):
-    """The executor of a store whose locator is placed inline: it also locates."""
-
-    async def locate(self, prompts: list[Prompt]) -> list[Located]:
-        assert isinstance(self._executor, LocatingExecutor)
-        return self._follower.versioned(await self._executor.locate(prompts))
-
-
-def _require_unstuck(worker: Executor | ServedModel) -> None:
-    """Ray replaces a replica whose health check raises."""
-    if (reason := worker.stuck()) is not None:
-        raise RuntimeError(reason)
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -167,18 +38,15 @@ def build(args: Mapping[str, Any]) -> Application:
     return application(ServeConfig.of(args), {})
 
 
-def application(
-    config: ServeConfig, options: Mapping[str, Mapping[str, Any]], executor: str = DEFAULT
-) -> Application:
+def application(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -> Application:
     """The application of a service.
 
     Args:
         config: The service.
         options: Ray's settings of each deployment.
-        executor: Name of the executor.
 
     Raises:
-        ValueError: There is no API key, or the executor can't serve this kind of store.
+        ValueError: There is no API key, no such executor, or it can't serve this kind of store.
         StoreError: There is no store.
     """
 
@@ -187,7 +55,7 @@ def application(
         return made.options(**options.get(name, {}))
 
     keys = Keys.of(config.auth)
-    answers = executor_class(executor)
+    answers = executor_class(config.engine.kind)
     placement = Store.follow(config.store).header.settings["locator"]["placement"]
     if placement == "front":
         executors = deployment(ExecutorReplica, "executor").bind(config, answers)
@@ -197,8 +65,10 @@ def application(
         locators = None
     else:
         raise ValueError(
-            f"the executor {executor!r} can't locate prompts, and the store's locator is placed "
+            f"the executor {config.engine.kind!r} can't locate prompts, and the store's locator is placed "
             f"{placement!r}; stores whose locator is placed 'front' can be served"
         )
-    gateway: Application = deployment(Gateway, "gateway").bind(config, keys, executors, locators)
+    gateway: Application = deployment(Gateway, "gateway").bind(
+        config, keys, executors, locators, writes=answers.WRITTEN
+    )
     return gateway

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from cmoe.common.storage import StorageError, require_reachable
 from cmoe.modeling.pretrained import MissingModelError, load_config
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.serving.bases import base_of
-from cmoe.serving.engines.registry import DEFAULT, executor_class
+from cmoe.serving.engines.registry import executor_class
 from cmoe.serving.gateway.keys import LOCALHOST, Keys, is_loopback
 from cmoe.serving.service_file import ServiceError, read_file
 from cmoe.serving.settings import ServeConfig
@@ -25,6 +26,7 @@ from cmoe.store.log import Store
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.schema import DeploymentSchema
 
 LOOPBACK = "localhost"
 RAY = {
@@ -115,10 +117,19 @@ def read_service(
         http,
         schema.logging_config,
         str(schema.proxy_location.value),
-        {d.name: d.model_dump(exclude_unset=True) for d in application.deployments},
+        {d.name: _options(d) for d in application.deployments},
         application.name,
         application.route_prefix or "/",
     )
+
+
+def _options(deployment: DeploymentSchema) -> dict[str, Any]:
+    """A deployment's settings; the Python that it names may be relative to this folder."""
+    options = deployment.model_dump(exclude_unset=True)
+    environment = (options.get("ray_actor_options") or {}).get("runtime_env") or {}
+    if os.sep in (python := environment.get("py_executable", "")):
+        environment["py_executable"] = str(Path(python).absolute())
+    return options
 
 
 def is_this_machine(host: str) -> bool:
@@ -127,21 +138,18 @@ def is_this_machine(host: str) -> bool:
 
 
 @contextmanager
-def serving(service: Service, executor: str = DEFAULT) -> Iterator[None]:
+def serving(service: Service) -> Iterator[None]:
     """The service, for as long as the body runs.
-
-    Args:
-        service: The service.
-        executor: Name of the executor that answers.
 
     Raises:
         ServiceError: The service doesn't start.
     """
     from cmoe.serving.app import application
 
-    _require_base(service.config, executor)
+    _require_base(service.config)
+    _require_engine(service)
     try:
-        app = application(service.config, service.deployments, executor)
+        app = application(service.config, service.deployments)
     except ValueError as error:
         raise ServiceError(str(error)) from error
     with _cluster(service):
@@ -150,7 +158,7 @@ def serving(service: Service, executor: str = DEFAULT) -> Iterator[None]:
         yield
 
 
-def _require_base(config: ServeConfig, executor: str) -> None:
+def _require_base(config: ServeConfig) -> None:
     """Refuse a base before Ray starts, if its configuration is on this machine.
 
     Raises:
@@ -158,11 +166,36 @@ def _require_base(config: ServeConfig, executor: str) -> None:
     """
     base = base_of(Store.follow(config.store), config)
     try:
-        executor_class(executor).require_servable(load_config(base.path, revision=base.revision))
+        executor = executor_class(config.engine.kind)
+        executor.require_servable(load_config(base.path, revision=base.revision))
     except MissingModelError:
         return  # the replicas may run where it is
     except ValueError as error:
         raise ServiceError(str(error)) from error
+
+
+def _require_engine(service: Service) -> None:
+    """Refuse an engine that this machine's service would look for in vain.
+
+    Raises:
+        ServiceError: Its package isn't in the executor's environment.
+    """
+    if service.config.engine.kind != "vllm" or named_cluster():
+        return
+    options = service.deployments.get("executor", {}).get("ray_actor_options") or {}
+    environment = options.get("runtime_env") or {}
+    python = environment.get("py_executable", "")
+    if os.sep in python and not Path(python).exists():
+        missing = f"{python} isn't there"
+    elif not environment and find_spec("vllm") is None:
+        missing = "this environment has no vLLM"
+    else:
+        return
+    raise ServiceError(
+        f"engine.kind is vllm, and {missing}; `make vllm` builds an environment with it, which the "
+        "deployment executor names: ray_actor_options.runtime_env.py_executable "
+        ".venv-vllm/bin/python"
+    )
 
 
 @contextmanager

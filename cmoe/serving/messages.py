@@ -14,6 +14,22 @@ from cmoe.modeling.routers import BASE
 Prompt = Mapping[str, NDArray[Any]]
 """The base's inputs for a batch of one: `input_ids` [1, S], `attention_mask`, the image's."""
 
+
+@dataclass(frozen=True)
+class WrittenPrompt:
+    """A prompt for an executor that prepares pictures itself.
+
+    Attributes:
+        text: As the base's chat template writes it.
+        size: Width and height of its picture; None without one.
+        pixels: The picture's, in RGB, row by row.
+    """
+
+    text: str
+    size: tuple[int, int] | None = None
+    pixels: bytes = b""
+
+
 Finish = Literal["stop", "length"]
 
 BEHIND = "this replica has fewer tasks than the request needs"
@@ -84,13 +100,13 @@ class AnswerRequest:
     """A prompt on its way to an executor.
 
     Attributes:
-        prompt: The prompt.
+        prompt: The prompt, in the form that the executor reads.
         task: Index of the primitive that answers; None lets the executor locate the prompt.
         min_tasks: Number of tasks that the executor must have.
         sampling: How the answer is sampled.
     """
 
-    prompt: Prompt
+    prompt: Prompt | WrittenPrompt
     task: int | None
     min_tasks: int
     sampling: Sampling

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cmoe.common.bounds import require
 from cmoe.modeling.settings import ModelConfig
+from cmoe.serving.engines.vllm.settings import VllmConfig
 from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.known_keys import require_known
 
@@ -21,20 +22,25 @@ class EngineConfig:
     """How an executor's replica answers.
 
     Attributes:
+        kind: Name of the executor: `builtin`, on CPUs and GPUs, or `vllm`, in an environment that
+            has it.
         max_batch: The most answers that run together.
         max_tokens: The most tokens in the batch's cache, padding included. A request waits until it
-            fits, with the longest answer that it may get.
+            fits, with the longest answer that it may get. The builtin engine's, as are the next two.
         join_at_once: The most prompts that are read in one pass, while running answers wait.
         join_wait_s: Seconds that a prompt may wait for others to be read with, while answers run:
             reading several costs little more than reading one.
         stuck_s: Seconds that a pass may take before the replica counts as unhealthy.
+        vllm: What else vLLM is told.
     """
 
+    kind: str = "builtin"
     max_batch: int = 32
     max_tokens: int = 65_536
     join_at_once: int = 16
     join_wait_s: float = 0.03
     stuck_s: float = 60.0
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
     def __post_init__(self) -> None:
         require(self, "engine", "max_batch", "max_tokens", "join_at_once", least=1)
@@ -101,10 +107,13 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         needed = self.limits.prompt_tokens + self.limits.answer_tokens
-        if needed > self.engine.max_tokens:
+        name, most = "max_tokens", self.engine.max_tokens
+        if self.engine.kind == "vllm":
+            name, most = "vllm.max_model_len", self.engine.vllm.max_model_len or needed
+        if needed > most:
             raise ValueError(
                 f"limits.prompt_tokens and limits.answer_tokens are {needed} together; at most "
-                f"engine.max_tokens, {self.engine.max_tokens}"
+                f"engine.{name}, {most}"
             )
         require(self, "", "poll_s", "look_s", above=0)
         require(self, "", "batch", "locating", least=1)

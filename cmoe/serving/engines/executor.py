@@ -7,7 +7,7 @@ replica of a service's deployment `executor` runs one, and knows no more of it t
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from cmoe.serving.messages import AnswerPart, Location, Prompt, Sampling
 from cmoe.serving.settings import ServeConfig
@@ -21,10 +21,13 @@ class Executor(Protocol):
     """Answers prompts, many at a time, and grows with its store meanwhile.
 
     Attributes:
+        WRITTEN: Whether its prompts are `WrittenPrompt`s, whose pictures it prepares itself.
         tasks: Names of the tasks that it answers with, in the store's order.
         running: Number of answers under way.
         waiting: Number of prompts that wait for a place.
     """
+
+    WRITTEN: ClassVar[bool]
 
     @property
     def tasks(self) -> tuple[str, ...]: ...
@@ -53,12 +56,12 @@ class Executor(Protocol):
         """
 
     def submit(
-        self, prompt: Prompt, task: int | None, sampling: Sampling, *, stream: bool
+        self, prompt: Any, task: int | None, sampling: Sampling, *, stream: bool
     ) -> AsyncGenerator[AnswerPart]:
         """Answer a prompt.
 
         Args:
-            prompt: The base's inputs.
+            prompt: The base's inputs, a `Prompt`; or a `WrittenPrompt`.
             task: Index of the primitive that answers, -1 for the base alone; None locates the
                 prompt, where the store's locator is placed inline.
             sampling: How the answer is sampled.

@@ -9,10 +9,10 @@ from typing import TypeVar
 from cmoe.common.nearest import unknown
 from cmoe.serving.engines.executor import Executor
 
-DEFAULT = "builtin"
-"""Name of the executor of a service."""
-
-MODULES = {"builtin": "cmoe.serving.engines.builtin.executor"}
+MODULES = {
+    "builtin": "cmoe.serving.engines.builtin.executor",
+    "vllm": "cmoe.serving.engines.vllm.executor",
+}
 """Where an executor registers itself: imported when it is asked for."""
 
 E = TypeVar("E", bound=type[Executor])

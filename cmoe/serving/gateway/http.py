@@ -61,15 +61,23 @@ class Gateway:
         keys: Who may ask.
         executor: The executors.
         locator: The locators; None where the executors locate.
+        writes: Whether the executors prepare pictures themselves.
     """
 
     def __init__(
-        self, config: ServeConfig, keys: Keys, executor: Handle, locator: Handle | None
+        self,
+        config: ServeConfig,
+        keys: Keys,
+        executor: Handle,
+        locator: Handle | None,
+        *,
+        writes: bool,
     ) -> None:
         keep_on_loopback()
         return_large_blocks()
         self._limits = config.limits
-        prompts = PromptBuilder(base_of(Store.follow(config.store), config), config.limits)
+        base = base_of(Store.follow(config.store), config)
+        prompts = PromptBuilder(base, config.limits, writes=writes)
         self._replicas = Replicas(config, executor, locator)
         self._routing = Routing(config, prompts, self._replicas)
         self._admission = Admission(config.limits, keys, self._count)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cmoe.data.batches import ChatTurn, Collator, ConversationError, ReservedTokenError
 from cmoe.data.image_limits import limits_of
-from cmoe.modeling.pretrained import load_config, load_processor
+from cmoe.modeling.pretrained import load_config, load_processor, squared
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
 from cmoe.serving.gateway.conversation import Conversation, ImageUrl
@@ -19,7 +19,7 @@ from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.gateway.pictures.decoders import Decoders
 from cmoe.serving.gateway.pictures.images import fetch
-from cmoe.serving.messages import Prompt
+from cmoe.serving.messages import Prompt, WrittenPrompt
 from cmoe.serving.prompts import to_arrays
 
 T = TypeVar("T")
@@ -50,11 +50,13 @@ class CountedPrompt(NamedTuple):
         prompt: The base's inputs.
         tokens: Number of its tokens.
         room: Tokens that the base's context leaves for an answer; at least 1.
+        written: The same for an executor that prepares pictures itself; None for others.
     """
 
     prompt: Prompt
     tokens: int
     room: int
+    written: WrittenPrompt | None
 
 
 class PromptBuilder:
@@ -63,13 +65,15 @@ class PromptBuilder:
     Args:
         base: The base that reads them.
         limits: The limits of a request.
+        writes: Whether the executor prepares pictures itself.
     """
 
-    def __init__(self, base: ModelConfig, limits: LimitsConfig) -> None:
-        self._limits = limits
+    def __init__(self, base: ModelConfig, limits: LimitsConfig, *, writes: bool) -> None:
+        self._limits, self._writes = limits, writes
         self._context = context_of(load_config(base.path, revision=base.revision))
         processor = load_processor(base.path, revision=base.revision, pad=base.pad)
         self._collator = Collator(processor, self._context, 1)
+        self._squares = base.pad
         image_limits = limits_of(processor, limits.image)
         self._resizing, self._decoders = image_limits.resizing, Decoders(limits, image_limits)
 
@@ -99,8 +103,8 @@ class PromptBuilder:
         """
         at = loaded.at
         try:
-            make = self._collator.conversation
-            inputs = await _run(loaded.pixels, make, turns, loaded.image)
+            text = self._collator.written(turns)
+            inputs = await _run(loaded.pixels, self._collator.inputs, text, loaded.image)
         except (ReservedTokenError, ConversationError) as error:
             raise RequestError(400, str(error), code="invalid_text").about(at) from error
         except ValueError as error:  # the processor's own, about whatever it met
@@ -111,7 +115,15 @@ class PromptBuilder:
         if tokens > limit:
             told = f"the prompt has {tokens} tokens; with an answer of one token at most {limit}"
             raise RequestError(400, told, code=TOO_LONG).about(at)
-        return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens)
+        written = self._written(text, loaded.image) if self._writes else None
+        return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens, written)
+
+    def _written(self, text: str, image: Image.Image | None) -> WrittenPrompt:
+        if image is None:
+            return WrittenPrompt(text)
+        if self._squares:  # vLLM reads the base's own settings, which don't say it
+            image = squared(self._collator.processor.image_processor, image)
+        return WrittenPrompt(text, image.size, image.tobytes())
 
     async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:
         """An image, and the pixels that the base's processor makes of it."""

@@ -93,9 +93,8 @@ class Routing:
         self, prompt: CountedPrompt, task: int | None, min_tasks: int, sampling: Sampling
     ) -> Route:
         bounded = replace(sampling, max_tokens=min(sampling.max_tokens, prompt.room))
-        return Route(
-            AnswerRequest(prompt.prompt, task, min_tasks, bounded), prompt.tokens, None, False
-        )
+        asked = prompt.prompt if prompt.written is None else prompt.written
+        return Route(AnswerRequest(asked, task, min_tasks, bounded), prompt.tokens, None, False)
 
     def _located_by(self, turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
         return question(turns) if self._by_question else turns

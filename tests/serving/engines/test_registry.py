@@ -9,13 +9,14 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from cmoe.serving.app import ExecutorReplica, application
+from cmoe.serving.app import application
 from cmoe.serving.engines import registry
 from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.engines.executor import LocatingExecutor
 from cmoe.serving.engines.registry import executor_class, register_executor
 from cmoe.serving.messages import BEHIND, AnswerPart, AnswerRequest, Prompt, Reply, Sampling
-from cmoe.serving.settings import AuthConfig, ServeConfig
+from cmoe.serving.replicas import ExecutorReplica
+from cmoe.serving.settings import AuthConfig, EngineConfig, ServeConfig
 from cmoe.store.log import Store
 
 PROMPT = {"input_ids": np.array([[1, 5, 7]])}
@@ -23,6 +24,8 @@ PROMPT = {"input_ids": np.array([[1, 5, 7]])}
 
 class LengthExecutor:
     """Answers a prompt with its length, a digit a part; knows nothing of models."""
+
+    WRITTEN = False
 
     def __init__(self) -> None:
         self.tasks: tuple[str, ...] = ()
@@ -59,8 +62,8 @@ def length(monkeypatch: pytest.MonkeyPatch) -> type[LengthExecutor]:
     return register_executor("length")(LengthExecutor)
 
 
-def config(store: Store) -> ServeConfig:
-    return ServeConfig(store.url, auth=AuthConfig(required=False))
+def config(store: Store, kind: str = "length") -> ServeConfig:
+    return ServeConfig(store.url, engine=EngineConfig(kind=kind), auth=AuthConfig(required=False))
 
 
 def test_executors_are_found_by_name(length: type[LengthExecutor]) -> None:
@@ -100,6 +103,6 @@ def test_a_store_located_in_the_answering_pass_needs_an_executor_that_locates(
     assert issubclass(BuiltinExecutor, LocatingExecutor)
     assert not issubclass(length, LocatingExecutor)
     with pytest.raises(ValueError, match=r"'length' can't locate prompts.* placed 'inline'"):
-        application(config(stores["inline"]), {}, "length")
-    application(config(stores["inline"]), {})
-    application(config(stores["front"]), {}, "length")
+        application(config(stores["inline"]), {})
+    application(config(stores["inline"], "builtin"), {})
+    application(config(stores["front"]), {})

@@ -35,6 +35,8 @@ class BuiltinExecutor:
         config: Limits of the batch.
     """
 
+    WRITTEN = False
+
     def __init__(self, served: ServedModel, config: EngineConfig) -> None:
         self._served = served
         self._scheduler = Scheduler(served.model, served.processor.tokenizer, config)

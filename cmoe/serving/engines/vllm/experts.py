@@ -7,36 +7,15 @@ What a CUDA graph captures and a compiler compiles once. It gives what `GrowingF
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmoe.common.bounds import require
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, TaskRouters
 from cmoe.modeling.settings import GateForm, slots
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What an engine has room for, and pays for in every step, whether it is used or not.
-
-    Attributes:
-        tasks: Of the store.
-        experts: Of a layer.
-        rows: Of a layer's experts: the sum of their ranks.
-        adapter_rows: Of a layer's adapters of attention, likewise.
-    """
-
-    tasks: int = 32
-    experts: int = 64
-    rows: int = 512
-    adapter_rows: int = 256
-
-    def __post_init__(self) -> None:
-        require(self, "capacity", "tasks", "experts", "rows", "adapter_rows", least=1)
+from cmoe.serving.engines.vllm.settings import Capacity
 
 
 class CapacityError(ValueError):
@@ -45,7 +24,7 @@ class CapacityError(ValueError):
     def __init__(self, what: str, needed: int, have: int) -> None:
         super().__init__(
             f"the store needs room for {needed} {what.replace('_', ' ')}, and the engine has "
-            f"{have}; raise engine.capacity.{what}"
+            f"{have}; raise engine.vllm.capacity.{what}"
         )
 
 

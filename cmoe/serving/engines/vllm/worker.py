@@ -29,7 +29,6 @@ from vllm.platforms import current_platform
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.vllm.experts import (
-    Capacity,
     CapacityError,
     Pairs,
     RoutedAdapters,
@@ -37,6 +36,7 @@ from cmoe.serving.engines.vllm.experts import (
     pairs_of,
 )
 from cmoe.serving.engines.vllm.loading import pad_heads
+from cmoe.serving.engines.vllm.settings import Capacity
 from cmoe.store.log import Store
 
 if current_platform.is_cpu():

@@ -17,13 +17,13 @@ from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE, Routing
 from cmoe.serving.engines.vllm.experts import (
-    Capacity,
     CapacityError,
     Pairs,
     RoutedAdapters,
     RoutedExperts,
     pairs_of,
 )
+from cmoe.serving.engines.vllm.settings import Capacity
 
 CAPACITY = Capacity(tasks=6, experts=12, rows=90, adapter_rows=20)
 FFN = ("gate_proj", "up_proj", "down_proj")
@@ -165,14 +165,16 @@ def test_a_store_that_outgrows_its_engine_is_told_which_setting_to_raise() -> No
     like = torch.zeros(1)
     small = RoutedExperts(3, 8, 2, "softmax", Capacity(experts=3), like)
     with pytest.raises(
-        CapacityError, match=r"room for 4 experts, .* has 3; raise engine.capacity.experts"
+        CapacityError, match=r"room for 4 experts, .* has 3; raise engine.vllm.capacity.experts"
     ):
         small.require_room(log, "gate_proj")
     few = RoutedExperts(3, 8, 2, "softmax", Capacity(rows=19), like)
-    with pytest.raises(CapacityError, match=r"room for 20 rows, .* raise engine.capacity.rows"):
+    with pytest.raises(
+        CapacityError, match=r"room for 20 rows, .* raise engine.vllm.capacity.rows"
+    ):
         few.require_room(log, "gate_proj")
     thin = RoutedAdapters(3, 3, Capacity(adapter_rows=5), like)
     with pytest.raises(
-        CapacityError, match=r"6 adapter rows, .* has 5; raise engine.capacity.adap"
+        CapacityError, match=r"6 adapter rows, .* has 5; raise engine.vllm.capacity.adap"
     ):
         thin.require_room(log, "q_proj")

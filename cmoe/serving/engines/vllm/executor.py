@@ -1,0 +1,239 @@
+"""vLLM as an executor: an `AsyncLLM` whose worker has the store's experts in the decoder.
+
+This module is imported where a service is started, too, and there is no vLLM there: what imports it
+does so when an engine is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+from PIL import Image
+
+from cmoe.modeling.pretrained import load_config
+from cmoe.modeling.routers import BASE
+from cmoe.serving.bases import base_of, context_of
+from cmoe.serving.engines.answer_text import AnswerText
+from cmoe.serving.engines.registry import register_executor
+from cmoe.serving.messages import AnswerPart, Finish, Sampling, WrittenPrompt
+from cmoe.serving.settings import ServeConfig
+from cmoe.store.log import Store, StoreError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.stats import RequestStateStats
+
+    from cmoe.serving.engines.vllm.load import Load
+
+logger = logging.getLogger("ray.serve")
+
+WORKER = "cmoe.serving.engines.vllm.worker.Worker"
+RANK = 8  # of LoRA pairs that vLLM makes room for itself; ours have their own
+PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+"""vLLM tells its makers nothing."""
+
+
+@register_executor("vllm")
+class VllmExecutor:
+    """An `Executor` that vLLM runs. A request's task is its `LoRARequest`.
+
+    Args:
+        engine: The engine.
+        load: What it does at the moment.
+        stuck_s: As of the settings.
+    """
+
+    WRITTEN = True
+
+    def __init__(self, engine: AsyncLLM, load: Load, stuck_s: float) -> None:
+        self._engine, self._load, self._stuck_s = engine, load, stuck_s
+        self._tokenizer = engine.get_tokenizer()
+        self._penalty = engine.model_config.get_diff_sampling_param().get("repetition_penalty", 1.0)
+        self._primitives: list[tuple[str, LoRARequest]] = []
+
+    @staticmethod
+    def require_servable(base: PretrainedConfig) -> None:
+        """vLLM itself refuses what it doesn't know, by name."""
+
+    @classmethod
+    async def load(cls, store: Store, config: ServeConfig) -> Self:
+        os.environ.update(PRIVATE)
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.vllm.cpu_cache_gib))
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from cmoe.serving.engines.vllm.load import Load
+
+        load = Load()
+        arguments = await asyncio.to_thread(_arguments, store, config)
+        engine = await asyncio.to_thread(
+            AsyncLLM.from_engine_args, arguments, stat_loggers=[load.logger]
+        )
+        made = cls(engine, load, config.engine.stuck_s)
+        await made.grow(store)
+        return made
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(task for task, _ in self._primitives)
+
+    @property
+    def running(self) -> int:
+        return self._load.running
+
+    @property
+    def waiting(self) -> int:
+        return self._load.waiting
+
+    async def submit(
+        self, prompt: WrittenPrompt, task: int | None, sampling: Sampling, *, stream: bool
+    ) -> AsyncGenerator[AnswerPart]:
+        assert task is not None  # this executor doesn't locate
+        answer = _Answer(AnswerText(self._tokenizer, sampling.stop), task)
+        outputs = self._engine.generate(
+            _inputs(prompt),
+            self._parameters(sampling, whole=not (stream or sampling.stop)),
+            uuid4().hex,
+            lora_request=None if task == BASE else self._primitives[task][1],
+        )
+        with self._load.answer():
+            async with aclosing(outputs):
+                async for output in outputs:
+                    part = answer.read(output.outputs[0], output.metrics)
+                    if stream and part.text or part.tokens == 1 or part.finish:
+                        yield part
+                    if part.finish:
+                        return
+
+    def _parameters(self, sampling: Sampling, *, whole: bool) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            repetition_penalty=self._penalty,
+            detokenize=False,  # as the builtin engine's answers are read
+            output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
+        )
+
+    async def grow(self, store: Store) -> None:
+        from vllm.lora.request import LoRARequest
+
+        for record in store.records()[len(self._primitives) :]:
+            request = LoRARequest(record.digest, record.index + 1, store.url)
+            try:
+                await self._engine.add_lora(request)
+            except Exception as error:
+                raise StoreError(f"{store.url}: {record.task!r} isn't taken up: {error}") from error
+            self._primitives.append((record.task, request))
+
+    def stuck(self) -> str | None:
+        if self._engine.errored:
+            return f"vLLM has ended: {self._engine.dead_error}"
+        if (seconds := self._load.silent_s()) > self._stuck_s:
+            return f"vLLM has answers under way, and no step for {seconds:.0f} s"
+        return None
+
+    def close(self) -> None:
+        """End the engine's processes; answers under way are not finished."""
+        self._engine.shutdown()
+
+
+def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
+    """What vLLM is told."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    from cmoe.serving.engines.vllm.loading import FORMAT
+
+    base, engine, limits = base_of(store, config), config.engine.vllm, config.limits
+    wanted = engine.max_model_len or limits.prompt_tokens + limits.answer_tokens
+    return AsyncEngineArgs(
+        model=base.path,
+        revision=base.revision,
+        dtype=base.dtype,
+        load_format=FORMAT,
+        max_model_len=min(wanted, context_of(load_config(base.path, revision=base.revision))),
+        max_num_seqs=config.engine.max_batch,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        enable_prefix_caching=engine.prefix_caching,
+        quantization=engine.quantization,
+        tensor_parallel_size=engine.tensor_parallel,
+        enforce_eager=engine.eager or current_platform.is_cpu(),
+        limit_mm_per_prompt={"image": 1},
+        # As training prepares pictures; vLLM's default differs by up to a grey level.
+        mm_processor_kwargs={"backend": "pil"},
+        worker_cls=WORKER,
+        enable_lora=True,
+        max_loras=engine.capacity.tasks,
+        max_lora_rank=RANK,
+        additional_config={"cmoe": {"store": store.url, "capacity": asdict(engine.capacity)}},
+        disable_log_stats=True,
+        seed=0,
+    )
+
+
+def _inputs(prompt: WrittenPrompt) -> Any:
+    if prompt.size is None:
+        return {"prompt": prompt.text}
+    picture = Image.frombytes("RGB", prompt.size, prompt.pixels)
+    return {"prompt": prompt.text, "multi_modal_data": {"image": picture}}
+
+
+class _Answer:
+    """An answer so far.
+
+    Args:
+        text: Of its tokens.
+        task: Index of the primitive that answers.
+    """
+
+    def __init__(self, text: AnswerText, task: int) -> None:
+        self._text, self._arrived = text, time.monotonic()
+        self._part = AnswerPart(task=task)
+
+    def read(self, new: CompletionOutput, metrics: RequestStateStats | None) -> AnswerPart:
+        """The part that new tokens add.
+
+        Raises:
+            RuntimeError: vLLM broke the answer off.
+        """
+        last, now = self._part, time.monotonic() - self._arrived
+        if new.finish_reason not in (None, "stop", "length"):
+            raise RuntimeError(f"vLLM ended an answer with {new.finish_reason!r}")
+        finish: Finish | None = new.finish_reason  # type: ignore[assignment]
+        tokens = last.tokens
+        for i, token in enumerate(new.token_ids, 1):
+            tokens += 1
+            # The token that ends an answer is none of its text.
+            if (finish == "stop" and i == len(new.token_ids)) or self._text.add(token):
+                finish = "stop"
+                break
+        first_s, queued_s = last.first_token_s or now, 0.0
+        if metrics is not None:
+            first_s = metrics.first_token_latency or first_s
+            queued_s = max(0.0, metrics.scheduled_ts - metrics.queued_ts)
+        self._part = replace(
+            last,
+            text=self._text.take_part(final=finish is not None),
+            tokens=tokens,
+            queued_s=queued_s,
+            first_token_s=first_s,
+            last_token_s=now,
+            finish=finish,
+        )
+        return self._part
