@@ -1,7 +1,7 @@
 """Lets PyPI's torchvision be imported beside a build of torch without CUDA.
 
-PyPI has no build of torchvision for torch's CPU build, which vLLM's CPU build needs. The one that it
-has doesn't find the libraries of its compiled operators then, which no base uses; all else of it
+PyPI has no build of torchvision for torch's CPU build, which vLLM's CPU build needs. The one that
+it has doesn't find the libraries of its compiled operators then, which no base uses; all else of it
 works. But its import needs two of them to be declared. `make vllm` puts this file, and a line that
 imports it, into an environment that needs it.
 """

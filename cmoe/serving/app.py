@@ -65,8 +65,8 @@ def application(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -
         locators = None
     else:
         raise ValueError(
-            f"the executor {config.engine.kind!r} can't locate prompts, and the store's locator is placed "
-            f"{placement!r}; stores whose locator is placed 'front' can be served"
+            f"the executor {config.engine.kind!r} can't locate prompts, and the store's locator is "
+            f"placed {placement!r}; stores whose locator is placed 'front' can be served"
         )
     gateway: Application = deployment(Gateway, "gateway").bind(
         config, keys, executors, locators, writes=answers.WRITTEN

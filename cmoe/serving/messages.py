@@ -30,6 +30,9 @@ class WrittenPrompt:
     pixels: bytes = b""
 
 
+AnyPrompt = Prompt | WrittenPrompt
+"""A prompt in the form that an executor reads."""
+
 Finish = Literal["stop", "length"]
 
 BEHIND = "this replica has fewer tasks than the request needs"
@@ -100,13 +103,13 @@ class AnswerRequest:
     """A prompt on its way to an executor.
 
     Attributes:
-        prompt: The prompt, in the form that the executor reads.
+        prompt: The prompt.
         task: Index of the primitive that answers; None lets the executor locate the prompt.
         min_tasks: Number of tasks that the executor must have.
         sampling: How the answer is sampled.
     """
 
-    prompt: Prompt | WrittenPrompt
+    prompt: AnyPrompt
     task: int | None
     min_tasks: int
     sampling: Sampling

@@ -26,7 +26,7 @@ class EngineConfig:
             has it.
         max_batch: The most answers that run together.
         max_tokens: The most tokens in the batch's cache, padding included. A request waits until it
-            fits, with the longest answer that it may get. The builtin engine's, as are the next two.
+            fits, with the longest answer that it may get. Builtin alone, as are the next two.
         join_at_once: The most prompts that are read in one pass, while running answers wait.
         join_wait_s: Seconds that a prompt may wait for others to be read with, while answers run:
             reading several costs little more than reading one.

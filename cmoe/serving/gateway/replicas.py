@@ -17,7 +17,7 @@ from cmoe.modeling.routers import BASE
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.metrics import BOUNDS
 from cmoe.serving.gateway.protocol import MODEL, no_model
-from cmoe.serving.messages import BEHIND, AnswerRequest, Located, Prompt, Reply
+from cmoe.serving.messages import BEHIND, AnswerRequest, AnyPrompt, Located, Prompt, Reply
 from cmoe.serving.settings import ServeConfig
 
 Handle = DeploymentHandle[Any]
@@ -123,7 +123,7 @@ class Replicas:
         streaming: Any = self._executor.options(stream=True)
         return Answer(lambda: streaming.stream.remote(request))
 
-    async def whose_experts(self, prompt: Prompt, task: int) -> Sequence[float] | None:
+    async def whose_experts(self, prompt: AnyPrompt, task: int) -> Sequence[float] | None:
         """The share of each task's experts in a prompt's pass; None where no executor can tell."""
         found: Sequence[float] | None = await _tried(
             lambda: self._executor.whose_experts.remote(prompt, task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ PROMPT = {"input_ids": np.array([[1, 5, 7]])}
 class LengthExecutor:
     """Answers a prompt with its length, a digit a part; knows nothing of models."""
 
-    WRITTEN = False
+    WRITTEN: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.tasks: tuple[str, ...] = ()

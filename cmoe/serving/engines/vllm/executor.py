@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from uuid import uuid4
 
 from PIL import Image
@@ -55,7 +55,7 @@ class VllmExecutor:
         stuck_s: As of the settings.
     """
 
-    WRITTEN = True
+    WRITTEN: ClassVar[bool] = True
 
     def __init__(self, engine: AsyncLLM, load: Load, stuck_s: float) -> None:
         self._engine, self._load, self._stuck_s = engine, load, stuck_s
@@ -111,7 +111,7 @@ class VllmExecutor:
             async with aclosing(outputs):
                 async for output in outputs:
                     part = answer.read(output.outputs[0], output.metrics)
-                    if stream and part.text or part.tokens == 1 or part.finish:
+                    if (stream and part.text) or part.tokens == 1 or part.finish:
                         yield part
                     if part.finish:
                         return
@@ -215,7 +215,7 @@ class _Answer:
         last, now = self._part, time.monotonic() - self._arrived
         if new.finish_reason not in (None, "stop", "length"):
             raise RuntimeError(f"vLLM ended an answer with {new.finish_reason!r}")
-        finish: Finish | None = new.finish_reason  # type: ignore[assignment]
+        finish: Finish | None = new.finish_reason
         tokens = last.tokens
         for i, token in enumerate(new.token_ids, 1):
             tokens += 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.grown import FOUNDATIONS, STREAM, learn
+from support.grown import STREAM, learn
 from support.tiny_models import make_base
 from torch import Tensor
 
@@ -161,7 +161,7 @@ def test_no_shape_depends_on_data_so_that_one_graph_serves_every_batch() -> None
 
 
 def test_a_store_that_outgrows_its_engine_is_told_which_setting_to_raise() -> None:
-    grown, log = model("renormalized", 2, 3, torch.float32)
+    _, log = model("renormalized", 2, 3, torch.float32)
     like = torch.zeros(1)
     small = RoutedExperts(3, 8, 2, "softmax", Capacity(experts=3), like)
     with pytest.raises(
