@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install browser clients stream compare serve test test-fast chaos check format bench base small docs clean
+.PHONY: install browser clients vllm test-vllm stream compare serve test test-fast chaos check format bench base small docs clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,27 @@ $(CLIENTS)/.venv/.installed: $(CLIENTS)/requirements.txt
 $(CLIENTS)/node_modules/.installed: $(CLIENTS)/package-lock.json
 	npm ci --prefix $(CLIENTS) --no-audit --no-fund --silent
 	touch $@
+
+# An environment for the executor vLLM, beside the project's: its package wants older versions of some.
+# On CPUs by itself; VLLM=cuda for NVIDIA GPUs.
+VLLM ?= cpu
+VLLM_VENV := .venv-vllm
+VLLM_SITE = $(shell $(VLLM_VENV)/bin/python -c "import site; print(site.getsitepackages()[0])")
+vllm: $(VLLM_VENV)/.installed
+
+$(VLLM_VENV)/.installed: cluster/vllm/$(VLLM).txt cluster/vllm/torchvision_without_cuda.py pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps $(PIP_FLAGS) -r $<
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
+ifeq ($(VLLM),cpu)
+	cp cluster/vllm/torchvision_without_cuda.py $(VLLM_SITE)
+	echo "import torchvision_without_cuda" > $(VLLM_SITE)/torchvision_without_cuda.pth
+endif
+	touch $@
+
+# In that environment.
+test-vllm: vllm
+	$(VLLM_VENV)/bin/python -m pytest --durations 5 tests/serving/engines/vllm
 
 stream: install
 	$(BIN)/cmoe run --config coin_mini
@@ -83,4 +104,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(CLIENTS)/.venv $(CLIENTS)/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(CLIENTS)/.venv $(CLIENTS)/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

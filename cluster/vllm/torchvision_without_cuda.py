@@ -9,6 +9,7 @@ imports it, into an environment that needs it.
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import version
 from types import ModuleType
 
 OPERATORS = ("torchvision::nms", "torchvision::qnms")
@@ -38,7 +39,8 @@ class _Declaring(Loader):
     def exec_module(self, module: ModuleType) -> None:
         import torch
 
-        for name in OPERATORS:
+        own_build = version("torchvision").endswith("+cpu")
+        for name in () if own_build else OPERATORS:
             torch.library.define(name, SCHEMA)
         self._own.exec_module(module)
 

@@ -38,7 +38,7 @@ IMPORTED = (
     "aiohttp",
 )
 OWN = ("cmoe.run.worker", "cmoe.run.stream")
-SOCKET = "CMOE_TEST_FORKING"
+SOCKET, PREFIX = "CMOE_TEST_FORKING", "CMOE_TEST_PREFIX"
 FORKS = Path(__file__).with_name("forks")
 PYTHONPATH = os.pathsep.join(map(str, (FORKS, ROOT, ROOT / "tests")))
 
@@ -59,7 +59,7 @@ def forking() -> Iterator[dict[str, str]]:
                 env={**os.environ, "PYTHONPATH": PYTHONPATH},
             )
         try:
-            yield {SOCKET: path, "PYTHONPATH": PYTHONPATH}
+            yield {SOCKET: path, PREFIX: sys.prefix, "PYTHONPATH": PYTHONPATH}
         finally:
             process.communicate()  # the end of its input ends it
 

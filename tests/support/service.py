@@ -61,12 +61,16 @@ def _actors() -> Iterator[tuple[str, psutil.Process]]:
 
 
 def service_file(
-    folder: Path, deployments: Sequence[str] = DEPLOYMENTS, gateways: int = 1, **arguments: Any
+    folder: Path,
+    deployments: Sequence[str] = DEPLOYMENTS,
+    gateways: int = 1,
+    shipped: str = "serve_mini",
+    **arguments: Any,
 ) -> Path:
-    """The file of the mini service in a folder, with some deployments and other `args`; with one
+    """The file of a mini service in a folder, with some deployments and other `args`; with one
     gateway by itself, so that its limits are the service's.
     """
-    values = yaml.safe_load((CONFIGS / "serve_mini.yaml").read_text())
+    values = yaml.safe_load((CONFIGS / f"{shipped}.yaml").read_text())
     (application,) = values["applications"]
     application["args"] |= arguments
     application["deployments"] = [d for d in application["deployments"] if d["name"] in deployments]

@@ -34,5 +34,6 @@ def stand_in(path: str, command: list[str]) -> None:
 
 
 path, command = os.environ.get("CMOE_TEST_FORKING"), worker_command()
-if path and command:
+# A worker of another environment has other packages.
+if path and command and sys.prefix == os.environ["CMOE_TEST_PREFIX"]:
     stand_in(path, command)
