@@ -100,7 +100,7 @@ class VllmExecutor:
         self, prompt: WrittenPrompt, task: int | None, sampling: Sampling, *, stream: bool
     ) -> AsyncGenerator[AnswerPart]:
         assert task is not None  # this executor doesn't locate
-        answer = _Answer(AnswerText(self._tokenizer, sampling.stop), task)
+        answer = _Answer(AnswerText(self._tokenizer, sampling.stop), task, stream)
         outputs = self._engine.generate(
             _inputs(prompt),
             self._parameters(sampling, whole=not (stream or sampling.stop)),
@@ -111,7 +111,7 @@ class VllmExecutor:
             async with aclosing(outputs):
                 async for output in outputs:
                     part = answer.read(output.outputs[0], output.metrics)
-                    if (stream and part.text) or part.tokens == 1 or part.finish:
+                    if part.finish or (stream and (part.text or part.tokens == 1)):
                         yield part
                     if part.finish:
                         return
@@ -200,10 +200,11 @@ class _Answer:
     Args:
         text: Of its tokens.
         task: Index of the primitive that answers.
+        stream: Whether parts of the text are wanted as they come.
     """
 
-    def __init__(self, text: AnswerText, task: int) -> None:
-        self._text, self._arrived = text, time.monotonic()
+    def __init__(self, text: AnswerText, task: int, stream: bool) -> None:
+        self._text, self._arrived, self._stream = text, time.monotonic(), stream
         self._part = AnswerPart(task=task)
 
     def read(self, new: CompletionOutput, metrics: RequestStateStats | None) -> AnswerPart:
@@ -229,7 +230,7 @@ class _Answer:
             queued_s = max(0.0, metrics.scheduled_ts - metrics.queued_ts)
         self._part = replace(
             last,
-            text=self._text.take_part(final=finish is not None),
+            text=self._text.take_part(final=finish is not None) if finish or self._stream else "",
             tokens=tokens,
             queued_s=queued_s,
             first_token_s=first_s,
