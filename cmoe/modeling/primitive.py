@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cmoe.common.instructions import Instructions
+from cmoe.common.reference import Reference
 
 LOCATOR = "locator"
 PARTS = ("experts", "routers", LOCATOR)
@@ -38,6 +39,7 @@ class Primitive:
             methods but those that keep such a thing (EWC's importances).
         builds_on: An earlier task whose experts stay at work for this one.
         instructions: What the task's prompts say beside their questions, where that is known.
+        references: Its reference answers, likewise.
     """
 
     task: str
@@ -50,6 +52,7 @@ class Primitive:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     builds_on: str | None = None
     instructions: Instructions | None = None
+    references: tuple[Reference, ...] = ()
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """The tensors by part, in the order of `PARTS`, and the memory, where there is one."""

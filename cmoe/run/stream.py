@@ -30,11 +30,14 @@ from cmoe.evaluation.costs import answer_seconds, peak_memory
 from cmoe.evaluation.data_identity import require_same_rows
 from cmoe.evaluation.predict import Predictor
 from cmoe.evaluation.predictions import write_stage
+from cmoe.evaluation.references import told
 from cmoe.evaluation.results import Facts, results
 from cmoe.evaluation.targets import stream_targets
 from cmoe.folder import ALONE, APART, RunFolder
 from cmoe.methods.method import Method
+from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.store.export import without_paths
 from cmoe.store.log import HEADER, Record, Store
@@ -134,8 +137,8 @@ class Stream:
             task=task.name,
         )
         primitive = self.method.learn(task.name, samples, trainer)
-        if self.method.locates:  # a service that locates a question can put them back
-            primitive = replace(primitive, instructions=instructions_of(samples))
+        if self.method.locates:
+            primitive = self._told(primitive, samples)
         self.link.reached({"index": index, "task": task.name, "phase": "committing"})
         memory = max(self.group.gather(peak_memory(self.group.device)))
         with _named(f"while committing task {task.name!r} to {self.store.url}"):
@@ -148,6 +151,14 @@ class Stream:
             self.group.wait()  # it is in the store now
             if not self.group.first:
                 self.store.refresh()
+
+    def _told(self, primitive: Primitive, samples: Sequence[Sample]) -> Primitive:
+        """A primitive with what a service wants to know of it."""
+        module = self.method.module
+        if not isinstance(module, GrowingVLM):  # whose store isn't served
+            return replace(primitive, instructions=instructions_of(samples))
+        with gathering(module, self.config.training.zero):
+            return told(primitive, module, self.session.collator, samples)
 
     def _lesson(self, index: int) -> tuple[Sequence[Sample], TrainingConfig]:
         """What is learned as a stage's task, and how; the same in all for any method."""

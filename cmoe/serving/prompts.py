@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from cmoe.serving.messages import Prompt
+from cmoe.modeling.pretrained import squared
+from cmoe.serving.messages import Prompt, WrittenPrompt
 
 TensorPrompt = Mapping[str, Tensor]
 """A `Prompt` as tensors."""
@@ -21,6 +23,24 @@ def to_arrays(prompt: TensorPrompt) -> Prompt:
 
 def to_tensors(prompt: Prompt) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in prompt.items()}
+
+
+def to_written(
+    text: str, picture: Image.Image | None, processor: Any, *, pad: bool
+) -> WrittenPrompt:
+    """A prompt for an executor that prepares pictures itself, by the base's own settings.
+
+    Args:
+        text: As the base's chat template writes it.
+        picture: In RGB.
+        processor: Of `load_processor`, with this `pad`.
+        pad: As of the model's settings: the base's own don't say it.
+    """
+    if picture is None:
+        return WrittenPrompt(text)
+    if pad:
+        picture = squared(processor.image_processor, picture)
+    return WrittenPrompt(text, picture.size, picture.tobytes())
 
 
 def pad_token(tokenizer: Any) -> int:

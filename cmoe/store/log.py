@@ -29,6 +29,7 @@ import safetensors.torch
 import torch
 
 from cmoe.common.instructions import Instructions
+from cmoe.common.reference import Reference
 from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
 from cmoe.store.files import HEADER as HEADER
 from cmoe.store.files import Folder, plain, record_name, seal, unseal
@@ -83,6 +84,7 @@ class Record:
         digest: sha256 of the rest as canonical JSON; the primitive's identity.
         builds_on: The earlier task that it builds on, if any; logs of before have no such field.
         instructions: What the task's prompts say beside their questions; likewise.
+        references: The task's reference answers; likewise.
     """
 
     index: int
@@ -97,6 +99,7 @@ class Record:
     digest: str
     builds_on: str | None = None
     instructions: Instructions | None = None
+    references: tuple[Reference, ...] | None = None
 
     def fields(self) -> dict[str, Any]:
         """What its file has, without its digest; what it lacks is left out."""
@@ -211,6 +214,7 @@ class Store:
             "parent": self._tip(self._records),
             "builds_on": primitive.builds_on,
             "instructions": primitive.instructions and asdict(primitive.instructions),
+            "references": [asdict(each) for each in primitive.references] or None,
         }
         data = seal(plain(_present(fields), "record"))
         # What a reader would refuse is refused here, before anything is written.
@@ -243,6 +247,7 @@ class Store:
             decision=record.decision,
             builds_on=record.builds_on,
             instructions=record.instructions,
+            references=record.references or (),
         )
         if (counts := primitive.parameter_counts()) != record.parameters:
             raise StoreError(
@@ -283,7 +288,13 @@ class Store:
         files = {part: File(**file) for part, file in fields.pop("files").items()}
         told = fields.pop("instructions", None)
         instructions = None if told is None else Instructions(**told)
-        record = Record(files=files, instructions=instructions, **fields)
+        references = tuple(
+            Reference(tuple(each["tokens"]), tuple(each["logprobs"]))
+            for each in fields.pop("references", ())
+        )
+        record = Record(
+            files=files, instructions=instructions, references=references or None, **fields
+        )
         if set(files) - {MEMORY} != set(PARTS):
             raise StoreError(
                 f"{where}: has the parts {', '.join(files)}; this program reads "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import torch
 
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
-from cmoe.data.paraphrases import instructions_of
 from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
+from cmoe.evaluation.references import told
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
@@ -64,7 +63,7 @@ def make_primitive(model: GrowingVLM, task: Task) -> Primitive:
     batches = [collator().prompts(task.train[i : i + 32]) for i in range(0, len(task.train), 32)]
     features = torch.cat([model.features(b) for b in batches])
     primitive = model.commit(model.bank.fit(features, seed=index))
-    return replace(primitive, instructions=instructions_of(task.train))
+    return told(primitive, model, collator(), task.train)
 
 
 def make_store(folder: Path, tasks: Sequence[Task], placement: str = "front") -> Store:

@@ -143,14 +143,17 @@ def ask(client: openai.OpenAI, sample: Sample, model: str = "cmoe", **more: Any)
 
 
 def answer_alone(
-    model: GrowingVLM, sample: Sample, task: str | None = None
+    model: GrowingVLM, sample: Sample, task: int | str | None = None
 ) -> tuple[str, str | None]:
     """Answer and task of a sample alone, by the base's own `generate`; no task for the base."""
     return answer_to(model, collator().prompts([sample]), task)
 
 
 def answer_to(
-    model: GrowingVLM, inputs: dict[str, Tensor], task: str | None = None, tokens: int = TOKENS
+    model: GrowingVLM,
+    inputs: dict[str, Tensor],
+    task: int | str | None = None,
+    tokens: int = TOKENS,
 ) -> tuple[str, str | None]:
     """The same for a prompt."""
     found = model.generate(inputs, task, max_new_tokens=tokens, do_sample=False)

@@ -22,9 +22,9 @@ from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.loader import Loader
-from cmoe.data.paraphrases import instructions_of
 from cmoe.data.samples import Sample
 from cmoe.evaluation.predict import alike, padded, texts
+from cmoe.evaluation.references import told
 from cmoe.evaluation.targets import target
 from cmoe.experiments.sweep.space import Probed, Result
 from cmoe.methods.cmoe import CMoE
@@ -90,7 +90,8 @@ class Bench:
 
     def keep(self, folder: Path, primitive: Primitive, values: Mapping[str, Any]) -> None:
         """Write what was made; `result.json` says that it is whole."""
-        primitive = replace(primitive, instructions=instructions_of(self.task.train))
+        module, collator = self.method.module, self.session.collator
+        primitive = told(primitive, module, collator, self.task.train)
         shutil.rmtree(folder / PRIMITIVE, ignore_errors=True)
         start_store(folder / PRIMITIVE, self.method, self.config).append(primitive)
         write_json(folder / RESULT, values)

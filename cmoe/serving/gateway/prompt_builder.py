@@ -11,7 +11,7 @@ from PIL import Image
 
 from cmoe.data.batches import ChatTurn, Collator, ConversationError, ReservedTokenError
 from cmoe.data.image_limits import limits_of
-from cmoe.modeling.pretrained import load_config, load_processor, squared
+from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import context_of
 from cmoe.serving.gateway.conversation import Conversation, ImageUrl
@@ -20,7 +20,7 @@ from cmoe.serving.gateway.limits import LimitsConfig
 from cmoe.serving.gateway.pictures.decoders import Decoders
 from cmoe.serving.gateway.pictures.images import fetch
 from cmoe.serving.messages import Prompt, WrittenPrompt
-from cmoe.serving.prompts import to_arrays
+from cmoe.serving.prompts import to_arrays, to_written
 
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
@@ -73,7 +73,7 @@ class PromptBuilder:
         self._context = context_of(load_config(base.path, revision=base.revision))
         processor = load_processor(base.path, revision=base.revision, pad=base.pad)
         self._collator = Collator(processor, self._context, 1)
-        self._squares = base.pad
+        self._pad = base.pad
         image_limits = limits_of(processor, limits.image)
         self._resizing, self._decoders = image_limits.resizing, Decoders(limits, image_limits)
 
@@ -115,15 +115,10 @@ class PromptBuilder:
         if tokens > limit:
             told = f"the prompt has {tokens} tokens; with an answer of one token at most {limit}"
             raise RequestError(400, told, code=TOO_LONG).about(at)
-        written = self._written(text, loaded.image) if self._writes else None
+        written = None
+        if self._writes:
+            written = to_written(text, loaded.image, self._collator.processor, pad=self._pad)
         return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens, written)
-
-    def _written(self, text: str, image: Image.Image | None) -> WrittenPrompt:
-        if image is None:
-            return WrittenPrompt(text)
-        if self._squares:  # vLLM reads the base's own settings, which don't say it
-            image = squared(self._collator.processor.image_processor, image)
-        return WrittenPrompt(text, image.size, image.tobytes())
 
     async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:
         """An image, and the pixels that the base's processor makes of it."""

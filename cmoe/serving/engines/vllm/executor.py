@@ -18,12 +18,16 @@ from uuid import uuid4
 
 from PIL import Image
 
-from cmoe.modeling.pretrained import load_config
+from cmoe.common.reference import TOKENS, Reference
+from cmoe.data.batches import Collator
+from cmoe.evaluation.references import reference_prompts
+from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
-from cmoe.serving.bases import base_of, context_of
+from cmoe.serving.bases import UnservedBaseError, base_of, context_of
 from cmoe.serving.engines.answer_text import AnswerText
 from cmoe.serving.engines.registry import register_executor
 from cmoe.serving.messages import AnswerPart, Finish, Sampling, WrittenPrompt
+from cmoe.serving.prompts import to_written
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store, StoreError
 
@@ -41,6 +45,9 @@ logger = logging.getLogger("ray.serve")
 
 WORKER = "cmoe.serving.engines.vllm.worker.Worker"
 RANK = 8  # of LoRA pairs that vLLM makes room for itself; ours have their own
+LIMITS, LIMIT_16_BITS = {"float32": 0.02}, 0.3
+"""Of the difference that rounding explains between logarithms of probabilities, by dtype."""
+ALTERNATIVES = 5  # of each token of a reference answer: what may be as likely
 PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
 """vLLM tells its makers nothing."""
 
@@ -81,7 +88,12 @@ class VllmExecutor:
             AsyncLLM.from_engine_args, arguments, stat_loggers=[load.logger]
         )
         made = cls(engine, load, config.engine.stuck_s)
-        await made.grow(store)
+        try:
+            await made.grow(store)
+            await made._require_reference_answers(store, config)
+        except BaseException:
+            made.close()
+            raise
         return made
 
     @property
@@ -101,12 +113,8 @@ class VllmExecutor:
     ) -> AsyncGenerator[AnswerPart]:
         assert task is not None  # this executor doesn't locate
         answer = _Answer(AnswerText(self._tokenizer, sampling.stop), task, stream)
-        outputs = self._engine.generate(
-            _inputs(prompt),
-            self._parameters(sampling, whole=not (stream or sampling.stop)),
-            uuid4().hex,
-            lora_request=None if task == BASE else self._primitives[task][1],
-        )
+        parameters = self._parameters(sampling, whole=not (stream or sampling.stop))
+        outputs = self._generate(prompt, parameters, task)
         with self._load.answer():
             async with aclosing(outputs):
                 async for output in outputs:
@@ -115,6 +123,12 @@ class VllmExecutor:
                         yield part
                     if part.finish:
                         return
+
+    def _generate(self, prompt: WrittenPrompt, parameters: Any, task: int) -> Any:
+        primitive = None if task == BASE else self._primitives[task][1]
+        return self._engine.generate(
+            _inputs(prompt), parameters, uuid4().hex, lora_request=primitive
+        )
 
     def _parameters(self, sampling: Sampling, *, whole: bool) -> Any:
         from vllm import SamplingParams
@@ -140,6 +154,45 @@ class VllmExecutor:
             except Exception as error:
                 raise StoreError(f"{store.url}: {record.task!r} isn't taken up: {error}") from error
             self._primitives.append((record.task, request))
+
+    async def _require_reference_answers(self, store: Store, config: ServeConfig) -> None:
+        """Compare each task's answers with those of when it was learned.
+
+        Raises:
+            UnservedBaseError: One differs by more than rounding explains.
+        """
+        base = base_of(store, config)
+        limit = LIMITS.get(base.dtype, LIMIT_16_BITS)
+        processor = await asyncio.to_thread(
+            load_processor, base.path, revision=base.revision, pad=base.pad
+        )
+        collator = Collator(processor, 2**31, 1)
+
+        async def differs(task: int, reference: Reference, prompt: WrittenPrompt) -> str | None:
+            parameters = self._parameters(Sampling(TOKENS), whole=True)
+            parameters.logprobs = ALTERNATIVES
+            *_, last = [output async for output in self._generate(prompt, parameters, task)]
+            found = last.outputs[0]
+            logprobs = [{t: p.logprob for t, p in each.items()} for each in found.logprobs]
+            return reference.differs(found.token_ids, logprobs, limit)
+
+        for task, record in enumerate(store.records()):
+            prompts = reference_prompts(collator, record.instructions)
+            told = await asyncio.gather(
+                *(
+                    differs(task, reference, to_written(text, picture, processor, pad=base.pad))
+                    for (text, picture), reference in zip(
+                        prompts, record.references or (), strict=False
+                    )
+                )
+            )
+            if not told:
+                logger.warning("%s: has no reference answers; unchecked", record.task)
+            if why := next(filter(None, told), None):
+                raise UnservedBaseError(
+                    f"vLLM's answer to a prompt of {record.task!r} isn't the one of when it was "
+                    f"learned: {why}; compare base, dtype and quantization with the run's"
+                )
 
     def stuck(self) -> str | None:
         if self._engine.errored:

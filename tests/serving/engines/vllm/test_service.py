@@ -1,4 +1,4 @@
-"""A service on two environments: gateway and locator in the project's own, the executor in vLLM's."""
+"""A service on two environments: the executor is in vLLM's, all else in the project's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-import openai
 import pytest
 from support.jobs import until
 from support.mini_store import copy_prefix

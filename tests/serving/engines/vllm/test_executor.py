@@ -1,0 +1,179 @@
+"""vLLM gives the answers of the model, while its store grows, and refuses what it has no room for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.mini_store import TASKS, collator, copy_prefix
+from support.service_client import TOKENS, answer_alone
+
+pytest.importorskip("vllm", reason="runs in vLLM's own environment: `make test-vllm`")
+
+from cmoe.common.reference import Reference
+from cmoe.data.images import load_image
+from cmoe.data.samples import Sample, Task
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import MINI_BASE
+from cmoe.serving.bases import UnservedBaseError
+from cmoe.serving.engines.vllm.executor import VllmExecutor
+from cmoe.serving.engines.vllm.settings import Capacity, VllmConfig
+from cmoe.serving.gateway.limits import LimitsConfig
+from cmoe.serving.messages import AnswerPart, Sampling
+from cmoe.serving.prompts import to_written
+from cmoe.serving.settings import EngineConfig, ServeConfig
+from cmoe.store.log import Store, StoreError
+from cmoe.store.model import load_model
+
+
+def config(store: Store, tasks: int) -> ServeConfig:
+    capacity = Capacity(tasks=tasks, experts=8, rows=32, adapter_rows=8)
+    return ServeConfig(
+        store.url,
+        engine=EngineConfig(kind="vllm", vllm=VllmConfig(capacity=capacity)),
+        limits=LimitsConfig(prompt_tokens=448),
+    )
+
+
+class Asked:
+    """An executor in an event loop of its own."""
+
+    def __init__(self, store: Store, tasks: int) -> None:
+        self._runner = asyncio.Runner()
+        self.executor: VllmExecutor = self._runner.run(
+            VllmExecutor.load(store, config(store, tasks))
+        )
+
+    def grow(self, store: Store) -> None:
+        self._runner.run(self.executor.grow(store))
+
+    def answers(
+        self, asked: Sequence[tuple[Sample, int]], *, stream: bool = False, **more: Any
+    ) -> list[str]:
+        """What they are answered, all at a time."""
+
+        async def one(sample: Sample, task: int) -> str:
+            parts: list[AnswerPart] = [
+                part
+                async for part in self.executor.submit(
+                    written(sample), task, Sampling(TOKENS, **more), stream=stream
+                )
+            ]
+            assert [part.finish is None for part in parts] == [True] * (len(parts) - 1) + [False]
+            assert stream or len(parts) == 1
+            return "".join(part.text for part in parts)
+
+        async def every() -> list[str]:
+            return await asyncio.gather(*(one(*each) for each in asked))
+
+        return self._runner.run(every())
+
+    def close(self) -> None:
+        self.executor.close()
+        self._runner.close()
+
+
+def written(sample: Sample) -> Any:
+    made = collator()
+    picture = None if sample.image is None else load_image(sample.image, made.limits)
+    return to_written(made._chat(sample.text, image=picture is not None), picture, None, pad=False)
+
+
+def alone(model: GrowingVLM, asked: Sequence[tuple[Sample, int]]) -> list[str]:
+    return [answer_alone(model, s, t)[0] for s, t in asked]
+
+
+@pytest.fixture(scope="module")
+def whole(stores: dict[str, Store]) -> GrowingVLM:
+    return load_model(stores["front"], load_base(MINI_BASE)[0])
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Store]) -> Store:
+    return copy_prefix(stores["front"], tmp_path_factory.mktemp("growing") / "store", 2)
+
+
+@pytest.fixture(scope="module")
+def asked(growing: Store) -> Iterator[Asked]:
+    made = Asked(growing, tasks=3)
+    yield made
+    made.close()
+
+
+def mixed(tasks: Sequence[Task], indices: Sequence[int], each: int = 12) -> list[Any]:
+    """Samples of all tasks, answered by some of them and by the base, in turns."""
+    samples = [task.test[i] for i in range(each) for task in tasks]
+    return [(sample, indices[i % len(indices)]) for i, sample in enumerate(samples)]
+
+
+def test_tasks_and_the_base_are_answered_together_as_the_model_answers_each(
+    asked: Asked, whole: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    batch = mixed(tasks, [0, 1, BASE, 1])
+    expected = alone(whole, batch)
+    assert len({*expected}) > len(batch) // 2
+    assert asked.answers(batch) == expected
+    assert asked.answers(batch, stream=True) == expected
+
+
+def test_what_is_kept_of_prompts_is_of_one_task(
+    asked: Asked, whole: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    """The same prompts by the base, by each task, and by the base again."""
+    samples = [task.test[i] for i in range(8) for task in tasks]
+    for task in (BASE, 0, 1, 0, BASE):
+        batch = [(sample, task) for sample in samples]
+        assert asked.answers(batch) == alone(whole, batch), task
+
+
+def test_a_stop_text_ends_an_answer_before_it(
+    asked: Asked, whole: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    batch = [(sample, 0) for sample in tasks[0].test[:4]]
+    for one, text in zip(batch, alone(whole, batch), strict=True):
+        stop = text[len(text) // 2 :][:2]
+        for stream in (False, True):
+            (found,) = asked.answers([one], stream=stream, stop=(stop,))
+            assert found == text.split(stop)[0].rstrip()
+
+
+def test_a_store_grows_up_to_the_capacity_and_is_refused_beyond(
+    asked: Asked,
+    growing: Store,
+    whole: GrowingVLM,
+    stores: dict[str, Store],
+    tasks: tuple[Task, ...],
+) -> None:
+    growing.append(stores["front"].read(2))
+    asked.grow(growing)
+    batch = mixed(tasks, [0, 2, BASE, 1])
+    assert asked.answers(batch) == alone(whole, batch)
+    growing.append(replace(stores["front"].read(2), task="Another"))
+    with pytest.raises(
+        StoreError, match=r"'Another' isn't taken up.*4 tasks, .* 3; raise engine.vllm.capacity.ta"
+    ):
+        asked.grow(growing)
+    assert asked.executor.tasks == TASKS
+    assert asked.executor.stuck() is None
+    assert asked.answers(batch) == alone(whole, batch)
+
+
+def test_an_engine_that_answers_otherwise_does_not_come_up(
+    tmp_path: Path, stores: dict[str, Store]
+) -> None:
+    """As one would with another base, or with experts that are read otherwise."""
+    header, primitive = stores["front"].header, stores["front"].read(0)
+    store = Store.create(
+        tmp_path / "store", base=header.base, settings=header.settings, config=header.config
+    )
+    pictured, plain = primitive.references
+    wrong = Reference(plain.tokens, (plain.logprobs[0] - 0.1, *plain.logprobs[1:]))
+    store.append(replace(primitive, references=(pictured, wrong)))
+    with pytest.raises(UnservedBaseError, match="'ScienceQA' isn't the one of when it was learned"):
+        Asked(store, tasks=2)
