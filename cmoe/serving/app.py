@@ -81,10 +81,10 @@ class ExecutorReplica:
             )
         )
 
-    async def answer(self, request: AnswerRequest) -> Reply:
-        """A whole answer."""
+    async def answer(self, request: AnswerRequest) -> tuple[Reply, ...]:
+        """Whole answers, one as a rule."""
         async with aclosing(self._replies(request, stream=False)) as replies:
-            return await anext(replies)
+            return tuple([reply async for reply in replies])
 
     async def stream(self, request: AnswerRequest) -> AsyncGenerator[Reply]:
         """An answer in parts, as its tokens come."""
@@ -200,5 +200,7 @@ def application(
             f"the executor {executor!r} can't locate prompts, and the store's locator is placed "
             f"{placement!r}; stores whose locator is placed 'front' can be served"
         )
-    gateway: Application = deployment(Gateway, "gateway").bind(config, keys, executors, locators)
+    gateway: Application = deployment(Gateway, "gateway").bind(
+        config, keys, executors, locators, samples=answers.SAMPLES
+    )
     return gateway

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ PROMPT = {"input_ids": np.array([[1, 5, 7]])}
 
 class LengthExecutor:
     """Answers a prompt with its length, a digit a part; knows nothing of models."""
+
+    SAMPLES: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         self.tasks: tuple[str, ...] = ()
@@ -78,12 +80,12 @@ def test_a_replica_answers_grows_and_reports_by_the_interface_alone(
         await replica.__init__(config(stores["front"]), length)  # type: ignore[misc]
         version = f"3-{stores['front'].records()[2].digest[:12]}"
         request = AnswerRequest(PROMPT, 1, 3, Sampling(4))
-        assert await replica.answer(request) == Reply(
-            AnswerPart(text="3.", tokens=2, task=1, finish="stop"), version
+        assert await replica.answer(request) == (
+            Reply(AnswerPart(text="3.", tokens=2, task=1, finish="stop"), version),
         )
         parts = [reply.part.text async for reply in replica.stream(request)]
         assert parts == ["3", "."]
-        lacking = await replica.answer(AnswerRequest(PROMPT, 3, 4, Sampling(4)))
+        (lacking,) = await replica.answer(AnswerRequest(PROMPT, 3, 4, Sampling(4)))
         assert lacking.part.failure == BEHIND
         assert (await replica.state())["tasks"] == stores["front"].tasks
         replica.check_health()

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from cmoe.modeling.pretrained import load_config
 from cmoe.serving.bases import base_of, context_of
@@ -34,6 +34,8 @@ class BuiltinExecutor:
         served: The model that answers; nothing else uses it.
         config: Limits of the batch.
     """
+
+    SAMPLES: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, served: ServedModel, config: EngineConfig) -> None:
         self._served = served
