@@ -24,7 +24,8 @@ LIMITS = {"answers": 4, "answer_tokens": 400}
 MESSAGES: Any = [{"role": "user", "content": "Which?"}]
 SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red", None]}}}
 FORMAT = {"name": "colour", "schema": SCHEMA, "strict": True, "description": "A colour."}
-CHAT: dict[str, Any] = {"model": "cmoe", "messages": MESSAGES, "stop": "ééé", "max_tokens": 300}
+STOP = "\N{GRINNING FACE}" * 4  # of four bytes each, and tokens are of three
+CHAT: dict[str, Any] = {"model": "cmoe", "messages": MESSAGES, "stop": STOP, "max_tokens": 300}
 RESPONSE: dict[str, Any] = {"model": "cmoe", "input": "Which?"}
 
 
@@ -75,7 +76,7 @@ def test_what_is_asked_comes_to_the_executor(client: openai.OpenAI) -> None:
             "temperature": 0,
             "top_p": 1,
             "seed": None,
-            "stop": ["ééé"],
+            "stop": [STOP],
             "logprobs": None,
         }
 
@@ -157,7 +158,7 @@ def test_responses_have_what_their_protocol_has(client: openai.OpenAI) -> None:
         "text": form,
         "include": ["message.output_text.logprobs"],
         "top_logprobs": 2,
-        "extra_body": {"top_k": 7},
+        "extra_body": {"top_k": 7, "stop": STOP},
     }
     whole = client.responses.create(**asked)
     echo = json.loads(whole.output_text)

@@ -40,7 +40,7 @@ ALL = frozenset(
 )
 """What an executor may honour."""
 
-PIECE = 3  # bytes of a token: some characters are of two
+PIECE = 3  # bytes of a token: a character may be of several
 REFUSED = "no schema with $ref is heeded"
 
 

@@ -160,7 +160,12 @@ def test_neutral_values_ask_for_nothing_whatever_is_honoured(
     samples: frozenset[str], chosen: list[tuple[str, Any]]
 ) -> None:
     assert read(samples, **dict(chosen)) == read()
-    assert read().sampling == Sampling(LIMITS.answer_default)
+
+
+@pytest.mark.parametrize(("name", "values"), NEUTRAL)
+def test_each_neutral_value_asks_for_nothing(name: str, values: list[Any]) -> None:
+    for value in values:
+        assert read(ALL, **{name: value}).sampling == Sampling(LIMITS.answer_default), value
 
 
 VALUES: Any = st.recursive(
