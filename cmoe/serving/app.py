@@ -69,6 +69,6 @@ def application(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -
             f"placed {placement!r}; stores whose locator is placed 'front' can be served"
         )
     gateway: Application = deployment(Gateway, "gateway").bind(
-        config, keys, executors, locators, writes=answers.WRITTEN
+        config, keys, executors, locators, writes=answers.WRITTEN, samples=answers.SAMPLES
     )
     return gateway

@@ -232,6 +232,7 @@ class InstantExecutor:
     """Answers at once, and nothing: the rest of a request's time is spent on the way."""
 
     WRITTEN: ClassVar[bool] = False
+    SAMPLES: ClassVar[frozenset[str]] = frozenset()
     running = waiting = 0
 
     def __init__(self, tasks: tuple[str, ...]) -> None:

@@ -83,12 +83,25 @@ class Located:
 class Sampling:
     """How an answer's tokens are chosen, and where the answer ends.
 
+    Every executor honours the first five. The others have their default where an executor doesn't
+    say that it honours them (`Executor.SAMPLES`).
+
     Attributes:
-        max_tokens: Of the answer.
+        max_tokens: Of an answer.
         temperature: 0 takes the likeliest token.
         top_p: Draws among the likeliest tokens that together have this probability.
         seed: Of what is drawn; None draws differently each time.
         stop: Texts that end the answer; they aren't part of it.
+        top_k: Draws among so many of the likeliest tokens; 0 among all.
+        min_p: Draws among tokens that have this share of the likeliest one's probability.
+        repetition_penalty: Above 1, tokens of the prompt and of the answer so far get less likely;
+            below, likelier.
+        frequency_penalty: Taken from a token's logit as often as the answer has the token.
+        presence_penalty: Taken from the logit of a token that the answer has.
+        n: Number of answers.
+        logprobs: Number of a token's alternatives whose log probabilities are given beside its own;
+            None gives none at all.
+        json_schema: Schema, in JSON, of the JSON that the answer must be; None for any text.
     """
 
     max_tokens: int
@@ -96,6 +109,14 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    n: int = 1
+    logprobs: int | None = None
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +137,28 @@ class AnswerRequest:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer, and how likely it was.
+
+    Attributes:
+        text: The token's text.
+        bytes_: Its own bytes: of a character that several tokens make, it has a part.
+        logprob: Its log probability.
+        top: The likeliest tokens in its place, each with its log probability.
+    """
+
+    text: str
+    bytes_: bytes
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class AnswerPart:
-    """The next part of an answer, or all of it. The last part has `finish` or `failure`.
+    """The next part of an answer, or all of it. The answer's last part has `finish`.
+
+    Where a request has several answers, each has parts of its own. A part with `failure` is the
+    last of all of them.
 
     Attributes:
         text: The part's text.
@@ -129,6 +170,10 @@ class AnswerPart:
         last_token_s: Seconds from the prompt's arrival until the latest token.
         finish: Why the answer ended; None before its end.
         failure: Why the answer broke off; None where it didn't.
+        refused: Whether it broke off by what was asked, such as a schema that the executor can't
+            heed: the client is told the failure.
+        index: Which of the request's answers it is of.
+        logprobs: Of the part's tokens, where they were asked for.
     """
 
     text: str = ""
@@ -140,6 +185,9 @@ class AnswerPart:
     last_token_s: float = 0.0
     finish: Finish | None = None
     failure: str | None = None
+    refused: bool = False
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

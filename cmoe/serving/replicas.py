@@ -71,10 +71,10 @@ class ExecutorReplica:
             )
         )
 
-    async def answer(self, request: AnswerRequest) -> Reply:
-        """A whole answer."""
+    async def answer(self, request: AnswerRequest) -> tuple[Reply, ...]:
+        """Whole answers, one as a rule."""
         async with aclosing(self._replies(request, stream=False)) as replies:
-            return await anext(replies)
+            return tuple([reply async for reply in replies])
 
     async def stream(self, request: AnswerRequest) -> AsyncGenerator[Reply]:
         """An answer in parts, as its tokens come."""

@@ -18,14 +18,19 @@ URL = "data:image/png;base64,AAAA"
 PICTURE = {"type": "image_url", "image_url": {"url": URL}}
 
 
-def read(**changes: Any) -> ChatRequest:
-    return ChatRequest.read(json.dumps(ASKING | changes).encode(), LIMITS)
+NO_MORE: frozenset[str] = frozenset()
+"""What an executor honours that honours no more than every one does."""
 
 
-def trial(**changes: Any) -> RequestError | None:
+def read(samples: frozenset[str] = NO_MORE, /, **changes: Any) -> ChatRequest:
+    """A request, where the executor honours `samples`."""
+    return ChatRequest.read(json.dumps(ASKING | changes).encode(), LIMITS, samples)
+
+
+def trial(samples: frozenset[str] = NO_MORE, /, **changes: Any) -> RequestError | None:
     """The refusal of a request, where it is refused."""
     try:
-        read(**changes)
+        read(samples, **changes)
     except RequestError as error:
         return error
     return None
@@ -37,7 +42,7 @@ def talk(*messages: Any) -> Conversation:
 
 def refused(body: bytes) -> RequestError:
     with pytest.raises(RequestError) as error:
-        ChatRequest.read(body, LIMITS)
+        ChatRequest.read(body, LIMITS, NO_MORE)
     assert error.value.status == 400
     assert "\n" not in error.value.message
     return error.value

@@ -83,17 +83,21 @@ def service_file(
 @starts("ray")
 @contextmanager
 def running_service(
-    store: Path | str, *arguments: str, environment: Mapping[str, str] | None = None
+    store: Path | str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("ray_jobs/coin_serve.py",),
 ) -> Iterator[RunningService]:
     """A service on a free port of this machine, for as long as the body runs.
 
     Args:
         store: What it answers from.
-        arguments: Further ones of `coin_serve.py`.
+        arguments: Further ones of the program.
         environment: Variables to set besides those of this process.
+        program: What serves, with Python.
     """
     port = free_port()
-    command = [sys.executable, "ray_jobs/coin_serve.py", "--config", "configs/serve_mini.yaml"]
+    command = [sys.executable, *program, "--config", "configs/serve_mini.yaml"]
     command += ["--store", str(store), "--port", str(port), *arguments]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(

@@ -22,12 +22,15 @@ class Executor(Protocol):
 
     Attributes:
         WRITTEN: Whether its prompts are `WrittenPrompt`s, whose pictures it prepares itself.
+        SAMPLES: The fields of `Sampling` that it honours beyond `max_tokens`, `temperature`,
+            `top_p`, `seed` and `stop`. A request asks for no others.
         tasks: Names of the tasks that it answers with, in the store's order.
         running: Number of answers under way.
         waiting: Number of prompts that wait for a place.
     """
 
     WRITTEN: ClassVar[bool]
+    SAMPLES: ClassVar[frozenset[str]]
 
     @property
     def tasks(self) -> tuple[str, ...]: ...
@@ -65,10 +68,11 @@ class Executor(Protocol):
             task: Index of the primitive that answers, -1 for the base alone; None locates the
                 prompt, where the store's locator is placed inline.
             sampling: How the answer is sampled.
-            stream: Whether the parts are wanted as they come; else the whole answer is one part.
+            stream: Whether the parts are wanted as they come; else each whole answer is one part.
 
         Yields:
-            The answer's parts. Closing the generator cancels the answer.
+            Parts of the answers, each with its answer's index, in any order until each answer has
+            its `finish`. Closing the generator cancels the answers.
 
         Raises:
             ValueError: The prompt and its longest answer never fit.

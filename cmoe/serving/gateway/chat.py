@@ -6,8 +6,9 @@ A request is checked here field by field; its image is checked in `images`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from cmoe.serving.gateway.fields import (
     fields,
     flag,
     many,
+    number,
     one_of,
     text,
     whole,
@@ -41,12 +43,19 @@ from cmoe.serving.gateway.protocol import (
     GenerationRequest,
     Usage,
     event,
-    ignored_of,
+    logprobs_of,
     read_body,
-    sampling_of,
     task_of,
 )
-from cmoe.serving.messages import Finish
+from cmoe.serving.gateway.sampling import (
+    HONOURED,
+    PLAIN_TEXT,
+    ignored_of,
+    read_top_logprobs,
+    sampling_of,
+    text_format,
+)
+from cmoe.serving.messages import AnswerPart, Finish, TokenLogprob
 
 PLAIN = "an answer is plain text"
 UNSUPPORTED_FIELDS: Mapping[str, Unsupported] = {
@@ -133,6 +142,24 @@ _FIELDS: Mapping[str, Any] = {
 }
 
 
+@cache
+def _readers(samples: frozenset[str], answers: int, schema_bytes: int) -> Mapping[str, Any]:
+    """The fields' readers, where the executor honours `samples`."""
+    sampled = {
+        **HONOURED,
+        "frequency_penalty": number(-2, 2),
+        "presence_penalty": number(-2, 2),
+        "n": whole(1, answers),
+        "logprobs": flag,
+    }
+    found = {**_FIELDS, **{name: read for name, read in sampled.items() if name in samples}}
+    if "logprobs" in samples:
+        found["top_logprobs"] = read_top_logprobs
+    if "json_schema" in samples:
+        found["response_format"] = text_format(schema_bytes, nested=True)
+    return found
+
+
 @dataclass(frozen=True)
 class ChatRequest(GenerationRequest):
     """A request for a chat completion.
@@ -146,8 +173,9 @@ class ChatRequest(GenerationRequest):
     usage: bool
 
     @classmethod
-    def read(cls, body: bytes, limits: LimitsConfig) -> Self:
-        given = read_body(body, _FIELDS, UNSUPPORTED_FIELDS, ["model", "messages"])
+    def read(cls, body: bytes, limits: LimitsConfig, samples: frozenset[str]) -> Self:
+        readers = _readers(samples, limits.answers, limits.schema_bytes)
+        given = read_body(body, readers, UNSUPPORTED_FIELDS, ["model", "messages"])
         stream = given.get("stream", False)
         options = given.get("stream_options", _StreamOptions())
         if options.usage and not stream:
@@ -158,8 +186,15 @@ class ChatRequest(GenerationRequest):
             messages=tuple(given["messages"]),
             stream=stream,
             obfuscated=options.obfuscated,
-            sampling=sampling_of(given, tokens, limits),
-            ignored=ignored_of(given),
+            sampling=sampling_of(
+                given,
+                tokens,
+                limits,
+                samples,
+                logprobs=given.get("logprobs", False),
+                schema=given.get("response_format", PLAIN_TEXT).schema,
+            ),
+            ignored=ignored_of(given, samples),
             usage=options.usage,
         )
 
@@ -191,7 +226,7 @@ def read_explained(body: bytes) -> tuple[str, tuple[Message, ...]]:
 
 
 class Completion:
-    """One chat completion, whole or in chunks.
+    """One chat completion, whole or in chunks: a choice for each answer.
 
     Args:
         request: What was asked.
@@ -211,38 +246,61 @@ class Completion:
             "system_fingerprint": version,
             "cmoe": dict(found),
         }
-        self._request = request
+        self._request, self._begun = request, set[int]()
         # Chunks have the key only where it was asked for; it is null in all but the last.
         self._usage: dict[str, Any] = {"usage": None} if request.usage else {}
 
-    def whole(self, text: str, finish: Finish, usage: Usage) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
+    def whole(self, parts: Sequence[AnswerPart], usage: Usage) -> dict[str, Any]:
         kind = {"object": "chat.completion"}
-        return kind | self._common | {"choices": [choice], "usage": _usage(usage)}
+        choices = [self._whole(part) for part in parts]
+        return kind | self._common | {"choices": choices, "usage": _usage(usage)}
 
-    def begin(self, text: str) -> str:
-        return self._choice({"role": "assistant", "content": text})
+    def _whole(self, part: AnswerPart) -> dict[str, Any]:
+        asked = self._request.sampling.logprobs is not None
+        return {
+            "index": part.index,
+            "message": {"role": "assistant", "content": part.text, "refusal": None},
+            "finish_reason": part.finish,
+            "logprobs": _logprobs(part.logprobs) if asked else None,
+        }
 
-    def add(self, text: str) -> str:
-        return self._choice({"content": text})
+    def add(self, part: AnswerPart) -> str:
+        index, text, tokens, told = part.index, part.text, part.logprobs, ""
+        if index not in self._begun:
+            self._begun.add(index)
+            told = self._choice(index, {"role": "assistant", "content": text}, tokens)
+            text, tokens = "", ()
+        if text or tokens or part.finish:
+            told += self._choice(index, {"content": text} if text else {}, tokens, part.finish)
+        return told
 
-    def end(self, text: str, finish: Finish, usage: Usage) -> str:
-        last = self._choice({"content": text} if text else {}, finish)
+    def end(self, usage: Usage) -> str:
+        last = ""
         if self._request.usage:
-            last += self._chunk({"choices": [], "usage": _usage(usage)})
+            last = self._chunk({"choices": [], "usage": _usage(usage)})
         return f"{last}data: [DONE]\n\n"
 
     def fail(self, error: RequestError) -> str:
         return event(error.body())
 
-    def _choice(self, delta: Mapping[str, Any], finish: Finish | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def _choice(
+        self,
+        index: int,
+        delta: Mapping[str, Any],
+        tokens: Sequence[TokenLogprob],
+        finish: Finish | None = None,
+    ) -> str:
+        logprobs = _logprobs(tokens) if tokens else None
+        choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
         return self._chunk({"choices": [choice]})
 
     def _chunk(self, values: Mapping[str, Any]) -> str:
         chunk = {"object": "chat.completion.chunk", **self._common, **self._usage, **values}
         return event(chunk, obfuscated=self._request.obfuscated)
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"content": logprobs_of(tokens), "refusal": None}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from cmoe.common.nearest import did_you_mean, listed, near
 from cmoe.common.parsing import parse_json
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.limits import MAX_ITEMS, MAX_LABELS
+from cmoe.serving.gateway.limits import MAX_DEPTH, MAX_ITEMS, MAX_LABELS
 
 T = TypeVar("T")
 Read = Callable[[Any, str], T]
@@ -157,6 +157,43 @@ def labels(value: Any, at: str) -> dict[str, str]:
     if len(value) > MAX_LABELS:
         wrong(at, f"has {len(value):,} keys; at most {MAX_LABELS}")
     return {text(key, at): text(each, f"{at}.{key:.{SHOWN}}") for key, each in value.items()}
+
+
+def short(most: int) -> Read[str]:
+    """A reader of texts of at most so many bytes."""
+
+    def read(value: Any, at: str) -> str:
+        found = text(value, at)
+        if (size := len(found.encode())) > most:
+            wrong(at, f"has {size:,} bytes; at most {most:,}")
+        return found
+
+    return read
+
+
+def json_schema(most: int) -> Read[str]:
+    """A reader of JSON schemas: the JSON of one, of at most so many bytes."""
+
+    def read(value: Any, at: str) -> str:
+        if not isinstance(value, dict):
+            wrong(at, f"is {kind_of(value)}; an object, a JSON schema")
+        if _is_deeper(value, MAX_DEPTH):
+            wrong(at, f"is nested deeper than {MAX_DEPTH} objects and lists")
+        try:
+            written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except ValueError:
+            wrong(at, "holds a number that is too large")
+        return short(most)(written, at)
+
+    return read
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    """Whether more than so many objects and lists are in each other."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return not most or any(_is_deeper(each, most - 1) for each in inner)
 
 
 def asks(read: Read[Any], *neutral: Any) -> Read[bool]:

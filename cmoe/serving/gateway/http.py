@@ -22,8 +22,8 @@ from cmoe.serving.gateway.conversation import conversation
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.failures import error_response, route_error, to_request_error
 from cmoe.serving.gateway.keys import Keys
-from cmoe.serving.gateway.memory import return_large_blocks
 from cmoe.serving.gateway.metrics import exposition
+from cmoe.serving.gateway.pictures.memory import return_large_blocks
 from cmoe.serving.gateway.prompt_builder import PromptBuilder
 from cmoe.serving.gateway.protocol import (
     Answer,
@@ -31,11 +31,11 @@ from cmoe.serving.gateway.protocol import (
     Usage,
     model_names,
     no_model,
-    warning,
 )
 from cmoe.serving.gateway.replicas import Handle, Replicas
 from cmoe.serving.gateway.responses import ResponseRequest
 from cmoe.serving.gateway.routing import Route, Routing
+from cmoe.serving.gateway.sampling import warning
 from cmoe.serving.messages import Reply, Sampling
 from cmoe.serving.replica_port import keep_on_loopback
 from cmoe.serving.settings import ServeConfig
@@ -62,6 +62,7 @@ class Gateway:
         executor: The executors.
         locator: The locators; None where the executors locate.
         writes: Whether the executors prepare pictures themselves.
+        samples: The executors' `SAMPLES`.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class Gateway:
         locator: Handle | None,
         *,
         writes: bool,
+        samples: frozenset[str],
     ) -> None:
         keep_on_loopback()
         return_large_blocks()
-        self._limits = config.limits
+        self._limits, self._samples = config.limits, samples
         base = base_of(Store.follow(config.store), config)
         prompts = PromptBuilder(base, config.limits, writes=writes)
         self._replicas = Replicas(config, executor, locator)
@@ -124,63 +126,67 @@ class Gateway:
     async def _generate(self, request: Request, kind: type[GenerationRequest]) -> Response:
         """An answer in one of the two protocols."""
         async with self._admission.slot(request) as slot:
-            asked = kind.read(slot.body, self._limits)
+            asked = kind.read(slot.body, self._limits, self._samples)
             task, headers = asked.task, warning(asked.ignored)
             made = conversation(asked.messages, self._limits, kind.MESSAGES)
             route = await self._routing.route(made, task, asked.sampling)
             if not asked.stream:
                 whole = self._replicas.answer(route.request)
                 slot.on_free(whole.cancel)
-                reply = await self._checked(await whole)
-                answer, part = self._answer(asked, route, reply), reply.part
+                answers = await whole
+                answer = self._answer(asked, route, await self._checked(*answers))
                 self._count(200, answer.task)
-                assert part.finish is not None
-                values = answer.whole(part.text, part.finish, Usage(route.tokens, part.tokens))
-                return JSONResponse(values, headers=headers)
+                parts = sorted((reply.part for reply in answers), key=lambda part: part.index)
+                usage = Usage(route.tokens, sum(part.tokens for part in parts))
+                return JSONResponse(answer.whole(parts, usage), headers=headers)
             replies = self._replicas.stream(route.request)
             slot.on_free(replies.cancel)
             # A failure before the first part still gets its own status.
             first = await self._checked(await anext(aiter(replies)))
             answer = self._answer(asked, route, first)
-            events = self._events(answer, route.tokens, first, replies, slot.deadline)
+            events = self._events(answer, route, first, replies, slot.deadline)
             return SlotStream(events, slot, headers)
 
-    async def _checked(self, reply: Reply) -> Reply:
-        """A reply without a failure, and with names for the tasks in its location."""
-        await self._replicas.learn_names(reply)
-        _require_success(reply)
-        return reply
+    async def _checked(self, first: Reply, *further: Reply) -> Reply:
+        """The first of replies without a failure, with names for the tasks in its location."""
+        await self._replicas.learn_names(first)
+        for reply in (first, *further):
+            _require_success(reply)
+        return first
 
     async def _events(
         self,
         answer: Answer,
-        prompt: int,
+        route: Route,
         first: Reply,
         replies: AsyncIterator[Reply],
         deadline: float,
     ) -> AsyncIterator[str]:
         """Server-sent events. A failure after the first is an event: the status has been sent."""
-        part = first.part
-        yield answer.begin(part.text)
-        status = 499  # the client left, unless the answer comes to an end
+        part, open_, tokens = first.part, route.request.sampling.n, 0
+        status = 499  # the client left, unless the answers come to an end
         try:
             async with asyncio.timeout_at(deadline):
-                while not part.finish:
+                while True:
+                    told = answer.add(part)
+                    if part.finish:
+                        open_, tokens = open_ - 1, tokens + part.tokens
+                    if not open_:
+                        break
+                    if told:
+                        yield told
                     reply = await anext(replies)
                     _require_success(reply)
                     part = reply.part
-                    if part.text and not part.finish:
-                        yield answer.add(part.text)
             status = 200
         except Exception as error:
-            told = to_request_error(error)
-            status = told.status
-            yield answer.fail(told)
+            failure = to_request_error(error)
+            status = failure.status
+            yield answer.fail(failure)
             return
         finally:
             self._count(status, answer.task)
-        text = "" if part is first.part else part.text
-        yield answer.end(text, part.finish, Usage(prompt, part.tokens))
+        yield told + answer.end(Usage(route.tokens, tokens))
 
     def _answer(self, asked: GenerationRequest, route: Route, reply: Reply) -> Answer:
         """What writes the answer: it knows which task answers, and how that was found."""
@@ -311,6 +317,8 @@ def _page() -> str:
 
 def _require_success(reply: Reply) -> None:
     if (failure := reply.part.failure) is not None:
+        if reply.part.refused:
+            raise RequestError(400, failure, code="invalid_value")
         logger.error("an answer failed: %s", failure)
         raise RequestError(500, "the answer failed; another try may go well", code="failed")
 

@@ -11,6 +11,9 @@ MAX_STOPS, MAX_STOP_LENGTH = 4, 64  # texts that end an answer, and characters o
 MAX_ITEMS = 256
 """Items of any list in a body, whatever the settings are: a body can hold 100,000 times `{}`."""
 MAX_LABELS = 16  # of a request's `metadata`, as OpenAI allows
+MAX_TOP_LOGPROBS = 20  # alternatives of a token, as OpenAI allows
+MAX_TOP_K = 2**31 - 1
+MAX_DEPTH = 100  # objects and lists in each other, of a JSON schema
 DRAINED_BODIES = 4
 """A body of up to so many times its limit is read and dropped, so that its sender hears why."""
 MAX_PARTS = 20_000
@@ -31,6 +34,9 @@ class LimitsConfig:
             than the base's context.
         answer_tokens: Tokens of an answer; a request that asks for more gets so many.
         answer_default: Tokens of an answer where the request doesn't say.
+        answers: Answers of a request (`n`), where the executor gives more than one.
+        schema_bytes: Bytes of the JSON schema that an answer must fulfil, where the executor heeds
+            one, and of its description.
         picture_bytes: Bytes of an image's file.
         picture_pixels: Pixels of an image, and of the largest one that the base's processor makes
             of it when it pads it to a square or scales its shorter side up. A pixel takes three
@@ -60,6 +66,8 @@ class LimitsConfig:
     prompt_tokens: int = 4096
     answer_tokens: int = 512
     answer_default: int = 64
+    answers: int = 8
+    schema_bytes: int = 16_384
     picture_bytes: int = 8 * 2**20
     picture_pixels: int = 16_000_000
     picture_side: int = 2

@@ -10,80 +10,41 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from secrets import token_hex
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from cmoe.common.nearest import did_you_mean, near
+from cmoe.serving.engines.answer_text import UNFINISHED
 from cmoe.serving.gateway.conversation import Message
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.fields import (
     Read,
     Unsupported,
-    asks,
     body_of,
     fields,
     flag,
     labels,
-    many,
-    number,
     text,
-    whole,
-    wrong,
 )
-from cmoe.serving.gateway.limits import MAX_STOP_LENGTH, MAX_STOPS, LimitsConfig
-from cmoe.serving.messages import Finish, Sampling
+from cmoe.serving.gateway.limits import LimitsConfig
+from cmoe.serving.gateway.sampling import SAMPLED
+from cmoe.serving.messages import AnswerPart, Sampling, TokenLogprob
 
 MODEL = "cmoe"
 PAD = 64  # characters: the data of an obfuscated event have a multiple of these
+UNLIKELY = -9999.0  # OpenAI's log probability of a token that can't come; JSON has no infinity
 
 # Requests
-
-
-def stops(value: Any, at: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value, paths = [value], [at]
-    else:
-        value = many(text, least=0, most=MAX_STOPS)(value, at)
-        paths = [f"{at}.{i}" for i in range(len(value))]
-    for each, path in zip(value, paths, strict=True):
-        if not 0 < len(text(each, path)) <= MAX_STOP_LENGTH:
-            wrong(path, f"has {len(each):,} characters; 1 to {MAX_STOP_LENGTH}")
-    return tuple(value)
-
-
-IGNORED: Mapping[str, Read[bool]] = {
-    "top_k": asks(whole(-1), -1, 0),
-    "min_p": asks(number(0, 1), 0),
-    "repetition_penalty": asks(number(0, inf), 1),
-    "length_penalty": asks(number(-inf, inf), 1),
-    "use_beam_search": asks(flag, False),
-    "min_tokens": asks(whole(0), 0),
-    "ignore_eos": asks(flag, False),
-    "stop_token_ids": asks(many(whole(0), least=0), []),
-    "allowed_token_ids": asks(many(whole(0), least=0)),
-    "bad_words": asks(many(text, least=0), []),
-    "include_stop_str_in_output": asks(flag, False),
-    "skip_special_tokens": asks(flag, True),
-    "spaces_between_special_tokens": asks(flag, True),
-    "truncate_prompt_tokens": asks(whole(-1), -1),
-    "priority": asks(whole(-(2**63)), 0),
-}
-"""vLLM's fields of sampling that no executor has: they are read, and named in a header."""
 
 FIELDS: Mapping[str, Read[Any]] = {
     "model": text,
     "stream": flag,
-    "temperature": number(0, 2),
-    "top_p": number(0, 1),
-    "stop": stops,
-    "seed": whole(-(2**63), 2**63 - 1),
     # Names that the client gives its user or its request.
     "user": text,
     "safety_identifier": text,
     "prompt_cache_key": text,
     "metadata": labels,
-    **IGNORED,
+    **SAMPLED,
 }
 
 TOOLS = "the model calls no tools"
@@ -147,8 +108,13 @@ class GenerationRequest(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, body: bytes, limits: LimitsConfig) -> Self:
+    def read(cls, body: bytes, limits: LimitsConfig, samples: frozenset[str]) -> Self:
         """The request in a body.
+
+        Args:
+            body: The body.
+            limits: The limits of a request.
+            samples: What the executor honours, as `Executor.SAMPLES`.
 
         Raises:
             RequestError: The body isn't JSON, or isn't such a request; names the field.
@@ -181,47 +147,18 @@ def task_of(model: str) -> str | None:
     return task or None
 
 
-def sampling_of(given: Mapping[str, Any], tokens: int | None, limits: LimitsConfig) -> Sampling:
-    """How a request wants its answer sampled.
-
-    Args:
-        given: The request's fields.
-        tokens: The most tokens that it asks for, which the limits bound; None takes their default.
-        limits: The limits of a request.
-    """
-    return Sampling(
-        max_tokens=min(tokens or limits.answer_default, limits.answer_tokens),
-        temperature=given.get("temperature", 0.0),
-        top_p=given.get("top_p", 1.0),
-        seed=given.get("seed"),
-        stop=given.get("stop", ()),
-    )
-
-
-def ignored_of(given: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(name for name in IGNORED if given.get(name))
-
-
-def warning(ignored: Sequence[str]) -> dict[str, str]:
-    """The header that names fields that weren't heeded (RFC 7234, 5.5); none without such."""
-    if not ignored:
-        return {}
-    told = f"ignored, as no executor has such sampling: {', '.join(ignored)}"
-    return {"Warning": f'299 - "{told}"'}
-
-
 # Answers
 
 
 class Usage(NamedTuple):
-    """Tokens of a prompt and of its answer."""
+    """Tokens of a prompt and of its answers."""
 
     prompt: int
     answer: int
 
 
 class Answer(Protocol):
-    """Writes an answer in a protocol: whole, or as server-sent events.
+    """Writes answers in a protocol: whole, or as server-sent events.
 
     Attributes:
         task: Name of the task that answers, or `base`.
@@ -229,19 +166,37 @@ class Answer(Protocol):
 
     task: str
 
-    def whole(self, text: str, finish: Finish, usage: Usage) -> dict[str, Any]: ...
+    def whole(self, parts: Sequence[AnswerPart], usage: Usage) -> dict[str, Any]:
+        """Each part is a whole answer, in the order of their indices."""
 
-    def begin(self, text: str) -> str:
-        """The first events, with the first part of the text."""
+    def add(self, part: AnswerPart) -> str:
+        """The events of a part; none where it says nothing."""
 
-    def add(self, text: str) -> str:
-        """The events of a further part."""
-
-    def end(self, text: str, finish: Finish, usage: Usage) -> str:
-        """The last events, with the last part."""
+    def end(self, usage: Usage) -> str:
+        """The last events, behind those of the last part."""
 
     def fail(self, error: RequestError) -> str:
         """The last events of an answer that broke off."""
+
+
+def logprobs_of(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """Log probabilities of an answer's tokens, as both protocols have them."""
+    return [
+        {
+            **_logprob(token.text, token.bytes_, token.logprob),
+            "top_logprobs": [_logprob(text, _bytes(text), value) for text, value in token.top],
+        }
+        for token in tokens
+    ]
+
+
+def _logprob(text: str, bytes_: bytes, value: float) -> dict[str, Any]:
+    return {"token": text, "bytes": [*bytes_], "logprob": max(UNLIKELY, value)}
+
+
+def _bytes(text: str) -> bytes:
+    """An alternative's bytes; none where it is a part of a character, whose bytes aren't known."""
+    return b"" if UNFINISHED in text else text.encode()
 
 
 def event(values: Mapping[str, Any], *, name: str | None = None, obfuscated: bool = False) -> str:

@@ -115,11 +115,11 @@ class Replicas:
     # Answers
 
     def answer(self, request: AnswerRequest) -> Answer:
-        """A whole answer, to be awaited."""
+        """Whole answers, to be awaited."""
         return Answer(lambda: self._executor.answer.remote(request))
 
     def stream(self, request: AnswerRequest) -> Answer:
-        """An answer in parts, to be iterated over."""
+        """Answers in parts, to be iterated over."""
         streaming: Any = self._executor.options(stream=True)
         return Answer(lambda: streaming.stream.remote(request))
 
@@ -164,7 +164,7 @@ class Replicas:
 
 
 class Answer:
-    """An answer on its way from an executor, whole or in parts.
+    """What answers a request, on its way from an executor: whole answers, or their parts.
 
     It is asked for again where its executor was lost or has too few tasks, as long as nothing of it
     has come.
@@ -182,7 +182,7 @@ class Answer:
         if self._response is not None:
             self._response.cancel()
 
-    def __await__(self) -> Generator[Any, None, Reply]:
+    def __await__(self) -> Generator[Any, None, tuple[Reply, ...]]:
         return self._first(lambda response: response).__await__()
 
     def __aiter__(self) -> Self:
@@ -192,20 +192,28 @@ class Answer:
         if self._begun:
             reply: Reply = await anext(self._response)
             return reply
-        return await self._first(anext)
+        (reply,) = await self._first(_next)
+        return reply
 
-    async def _first(self, reply_of: Callable[[Any], Awaitable[Reply]]) -> Reply:
-        async def asked() -> Reply:
+    async def _first(
+        self, replies_of: Callable[[Any], Awaitable[tuple[Reply, ...]]]
+    ) -> tuple[Reply, ...]:
+        async def asked() -> tuple[Reply, ...]:
             self._response = self._send()
-            return await reply_of(self._response)
+            return await replies_of(self._response)
 
         for _ in range(BEHIND_TRIES):
-            reply = await _tried(asked)
-            if reply.part.failure != BEHIND:
+            replies = await _tried(asked)
+            if replies[0].part.failure != BEHIND:
                 self._begun = True
-                return reply
+                return replies
             await asyncio.sleep(BEHIND_S)
         raise behind()
+
+
+async def _next(response: Any) -> tuple[Reply, ...]:
+    """The next part of a stream, alone."""
+    return (await anext(response),)
 
 
 def behind() -> RequestError:

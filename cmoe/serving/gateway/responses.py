@@ -6,8 +6,9 @@ No answer is kept: a client sends the whole conversation each time.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from cmoe.serving.gateway.conversation import (
 )
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.fields import (
+    Read,
     Unsupported,
     fields,
     flag,
@@ -42,11 +44,19 @@ from cmoe.serving.gateway.protocol import (
     GenerationRequest,
     Usage,
     event,
-    ignored_of,
+    logprobs_of,
     read_body,
-    sampling_of,
 )
-from cmoe.serving.messages import Finish
+from cmoe.serving.gateway.sampling import (
+    HONOURED,
+    PLAIN_TEXT,
+    TextFormat,
+    ignored_of,
+    read_top_logprobs,
+    sampling_of,
+    text_format,
+)
+from cmoe.serving.messages import AnswerPart, Finish, TokenLogprob
 
 WHOLE = f"{KEPT} and `input` has the whole conversation"
 NO_REASONING = "the model answers without reasoning first"
@@ -73,6 +83,8 @@ _INCLUDED = (
     "web_search_call.action.sources",
     "web_search_call.results",
 )
+LOGPROBS = "message.output_text.logprobs"
+"""What there is more of where the executor gives it."""
 
 
 # Requests
@@ -132,12 +144,20 @@ def _input(value: Any, at: str) -> tuple[Message, ...]:
     return tuple(many(_item)(value, at))
 
 
-def _text_settings(value: Any, at: str) -> None:
-    unsupported = {
-        "format": Unsupported("an answer is plain text", ({"type": "text"},)),
-        "verbosity": Unsupported("answers have one style", ("medium",)),
-    }
-    fields(value, at, {}, unsupported=unsupported)
+def _text_settings(readers: Mapping[str, Read[Any]]) -> Read[TextFormat]:
+    """A reader of what an answer's text has to be, with a reader of its `format` or without."""
+
+    def read(value: Any, at: str) -> TextFormat:
+        unsupported = {
+            "format": Unsupported("an answer is plain text", (PLAIN_TEXT.given,)),
+            "verbosity": Unsupported("answers have one style", ("medium",)),
+        }
+        found: TextFormat = fields(value, at, readers, unsupported=unsupported).get(
+            "format", PLAIN_TEXT
+        )
+        return found
+
+    return read
 
 
 def _reasoning(value: Any, at: str) -> None:
@@ -165,9 +185,21 @@ _FIELDS: Mapping[str, Any] = {
     "max_tool_calls": whole(0),  # of which there are none
     "stream_options": _obfuscated,
     "include": many(one_of(*_INCLUDED), least=0),
-    "text": _text_settings,
+    "text": _text_settings({}),
     "reasoning": _reasoning,
 }
+
+
+@cache
+def _readers(samples: frozenset[str], schema_bytes: int) -> Mapping[str, Any]:
+    """The fields' readers, where the executor honours `samples`."""
+    found = {**_FIELDS, **{name: read for name, read in HONOURED.items() if name in samples}}
+    if "logprobs" in samples:
+        found["top_logprobs"] = read_top_logprobs
+        found["include"] = many(one_of(*_INCLUDED, LOGPROBS), least=0)
+    if "json_schema" in samples:
+        found["text"] = _text_settings({"format": text_format(schema_bytes, nested=False)})
+    return found
 
 
 @dataclass(frozen=True)
@@ -183,13 +215,22 @@ class ResponseRequest(GenerationRequest):
     said_back: Mapping[str, Any]
 
     @classmethod
-    def read(cls, body: bytes, limits: LimitsConfig) -> Self:
-        given = read_body(body, _FIELDS, UNSUPPORTED_FIELDS, ["model", "input"])
+    def read(cls, body: bytes, limits: LimitsConfig, samples: frozenset[str]) -> Self:
+        readers = _readers(samples, limits.schema_bytes)
+        given = read_body(body, readers, UNSUPPORTED_FIELDS, ["model", "input"])
         messages: tuple[Message, ...] = given["input"]
         instructions: Text | None = given.get("instructions")
         if instructions is not None:
             messages = (Message("system", (instructions,), instructions.at), *messages)
-        sampling = sampling_of(given, given.get("max_output_tokens"), limits)
+        format_: TextFormat = given.get("text", PLAIN_TEXT)
+        sampling = sampling_of(
+            given,
+            given.get("max_output_tokens"),
+            limits,
+            samples,
+            logprobs=LOGPROBS in given.get("include", ()),
+            schema=format_.schema,
+        )
         names = ("safety_identifier", "prompt_cache_key", "user")
         return cls(
             model=given["model"],
@@ -197,12 +238,14 @@ class ResponseRequest(GenerationRequest):
             stream=given.get("stream", False),
             obfuscated=given.get("stream_options", False),
             sampling=sampling,
-            ignored=ignored_of(given),
+            ignored=ignored_of(given, samples),
             said_back={
                 "instructions": None if instructions is None else instructions.text,
                 "max_output_tokens": sampling.max_tokens,
                 "metadata": given.get("metadata", {}),
                 "temperature": sampling.temperature,
+                "text": {"format": format_.given, "verbosity": "medium"},
+                "top_logprobs": sampling.logprobs or 0,
                 "top_p": sampling.top_p,
                 **{name: given[name] for name in names if name in given},
             },
@@ -231,6 +274,8 @@ class ResponseAnswer:
         self._request = request
         self._item_id = f"msg_{uuid4().hex}"
         self._said, self._events = "", 0
+        self._logprobs: list[TokenLogprob] = []
+        self._finish: Finish | None = None
         self._common = {
             "id": f"resp_{uuid4().hex}",
             "object": "response",
@@ -247,25 +292,40 @@ class ResponseAnswer:
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
             "tool_choice": "auto",
             "tools": [],
-            "top_logprobs": 0,
             "truncation": "disabled",
         }
 
-    def whole(self, text: str, finish: Finish, usage: Usage) -> dict[str, Any]:
+    def whole(self, parts: Sequence[AnswerPart], usage: Usage) -> dict[str, Any]:
+        (part,) = parts
+        return self._ended(_part(part.text, part.logprobs), part.finish, usage)
+
+    def _ended(
+        self, part: Mapping[str, Any], finish: Finish | None, usage: Usage
+    ) -> dict[str, Any]:
         status = "completed" if finish == "stop" else "incomplete"
         reason = None if finish == "stop" else {"reason": "max_output_tokens"}
         return self._response(
             status,
-            output=[self._item(status, _part(text))],
+            output=[self._item(status, part)],
             usage=_usage(usage),
             incomplete_details=reason,
             completed_at=int(time.time()) if finish == "stop" else None,
         )
 
-    def begin(self, text: str) -> str:
+    def add(self, part: AnswerPart) -> str:
+        told = "" if self._events else self._begin()
+        if part.text or part.logprobs:
+            self._said += part.text
+            self._logprobs += part.logprobs
+            told += self._content_event(
+                "response.output_text.delta", delta=part.text, logprobs=logprobs_of(part.logprobs)
+            )
+        self._finish = part.finish
+        return told
+
+    def _begin(self) -> str:
         return "".join(
             (
                 self._event("response.created", response=self._response("in_progress")),
@@ -274,23 +334,18 @@ class ResponseAnswer:
                     "response.output_item.added", output_index=0, item=self._item("in_progress")
                 ),
                 self._content_event("response.content_part.added", part=_part("")),
-                self.add(text),
             )
         )
 
-    def add(self, text: str) -> str:
-        if not text:
-            return ""
-        self._said += text
-        return self._content_event("response.output_text.delta", delta=text, logprobs=[])
-
-    def end(self, text: str, finish: Finish, usage: Usage) -> str:
-        last, said = self.add(text), self._said
-        response = self.whole(said, finish, usage)
-        return last + "".join(
+    def end(self, usage: Usage) -> str:
+        part = _part(self._said, self._logprobs)
+        response = self._ended(part, self._finish, usage)
+        return "".join(
             (
-                self._content_event("response.output_text.done", text=said, logprobs=[]),
-                self._content_event("response.content_part.done", part=_part(said)),
+                self._content_event(
+                    "response.output_text.done", text=self._said, logprobs=part["logprobs"]
+                ),
+                self._content_event("response.content_part.done", part=part),
                 self._event(
                     "response.output_item.done", output_index=0, item=response["output"][0]
                 ),
@@ -300,7 +355,7 @@ class ResponseAnswer:
 
     def fail(self, error: RequestError) -> str:
         told = {"code": "server_error", "message": error.message}
-        item = self._item("incomplete", _part(self._said))
+        item = self._item("incomplete", _part(self._said, self._logprobs))
         response = self._response("failed", output=[item], error=told)
         return self._event("response.failed", response=response)
 
@@ -327,8 +382,9 @@ class ResponseAnswer:
         return event(numbered, name=kind, obfuscated=obfuscated)
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, logprobs: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
+    told = logprobs_of(logprobs)
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": told}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class LengthExecutor:
     """Answers a prompt with its length, a digit a part; knows nothing of models."""
 
     WRITTEN: ClassVar[bool] = False
+    SAMPLES: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         self.tasks: tuple[str, ...] = ()
@@ -81,12 +82,12 @@ def test_a_replica_answers_grows_and_reports_by_the_interface_alone(
         await replica.__init__(config(stores["front"]), length)  # type: ignore[misc]
         version = f"3-{stores['front'].records()[2].digest[:12]}"
         request = AnswerRequest(PROMPT, 1, 3, Sampling(4))
-        assert await replica.answer(request) == Reply(
-            AnswerPart(text="3.", tokens=2, task=1, finish="stop"), version
+        assert await replica.answer(request) == (
+            Reply(AnswerPart(text="3.", tokens=2, task=1, finish="stop"), version),
         )
         parts = [reply.part.text async for reply in replica.stream(request)]
         assert parts == ["3", "."]
-        lacking = await replica.answer(AnswerRequest(PROMPT, 3, 4, Sampling(4)))
+        (lacking,) = await replica.answer(AnswerRequest(PROMPT, 3, 4, Sampling(4)))
         assert lacking.part.failure == BEHIND
         assert (await replica.state())["tasks"] == stores["front"].tasks
         replica.check_health()

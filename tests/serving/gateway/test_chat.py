@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
-from support.chat_bodies import ASKING, LIMITS, URL, read, refused, said, talk, trial
+from support.chat_bodies import ASKING, LIMITS, NO_MORE, URL, read, refused, said, talk, trial
 
 from cmoe.serving.gateway.chat import UNSUPPORTED_FIELDS, ChatRequest, read_located
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.protocol import Usage, warning
+from cmoe.serving.gateway.protocol import Usage
+from cmoe.serving.gateway.sampling import warning
+from cmoe.serving.messages import AnswerPart
 
 # What asks for nothing
 
@@ -96,14 +98,14 @@ def test_tools_that_none_may_be_called_ask_for_nothing() -> None:
          "ignore_eos, stop_token_ids, bad_words"),
     ],
 )  # fmt: skip
-def test_sampling_that_no_executor_has_is_named_in_a_header(
+def test_sampling_that_the_executor_lacks_is_named_in_a_header(
     values: dict[str, Any], named: str
 ) -> None:
     """RFC 7234, 5.5: a warn-code, an agent, a quoted text."""
     found = read(**values)
     assert replace(found, ignored=()) == read()
     assert warning(found.ignored) == {
-        "Warning": f'299 - "ignored, as no executor has such sampling: {named}"'
+        "Warning": f'299 - "ignored, as the executor has no such sampling: {named}"'
     }
     assert warning(read().ignored) == {}
 
@@ -235,7 +237,8 @@ def test_a_body_that_is_none_is_refused(body: bytes, cause: str) -> None:
 
 
 def test_a_body_may_begin_with_its_byte_order_mark() -> None:
-    assert ChatRequest.read(b"\xef\xbb\xbf" + json.dumps(ASKING).encode(), LIMITS) == read()
+    marked = b"\xef\xbb\xbf" + json.dumps(ASKING).encode()
+    assert ChatRequest.read(marked, LIMITS, NO_MORE) == read()
     assert read_located(json.dumps({"messages": ASKING["messages"]}).encode()) == read().messages
 
 
@@ -272,6 +275,7 @@ def test_any_value_in_a_message_is_read_or_refused(name: str, value: Any) -> Non
 
 # What is answered can be asked again
 
+USED = Usage(3, 2)
 FOUND = {"task": "VizWiz", "located": True, "unknown": False, "store_version": "2-abc"}
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 
@@ -286,10 +290,11 @@ def events(written: str) -> list[Any]:
 def spoken_back(text: str) -> list[Any]:
     """An answer as clients have it: an object, its values, without what is null, from chunks."""
     made = read().answer("2-abc", FOUND)
-    whole = ChatCompletion.model_validate(made.whole(text, "stop", Usage(3, 2)))
+    whole = ChatCompletion.model_validate(made.whole([AnswerPart(text, 2, finish="stop")], USED))
     message = whole.choices[0].message
     collected: dict[str, Any] = {}
-    for event in events(made.begin(text) + made.end("", "stop", Usage(3, 2))):
+    written = made.add(AnswerPart(text, 2)) + made.add(AnswerPart("", 2, finish="stop"))
+    for event in events(written + made.end(USED)):
         chunk = ChatCompletionChunk.model_validate(event)
         for key, value in chunk.choices[0].delta.model_dump(exclude_unset=True).items():
             collected[key] = collected.get(key, "") + value
@@ -319,7 +324,8 @@ def test_chunks_have_their_usage_where_it_was_asked_for() -> None:
     """Null in all but the last, as OpenAI documents `include_usage`; else the key isn't there."""
     for options in ({"include_usage": True}, {}):
         made = read(stream=True, stream_options=options).answer("2-abc", FOUND)
-        *chunks, last = events(made.begin("a") + made.add("b") + made.end("", "stop", Usage(3, 2)))
+        parts = AnswerPart("a"), AnswerPart("b"), AnswerPart(finish="stop")
+        *chunks, last = events("".join(map(made.add, parts)) + made.end(USED))
         if options:
             assert last["usage"]["total_tokens"] == 5
         else:

@@ -28,8 +28,8 @@ class Executors:
     def send(self) -> Any:
         said, self.asked = self.told[self.asked], self.asked + 1
 
-        async def whole() -> Reply:
-            return _said(said)
+        async def whole() -> tuple[Reply, ...]:
+            return (_said(said),)
 
         async def parts() -> AsyncGenerator[Reply]:
             for each in said:  # type: ignore[union-attr]
@@ -45,7 +45,7 @@ def _said(reply: Any) -> Reply:
     return reply
 
 
-async def whole(executors: Executors) -> Reply:
+async def whole(executors: Executors) -> tuple[Reply, ...]:
     return await Answer(executors.send)
 
 
@@ -56,7 +56,7 @@ async def parts(executors: Executors) -> list[Reply]:
 def test_another_executor_answers_for_one_that_was_lost_or_is_behind() -> None:
     for first in (LOST, LATE):
         executors = Executors(first, GOOD)
-        assert asyncio.run(whole(executors)) == GOOD
+        assert asyncio.run(whole(executors)) == (GOOD,)
         streaming = Executors([first], [GOOD, GOOD])
         assert asyncio.run(parts(streaming)) == [GOOD, GOOD]
         assert executors.asked == streaming.asked == 2

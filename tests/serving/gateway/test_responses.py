@@ -10,20 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent, response_create_params
 from pydantic import TypeAdapter
-from support.chat_bodies import LIMITS, URL
+from support.chat_bodies import LIMITS, NO_MORE, URL
 
 from cmoe.serving.gateway.conversation import ImageUrl, conversation
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.protocol import Usage
 from cmoe.serving.gateway.responses import ResponseRequest
+from cmoe.serving.messages import AnswerPart
 
 ASKING = {"model": "cmoe", "input": "Which?"}
 FOUND = {"task": "VizWiz", "located": True, "unknown": False, "store_version": "2-abc"}
+USED = Usage(3, 2)
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
-def read(**changes: Any) -> ResponseRequest:
-    return ResponseRequest.read(json.dumps(ASKING | changes).encode(), LIMITS)
+def read(samples: frozenset[str] = NO_MORE, /, **changes: Any) -> ResponseRequest:
+    """A request, where the executor honours `samples`."""
+    return ResponseRequest.read(json.dumps(ASKING | changes).encode(), LIMITS, samples)
 
 
 def refused(**changes: Any) -> RequestError:
@@ -182,11 +185,8 @@ def test_events_say_what_the_whole_says(parts: list[str], finish: Any, obfuscate
     """In OpenAI's order, numbered, and each as their own types read it."""
     request = read(stream=True, stream_options={"include_obfuscation": obfuscated})
     made = request.answer("2-abc", FOUND)
-    first, *further = parts
-    written = (
-        made.begin(first) + "".join(map(made.add, further)) + made.end("", finish, Usage(3, 2))
-    )
-    found = events(written)
+    said = [*map(AnswerPart, parts), AnswerPart(finish=finish)]
+    found = events("".join(map(made.add, said)) + made.end(USED))
     for values in found:
         assert EVENT.validate_python(values).type == values["type"]
     status = "completed" if finish == "stop" else "incomplete"
@@ -205,7 +205,7 @@ def test_events_say_what_the_whole_says(parts: list[str], finish: Any, obfuscate
     deltas = [values for values in found if "delta" in values]
     text = "".join(values["delta"] for values in deltas)
     last = found[-1]["response"]
-    whole = Response.model_validate(made.whole(text, finish, Usage(3, 2)))
+    whole = Response.model_validate(made.whole([AnswerPart(text, 2, finish=finish)], USED))
     assert whole.output_text == text == "".join(parts)
     assert last["output"][0]["content"][0]["text"] == text
     assert (whole.status, last["status"]) == (status, status)
@@ -218,7 +218,7 @@ def test_events_say_what_the_whole_says(parts: list[str], finish: Any, obfuscate
 @settings(deadline=None)
 def test_an_output_can_be_put_in_again(text: str) -> None:
     response = Response.model_validate(
-        read().answer("2-abc", FOUND).whole(text, "stop", Usage(3, 2))
+        read().answer("2-abc", FOUND).whole([AnswerPart(text, 2, finish="stop")], USED)
     )
     (item,) = response.output
     for back in (item.model_dump(), item.model_dump(exclude_none=True), json.loads(item.to_json())):
@@ -231,7 +231,7 @@ ASKING_AGAIN = {"role": "user", "content": "And then?"}
 
 def test_an_answer_that_breaks_off_is_told() -> None:
     made = read(stream=True).answer("2-abc", FOUND)
-    begun = events(made.begin("a"))
+    begun = events(made.add(AnswerPart("a")))
     (failed,) = events(made.fail(RequestError(504, "the answer took too long")))
     event = EVENT.validate_python(failed)
     assert event.type == "response.failed"
@@ -247,6 +247,6 @@ def test_a_response_repeats_what_was_asked() -> None:
         "temperature": 0.5,
         "user": "me",
     }
-    found = read(**asked).answer("2-abc", FOUND).whole("a", "stop", Usage(3, 2))
+    found = read(**asked).answer("2-abc", FOUND).whole([AnswerPart("a", 2)], USED)
     assert {name: found[name] for name in asked} == asked
     assert (found["store"], found["previous_response_id"]) == (False, None)

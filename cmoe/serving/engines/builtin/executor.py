@@ -36,6 +36,7 @@ class BuiltinExecutor:
     """
 
     WRITTEN: ClassVar[bool] = False
+    SAMPLES: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, served: ServedModel, config: EngineConfig) -> None:
         self._served = served

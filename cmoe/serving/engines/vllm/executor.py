@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -24,16 +24,18 @@ from cmoe.evaluation.references import reference_prompts
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.serving.bases import UnservedBaseError, base_of, context_of
-from cmoe.serving.engines.answer_text import AnswerText
+from cmoe.serving.engines.answer_text import UNFINISHED, AnswerText
 from cmoe.serving.engines.registry import register_executor
-from cmoe.serving.messages import AnswerPart, Finish, Sampling, WrittenPrompt
+from cmoe.serving.messages import AnswerPart, Finish, Sampling, TokenLogprob, WrittenPrompt
 from cmoe.serving.prompts import to_written
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store, StoreError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+    from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.logprobs import Logprob
     from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -63,6 +65,10 @@ class VllmExecutor:
     """
 
     WRITTEN: ClassVar[bool] = True
+    SAMPLES: ClassVar[frozenset[str]] = frozenset(
+        {"top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"}
+        | {"n", "logprobs", "json_schema"}
+    )
 
     def __init__(self, engine: AsyncLLM, load: Load, stuck_s: float) -> None:
         self._engine, self._load, self._stuck_s = engine, load, stuck_s
@@ -112,17 +118,30 @@ class VllmExecutor:
         self, prompt: WrittenPrompt, task: int | None, sampling: Sampling, *, stream: bool
     ) -> AsyncGenerator[AnswerPart]:
         assert task is not None  # this executor doesn't locate
-        answer = _Answer(AnswerText(self._tokenizer, sampling.stop), task, stream)
+        from vllm.exceptions import VLLMClientError
+
+        # Answers of the likeliest tokens are all the same; vLLM gives one.
+        same = sampling.n if sampling.temperature == 0 else 1
         parameters = self._parameters(sampling, whole=not (stream or sampling.stop))
-        outputs = self._generate(prompt, parameters, task)
+        answers = [
+            _Answer(self._tokenizer, sampling, task, index, stream) for index in range(parameters.n)
+        ]
+        left = len(answers)
         with self._load.answer():
-            async with aclosing(outputs):
-                async for output in outputs:
-                    part = answer.read(output.outputs[0], output.metrics)
-                    if part.finish or (stream and (part.text or part.tokens == 1)):
-                        yield part
-                    if part.finish:
-                        return
+            try:
+                async with aclosing(self._generate(prompt, parameters, task)) as outputs:
+                    async for output in outputs:
+                        for new in output.outputs:
+                            part = answers[new.index].read(new, output.metrics)
+                            if part is None:
+                                continue
+                            for copy in range(same):
+                                yield replace(part, index=max(new.index, copy))
+                            left -= part.finish is not None
+                        if not left:
+                            return
+            except VLLMClientError as error:  # of a schema, for example
+                yield AnswerPart(failure=str(error), refused=True)
 
     def _generate(self, prompt: WrittenPrompt, parameters: Any, task: int) -> Any:
         primitive = None if task == BASE else self._primitives[task][1]
@@ -130,17 +149,26 @@ class VllmExecutor:
             _inputs(prompt), parameters, uuid4().hex, lora_request=primitive
         )
 
-    def _parameters(self, sampling: Sampling, *, whole: bool) -> Any:
+    def _parameters(self, sampling: Sampling, *, whole: bool) -> SamplingParams:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        schema, asked = sampling.json_schema, sampling.repetition_penalty
         return SamplingParams(
+            n=1 if sampling.temperature == 0 else sampling.n,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=sampling.seed,
-            repetition_penalty=self._penalty,
-            detokenize=False,  # as the builtin engine's answers are read
+            repetition_penalty=self._penalty if asked == 1 else asked,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            logprobs=sampling.logprobs,
+            structured_outputs=schema and StructuredOutputsParams(json=schema),
+            # An answer's text is read as the builtin engine's; a single token's by vLLM.
+            detokenize=sampling.logprobs is not None,
             output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
         )
 
@@ -169,8 +197,8 @@ class VllmExecutor:
         collator = Collator(processor, 2**31, 1)
 
         async def differs(task: int, reference: Reference, prompt: WrittenPrompt) -> str | None:
-            parameters = self._parameters(Sampling(TOKENS), whole=True)
-            parameters.logprobs = ALTERNATIVES
+            sampling = Sampling(TOKENS, logprobs=ALTERNATIVES)
+            parameters = self._parameters(sampling, whole=True)
             *_, last = [output async for output in self._generate(prompt, parameters, task)]
             found = last.outputs[0]
             logprobs = [{t: p.logprob for t, p in each.items()} for each in found.logprobs]
@@ -235,6 +263,8 @@ def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
         max_loras=engine.capacity.tasks,
         max_lora_rank=RANK,
         additional_config={"cmoe": {"store": store.url, "capacity": asdict(engine.capacity)}},
+        # JSON in one line: white space would be endless where it is likely.
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         disable_log_stats=True,
         seed=0,
     )
@@ -251,43 +281,68 @@ class _Answer:
     """An answer so far.
 
     Args:
-        text: Of its tokens.
+        tokenizer: The base's.
+        sampling: How it is sampled.
         task: Index of the primitive that answers.
+        index: Which of the request's answers it is.
         stream: Whether parts of the text are wanted as they come.
     """
 
-    def __init__(self, text: AnswerText, task: int, stream: bool) -> None:
-        self._text, self._arrived, self._stream = text, time.monotonic(), stream
-        self._part = AnswerPart(task=task)
+    def __init__(
+        self, tokenizer: Any, sampling: Sampling, task: int, index: int, stream: bool
+    ) -> None:
+        self._text, self._most = AnswerText(tokenizer, sampling.stop), sampling.logprobs or 0
+        self._arrived, self._stream = time.monotonic(), stream
+        self._part = AnswerPart(task=task, index=index)
+        self._logprobs: list[TokenLogprob] = []
 
-    def read(self, new: CompletionOutput, metrics: RequestStateStats | None) -> AnswerPart:
-        """The part that new tokens add.
+    def read(self, new: CompletionOutput, metrics: RequestStateStats | None) -> AnswerPart | None:
+        """The part that new tokens add; None where nothing is to be told yet, or any more.
 
         Raises:
             RuntimeError: vLLM broke the answer off.
         """
         last, now = self._part, time.monotonic() - self._arrived
+        if last.finish:
+            return None
         if new.finish_reason not in (None, "stop", "length"):
             raise RuntimeError(f"vLLM ended an answer with {new.finish_reason!r}")
         finish: Finish | None = new.finish_reason
         tokens = last.tokens
-        for i, token in enumerate(new.token_ids, 1):
+        for place, token in enumerate(new.token_ids):
             tokens += 1
             # The token that ends an answer is none of its text.
-            if (finish == "stop" and i == len(new.token_ids)) or self._text.add(token):
+            if finish == "stop" and place + 1 == len(new.token_ids):
+                break
+            if new.logprobs:
+                self._logprobs.append(_logprob(token, new.logprobs[place], self._most))
+            if self._text.add(token):
                 finish = "stop"
                 break
         first_s, queued_s = last.first_token_s or now, 0.0
         if metrics is not None:
             first_s = metrics.first_token_latency or first_s
             queued_s = max(0.0, metrics.scheduled_ts - metrics.queued_ts)
+        told = finish or self._stream
         self._part = replace(
             last,
-            text=self._text.take_part(final=finish is not None) if finish or self._stream else "",
+            text=self._text.take_part(final=finish is not None) if told else "",
             tokens=tokens,
             queued_s=queued_s,
             first_token_s=first_s,
             last_token_s=now,
             finish=finish,
         )
-        return self._part
+        if not finish and not (self._stream and (self._part.text or not last.tokens)):
+            return None
+        part = replace(self._part, logprobs=tuple(self._logprobs))
+        self._logprobs.clear()
+        return part
+
+
+def _logprob(token: int, found: Mapping[int, Logprob], most: int) -> TokenLogprob:
+    """A token's, and those of the likeliest ones; of a part of a character no bytes are known."""
+    rows = {each: (p.decoded_token or "", p.logprob) for each, p in found.items()}
+    text, logprob = rows[token]
+    top = sorted(rows.values(), key=lambda row: -row[1])[:most]
+    return TokenLogprob(text, b"" if UNFINISHED in text else text.encode(), logprob, tuple(top))

@@ -1,8 +1,9 @@
-"""vLLM gives the answers of the model, while its store grows, and refuses what it has no room for."""
+"""vLLM gives the answers of the model while its store grows, as they are asked for."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,17 @@ class Asked:
 
     def grow(self, store: Store) -> None:
         self._runner.run(self.executor.grow(store))
+
+    def parts(
+        self, sample: Sample, task: int, sampling: Sampling, *, stream: bool = False
+    ) -> list[AnswerPart]:
+        """All that it is answered."""
+
+        async def every() -> list[AnswerPart]:
+            answer = self.executor.submit(written(sample), task, sampling, stream=stream)
+            return [part async for part in answer]
+
+        return self._runner.run(every())
 
     def answers(
         self, asked: Sequence[tuple[Sample, int]], *, stream: bool = False, **more: Any
@@ -141,6 +153,72 @@ def test_a_stop_text_ends_an_answer_before_it(
         for stream in (False, True):
             (found,) = asked.answers([one], stream=stream, stop=(stop,))
             assert found == text.split(stop)[0].rstrip()
+
+
+def test_several_answers_are_drawn_or_are_all_the_likeliest(
+    asked: Asked, whole: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    sample = tasks[0].test[0]
+    for stream in (False, True):
+        drawn = asked.parts(sample, 0, Sampling(TOKENS, 2.0, seed=1, n=4), stream=stream)
+        texts = {i: "".join(p.text for p in drawn if p.index == i) for i in range(4)}
+        assert len({*texts.values()}) > 1
+        assert sorted(p.index for p in drawn if p.finish) == [0, 1, 2, 3]
+        alike = asked.parts(sample, 0, Sampling(TOKENS, n=3), stream=stream)
+        texts = {i: "".join(p.text for p in alike if p.index == i) for i in range(3)}
+        assert {*texts.values()} == {*alone(whole, [(sample, 0)])}
+
+
+def test_chances_are_those_of_the_model_and_make_up_the_text(
+    asked: Asked, whole: GrowingVLM, tasks: tuple[Task, ...]
+) -> None:
+    sample = tasks[0].test[0]
+    expected: Any = whole.generate(
+        collator().prompts([sample]),
+        0,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    ).sequences
+    best = [row[0].log_softmax(-1).topk(3).values for row in expected.logits]
+    for stream in (False, True):
+        parts = asked.parts(sample, 0, Sampling(TOKENS, logprobs=3), stream=stream)
+        found = [each for part in parts for each in part.logprobs]
+        assert "".join(f.text for f in found).strip() == alone(whole, [(sample, 0)])[0]
+        for each, row in zip(found, best, strict=False):
+            assert each.logprob == pytest.approx(row[0].item(), abs=1e-3)
+            assert [p for _, p in each.top] == pytest.approx(row.tolist(), abs=1e-3)
+            assert each.bytes_.decode() == each.text
+
+
+def test_an_answer_is_of_its_schema(asked: Asked, tasks: tuple[Task, ...]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"yes": {"type": "boolean"}},
+        "required": ["yes"],
+        "additionalProperties": False,
+    }
+    sampling = Sampling(40, json_schema=json.dumps(schema))
+    (part,) = asked.parts(tasks[0].test[0], 0, sampling)
+    assert isinstance(json.loads(part.text)["yes"], bool), part
+    bad = Sampling(40, json_schema=json.dumps({"type": "no such type"}))
+    (part,) = asked.parts(tasks[0].test[0], 0, bad)
+    assert part.refused
+    assert part.failure
+
+
+def test_a_penalty_on_what_was_said_changes_what_is_said(
+    asked: Asked, tasks: tuple[Task, ...]
+) -> None:
+    sample = tasks[0].test[0]
+    plain, *others = (
+        asked.parts(sample, 0, Sampling(TOKENS, **more))[0].text
+        for more in ({}, {"frequency_penalty": 2.0}, {"repetition_penalty": 1.9})
+    )
+    assert plain not in others
+    only = asked.parts(sample, 0, Sampling(TOKENS, 2.0, seed=3, top_k=1))[0].text
+    assert only == asked.parts(sample, 0, Sampling(TOKENS, 2.0, seed=3, min_p=1.0))[0].text == plain
 
 
 def test_a_store_grows_up_to_the_capacity_and_is_refused_beyond(
