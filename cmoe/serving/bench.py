@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Answer = tuple[str, str | None]
 """An answer's text, and the task that gave it."""
 
+BUILTIN = "builtin"  # the executor that others are compared with
 TOKENS = 16  # of an answer at most
 CLIENTS = 32
 ALONE = 96  # requests of the one client alone
@@ -65,8 +66,9 @@ def measured_service(
 def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[str, Any]]:
     """A served store under load, beside one client alone and what the machine can do at most.
 
-    The ceilings are the same answers in one process without a service, and the HTTP application
-    with no model behind it.
+    The ceilings are the same answers of the builtin executor in one process without a service, and
+    the HTTP application with no model behind it. Beside another executor the builtin one is served,
+    too.
 
     Args:
         file: The service's file, in Ray Serve's format.
@@ -86,12 +88,8 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
     seconds, answers = offline(service.config, mixed)
     rows = [_row("offline, one process", len(mixed) / seconds, None)]
     with TemporaryDirectory() as folder:
-        bare = replace(
-            service.config,
-            store=without_tasks(service.config.store, folder),
-            engine=replace(service.config.engine, kind="instant"),
-        )
-        with serving(replace(service, config=bare)):
+        bare = with_engine(service, "instant", store=without_tasks(service.config.store, folder))
+        with serving(bare):
             url = service.url.rstrip("/")
             drive(url, bodies[:64], clients=8)
             instant = drive(url, bodies, clients=CLIENTS)
@@ -105,6 +103,11 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
         spent = {name: total - before.get(name, 0.0) for name, total in _spent(url).items()}
         rows.append(_row(f"{CLIENTS} clients", _rate(under), under, answers))
         rows += [_offered(url, bodies, share, _rate(under), alone) for share in OFFERED]
+    if service.config.engine.kind != BUILTIN:
+        with serving(with_engine(service, BUILTIN)):
+            drive(url, bodies[:64], clients=8)
+            other = drive(url, bodies, clients=CLIENTS)
+        rows.append(_row(f"{CLIENTS} clients, {BUILTIN} engine", _rate(other), other, answers))
     # Parts of a request's time: until its task was known, and then until its prompt was read.
     whole = sum(r.seconds for r in under)
     rows[3] |= {f"in {name}": total / whole for name, total in spent.items()}
@@ -113,6 +116,18 @@ def load(file: Path, store: str | None, root: str, samples: int) -> list[dict[st
         row["of one client"] = row["per second"] / rows[2]["per second"]
         row["of the ceiling"] = row["per second"] / least
     return rows
+
+
+def with_engine(service: Service, kind: str, **values: Any) -> Service:
+    """A service with another executor, which is in the project's own environment, and with other
+    values of its settings.
+    """
+    engine = replace(service.config.engine, kind=kind)
+    options = {**service.deployments.get("executor", {})}
+    actor = {n: v for n, v in options.get("ray_actor_options", {}).items() if n != "runtime_env"}
+    deployments = {**service.deployments, "executor": options | {"ray_actor_options": actor}}
+    config = replace(service.config, engine=engine, **values)
+    return replace(service, config=config, deployments=deployments)
 
 
 def without_tasks(store: str, folder: str) -> str:

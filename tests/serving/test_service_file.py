@@ -12,7 +12,7 @@ from cmoe.serving.launch import ServiceError, read_service
 from cmoe.serving.settings import ServeConfig
 
 
-@pytest.mark.parametrize("name", ["serve_mini.yaml", "serve_llava_7b.yaml"])
+@pytest.mark.parametrize("name", sorted(file.name for file in CONFIGS.glob("serve_*.yaml")))
 def test_files_of_services_name_what_is_there(name: str) -> None:
     """Every deployment is one of ours, every argument a known one, and all is Ray's own format."""
     from ray.serve.schema import ServeDeploySchema
