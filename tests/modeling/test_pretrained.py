@@ -22,6 +22,7 @@ from cmoe.modeling.pretrained import (
     load_config,
     load_shape,
     require_base,
+    squared,
 )
 from cmoe.modeling.settings import MINI_BASE
 
@@ -181,3 +182,16 @@ def test_pictures_are_padded_to_a_square_where_that_is_asked_for(
 
     assert edge(load_base(str(folder), pad=True)[1]) == pytest.approx(1, abs=0.01)
     assert (edge(load_base(str(folder))[1]) < 0) == crops
+
+
+@pytest.mark.parametrize("size", [(96, 32), (31, 70), (40, 40)])
+def test_a_squared_picture_is_what_a_padding_processor_sees(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    picture = Image.fromarray(noise.numpy())
+    padding = load_base(str(MINI_BASE), pad=True)[1].image_processor
+    square = squared(padding, picture)
+    assert square.size == (max(size), max(size))
+    padded = padding(images=[picture], return_tensors="pt").pixel_values
+    alone = padding(images=[square], do_pad=False, return_tensors="pt").pixel_values
+    assert torch.equal(alone, padded)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.mini_store import make_model
+from support.paths import CONFIGS
 from support.service import service_file
 from support.serving_bases import qwen3_5
 
@@ -112,3 +114,23 @@ def test_a_service_refuses_such_a_base_before_it_loads_it(
     monkeypatch.setattr(launch, "_require_port", lambda *_: pytest.fail("Ray is about to start"))
     with pytest.raises(ServiceError, match="'qwen3_5' can't be served: it has"), serving(service):
         pass
+
+
+@pytest.mark.parametrize("python", [None, "nowhere/bin/python"])
+def test_an_engine_whose_package_is_nowhere_is_refused_before_ray_starts(
+    store: str, monkeypatch: pytest.MonkeyPatch, python: str | None
+) -> None:
+    service = read_service(CONFIGS / "serve_mini_vllm.yaml", store=store, auth=False)
+    environment = {} if python is None else {"runtime_env": {"py_executable": python}}
+    service = replace(service, deployments={"executor": {"ray_actor_options": environment}})
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "_require_port", lambda *_: pytest.fail("Ray is about to start"))
+    told = "engine.kind is vllm, and .*; `make vllm` builds"
+    with pytest.raises(ServiceError, match=told), serving(service):
+        pass
+
+
+def test_a_deployment_s_python_may_be_named_from_this_folder(store: str) -> None:
+    service = read_service(CONFIGS / "serve_mini_vllm.yaml", store=store, auth=False)
+    options = service.deployments["executor"]["ray_actor_options"]
+    assert Path(options["runtime_env"]["py_executable"]) == Path.cwd() / ".venv-vllm/bin/python"
