@@ -2,8 +2,8 @@
 
 A request's task is its `LoRARequest`: its id is the task's index and 1, its name the digest of the
 primitive's record, its path the store. vLLM itself carries it to every token of every step, keeps
-apart what its prefix cache has of each, and asks for a primitive before the step that needs it. None
-of vLLM's own LoRA layers is used.
+apart what its prefix cache has of each, and asks for a primitive before the step that needs it.
+None of vLLM's own LoRA layers is used.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from vllm.distributed import (
-    get_tensor_model_parallel_rank,
-    get_tensor_model_parallel_world_size,
-    tensor_model_parallel_all_reduce,
-)
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
-from vllm.model_executor.layers.linear import RowParallelLinear
+from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.platforms import current_platform
 
+from cmoe.modeling.base import ATTENTION_NAMES, FFN_NAMES
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.vllm.experts import (
     CapacityError,
-    Pairs,
     RoutedAdapters,
     RoutedExperts,
     pairs_of,
+)
+from cmoe.serving.engines.vllm.layers import (
+    Call,
+    Grown,
+    GrownLinear,
+    find_layers,
+    find_part,
+    grown_linears,
+    hidden_states,
 )
 from cmoe.serving.engines.vllm.loading import pad_heads
 from cmoe.serving.engines.vllm.settings import Capacity
@@ -73,107 +77,6 @@ def _load(runner: Any, model: nn.Module, vllm_config: Any, device: torch.device)
     return model
 
 
-class Call:
-    """What the linear maps of an FFN or an attention share during one call of it."""
-
-    gates: Tensor | None = None
-
-
-class GrownLinear(nn.Module):
-    """A linear layer of vLLM's, merged or not, with LoRA pairs of each of its maps.
-
-    Args:
-        linear: The layer.
-        names: Of its maps, in their order.
-        rows: Capacity.
-        call: Shared with the part that it belongs to.
-        like: For dtype and device.
-    """
-
-    def __init__(
-        self, linear: nn.Module, names: Sequence[str], rows: int, call: Call, like: Tensor
-    ) -> None:
-        super().__init__()
-        self.linear, self.names, self.call = linear, tuple(names), call
-        self.by_rows = isinstance(linear, RowParallelLinear)
-        if self.by_rows:
-            inputs, self.sizes = linear.input_size_per_partition, [linear.output_size]
-        else:
-            inputs, self.sizes = linear.input_size, list(linear.output_partition_sizes)
-        self.pairs = Pairs(inputs, self.sizes, rows, like)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # what vLLM reads of the layer itself
-            return getattr(super().__getattr__("linear"), name)
-
-    def put(self, at: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Put this process's share of a primitive's pairs into the rows from `at` on."""
-        self.pairs.put(at, [self._share(n, A, B) for n, (A, B) in enumerate(pairs)])
-
-    def _share(self, number: int, A_nri: Tensor, B_nor: Tensor) -> tuple[Tensor, Tensor]:
-        if self.by_rows:
-            return _part(A_nri, 2, self.pairs.A.shape[1]), B_nor
-        return A_nri, _part(B_nor, 1, self.sizes[number])
-
-    def forward(self, u: Tensor) -> Any:
-        given = self.linear(u)
-        gates = self.call.gates
-        if gates is None:
-            return given
-        inner = self.pairs.inner(u)
-        if self.by_rows and get_tensor_model_parallel_world_size() > 1:
-            inner = tensor_model_parallel_all_reduce(inner)
-        self.pairs.add_to(given[0] if isinstance(given, tuple) else given, inner, gates)
-        return given
-
-
-def _part(whole: Tensor, dim: int, size: int) -> Tensor:
-    """This process's part of a dimension; key-value heads fewer than processes lie on several."""
-    parts = whole.shape[dim] // size
-    if parts == 1:
-        return whole
-    mine = get_tensor_model_parallel_rank() * parts // get_tensor_model_parallel_world_size()
-    return whole.narrow(dim, mine * size, size)
-
-
-class Grown(nn.Module):
-    """A part of a decoder layer, an FFN or an attention, whose linear maps have LoRA pairs.
-
-    Args:
-        part: The part.
-        linears: Its linear layers by the name of their attribute.
-        gates: Makes the rows' gates of the part's arguments.
-        call: Shared with the linear layers.
-    """
-
-    def __init__(
-        self,
-        part: nn.Module,
-        linears: Mapping[str, GrownLinear],
-        gates: Callable[..., Tensor],
-        call: Call,
-    ) -> None:
-        super().__init__()
-        self.part, self.gates, self.call = part, gates, call
-        for name, linear in linears.items():
-            setattr(part, name, linear)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("part"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.call.gates = self.gates(*args, **kwargs)
-        try:
-            return self.part(*args, **kwargs)
-        finally:
-            self.call.gates = None
-
-
 class Primitives:
     """Stands where vLLM has its LoRA manager.
 
@@ -194,18 +97,17 @@ class Primitives:
         pinned = like.device.type == "cuda"
         self._host_n = torch.full((tokens,), BASE, dtype=torch.long, pin_memory=pinned)
         self._layers = [*self._wrapped(model, like)]
-        if not self._layers:
-            raise ValueError(f"{type(model).__name__}: no decoder layer has a merged FFN")
 
     def _wrapped(self, model: nn.Module, like: Tensor) -> Iterator[_Layer]:
         settings, capacity = self.store.header.settings, self.capacity
         rank = settings.get("attention", 0)
         decoder: Any = model.get_language_model() if hasattr(model, "get_language_model") else model
-        merged = decoder.packed_modules_mapping
-        layers = (m for m in decoder.modules() if hasattr(m, "mlp") and hasattr(m, "self_attn"))
-        for index, layer in enumerate(list(layers)):
-            mlp, attention, call = layer.mlp, layer.self_attn, Call()
-            linears = _linears(mlp, merged, capacity.rows, call, like)
+        merged = getattr(decoder, "packed_modules_mapping", None) or model.packed_modules_mapping
+        for index, layer in enumerate(find_layers(decoder)):
+            if isinstance(layer, PPMissingLayer):
+                continue
+            name, mlp, call = *find_part(layer, index, FFN_NAMES), Call()
+            linears = grown_linears(mlp, merged, capacity.rows, call, like)
             first = next(iter(linears.values()))
             routed = RoutedExperts(
                 index,
@@ -215,22 +117,25 @@ class Primitives:
                 capacity,
                 like,
             )
-            layer.mlp = Grown(mlp, linears, self._gates_of(routed), call)
+            setattr(layer, name, Grown(mlp, linears, self._gates_of(routed), call))
             adapters, adapted = None, {}
             if rank:
-                call = Call()
-                adapted = _linears(attention, merged, capacity.adapter_rows, call, like)
+                name, attention, call = *find_part(layer, index, ATTENTION_NAMES), Call()
+                adapted = grown_linears(attention, merged, capacity.adapter_rows, call, like)
                 adapters = RoutedAdapters(index, rank, capacity, like)
-                layer.self_attn = Grown(attention, adapted, self._adapters_of(adapters), call)
+                setattr(layer, name, Grown(attention, adapted, self._adapters_of(adapters), call))
             yield _Layer(routed, linears, adapters, adapted)
 
     def _gates_of(self, routed: RoutedExperts) -> Callable[..., Tensor]:
-        return lambda x_nd, *_, **__: routed(x_nd, self._tasks_n[: len(x_nd)])
+        def gates(*args: Any, **kwargs: Any) -> Tensor:
+            x_nd = hidden_states(args, kwargs)
+            return routed(x_nd, self._tasks_n[: len(x_nd)])
+
+        return gates
 
     def _adapters_of(self, adapters: RoutedAdapters) -> Callable[..., Tensor]:
         def gates(*args: Any, **kwargs: Any) -> Tensor:
-            hidden_nd = kwargs["hidden_states"] if "hidden_states" in kwargs else args[-1]
-            return adapters(self._tasks_n[: len(hidden_nd)])
+            return adapters(self._tasks_n[: len(hidden_states(args, kwargs))])
 
         return gates
 
@@ -257,6 +162,7 @@ class Primitives:
             raise CapacityError("tasks", task, self.capacity.tasks)
         new = [self.store.read(index) for index in range(len(self._tasks), task)]
         for layer in self._layers:
+            layer.require_places(new)
             layer.require_room(new)
         for primitive in new:  # in order: a router names the experts before it
             below = primitive.builds_on
@@ -317,6 +223,24 @@ class _Layer:
         self.routed, self.linears = routed, linears
         self.adapters, self.adapted = adapters, adapted
 
+    def require_places(self, primitives: Sequence[Primitive]) -> None:
+        """Refuse a primitive that would answer here without a part of it."""
+        prefix = f"layers.{self.routed.layer}."
+        places = {
+            f"{start}{name}.{side}"
+            for start, linears in ((prefix, self.linears), (f"{prefix}attention.", self.adapted))
+            for linear in linears.values()
+            for name in linear.names
+            for side in "AB"
+        }
+        for primitive in primitives:
+            here = {name for name in primitive.experts if name.startswith(prefix)}
+            if lost := sorted(here - places):
+                raise ValueError(
+                    f"{lost[0]} of task {primitive.task!r} has no place in vLLM's layer, which has "
+                    f"{', '.join(sorted(places))}"
+                )
+
     def require_room(self, primitives: Sequence[Primitive]) -> None:
         self.routed.require_room(primitives, next(iter(self.linears.values())).names[0])
         if self.adapters is not None:
@@ -344,14 +268,3 @@ def _put(
     for name, linear in linears.items():
         if (pairs := found[name]) is not None:
             linear.put(at, pairs)
-
-
-def _linears(
-    part: nn.Module, merged: Mapping[str, Sequence[str]], rows: int, call: Call, like: Tensor
-) -> dict[str, GrownLinear]:
-    """The linear layers of a part, in their order, not yet in their places."""
-    return {
-        name: GrownLinear(linear, merged.get(name, [name]), rows, call, like)
-        for name, linear in part.named_children()
-        if hasattr(linear, "input_size") and hasattr(linear, "output_size")
-    }
