@@ -52,6 +52,10 @@ LIMITS, LIMIT_16_BITS = {"float32": 0.02}, 0.3
 ALTERNATIVES = 5  # of each token of a reference answer: what may be as likely
 PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
 """vLLM tells its makers nothing."""
+SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "passive"}
+"""Other processes run on the same cores: threads that are bound to theirs, and wait for each other
+without letting others run, were ten times slower. Their number is the deployment's `num_cpus`.
+"""
 
 
 @register_executor("vllm")
@@ -83,6 +87,8 @@ class VllmExecutor:
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
         os.environ.update(PRIVATE)
+        for name, value in SHARED.items():
+            os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.vllm.cpu_cache_gib))
         from vllm.v1.engine.async_llm import AsyncLLM
 
