@@ -134,6 +134,11 @@ def find_layers(decoder: nn.Module) -> nn.ModuleList:
             f"vLLM's {type(decoder).__name__} has no list of layers; looked for "
             f"{', '.join(LAYERS_NAMES)}"
         )
+    if any(type(layer).__module__.startswith("transformers.") for layer in found):
+        raise ValueError(
+            f"vLLM has no decoder of its own for this base and runs transformers' "
+            f"{type(found[0]).__name__}, which can't carry experts there"
+        )
     return found
 
 
