@@ -358,9 +358,9 @@ TEXTS: dict[str, dict[str, Any]] = {
 """Language models that a LLaVA may have, beside Llama's."""
 
 
-def llava_of(text: str) -> Family:
-    """LLaVA with another language model."""
-    config = partial(_llava, model_type=text, **TEXTS[text])
+def llava_of(text: str, **more: Any) -> Family:
+    """LLaVA with another language model, and more that its configuration says."""
+    config = partial(_llava, model_type=text, **TEXTS.get(text, {}), **more)
     return replace(FAMILIES["llava"], config=config)
 
 
