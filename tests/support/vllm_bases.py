@@ -1,9 +1,10 @@
-"""Tiny random bases of every family with their processors, as folders that vLLM loads, and stores."""
+"""Tiny random bases of every family with their processors, as folders that vLLM loads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def _text(**more: Any) -> dict[str, Any]:
     return TEXT | more
 
 
-def _llava(ids: Ids) -> PretrainedConfig:
+def _llava(ids: Ids, **text: Any) -> PretrainedConfig:
     return transformers.LlavaConfig(
         vision_config=VISION | {"model_type": "clip_vision_model", "projection_dim": 32},
-        text_config=_text(model_type="llama"),
+        text_config=_text(**{"model_type": "llama"} | text),
         image_token_index=ids["<image>"],
         image_seq_length=16,
     )
@@ -107,10 +108,10 @@ def _llava_processor(tokenizer: Any, chat: str) -> Any:
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 
 
-def _llava_next(ids: Ids) -> PretrainedConfig:
+def _llava_next(ids: Ids, **text: Any) -> PretrainedConfig:
     return transformers.LlavaNextConfig(
         vision_config=VISION | {"model_type": "clip_vision_model", "projection_dim": 32},
-        text_config=_text(model_type="mistral", sliding_window=None),
+        text_config=_text(**{"model_type": "mistral"} | text),
         image_token_index=ids["<image>"],
         image_grid_pinpoints=PINPOINTS,
         image_seq_length=16,
@@ -132,10 +133,10 @@ def _llava_next_processor(tokenizer: Any, chat: str) -> Any:
     )
 
 
-def _llava_onevision(ids: Ids) -> PretrainedConfig:
+def _llava_onevision(ids: Ids, **text: Any) -> PretrainedConfig:
     return transformers.LlavaOnevisionConfig(
         vision_config=VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
-        text_config=_text(model_type="qwen2"),
+        text_config=_text(**{"model_type": "qwen2"} | text),
         image_token_index=ids["<image>"],
         video_token_index=ids["<video>"],
         image_grid_pinpoints=PINPOINTS,
@@ -215,11 +216,11 @@ INTERN_TOKENS = {
 }
 
 
-def _internvl(ids: Ids) -> PretrainedConfig:
+def _internvl(ids: Ids, **text: Any) -> PretrainedConfig:
     vision = VISION | {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]}
     return transformers.InternVLConfig(
         vision_config=vision,
-        text_config=_text(model_type="qwen2"),
+        text_config=_text(**{"model_type": "qwen2"} | text),
         image_token_id=ids["<IMG_CONTEXT>"],
         image_seq_length=4,
         downsample_ratio=0.5,
@@ -295,6 +296,15 @@ def _gemma3_processor(tokenizer: Any, chat: str) -> Any:
     )
 
 
+def _qwen2_vl(ids: Ids) -> PretrainedConfig:
+    vision = {name: QWEN_VISION[name] for name in ("depth", "num_heads", "patch_size")}
+    return transformers.Qwen2VLConfig(
+        vision_config=vision | {"embed_dim": 32, "hidden_size": WIDTH, "mlp_ratio": 2},
+        text_config=_text(rope_parameters=MROPE),
+        **_qwen_ids(ids),
+    )
+
+
 FAMILIES = {
     "llava": Family(_llava, _llava_processor),
     "llava_next": Family(_llava_next, _llava_next_processor),
@@ -303,6 +313,7 @@ FAMILIES = {
         _llava_onevision_processor,
         {"image_token": "<image>", "video_token": "<video>"},
     ),
+    "qwen2_vl": Family(_qwen2_vl, _qwen_processor("Qwen2VLProcessor"), QWEN_TOKENS, QWEN_SHOWN),
     "qwen2_5_vl": Family(
         _qwen2_5_vl, _qwen_processor("Qwen2_5_VLProcessor"), QWEN_TOKENS, QWEN_SHOWN
     ),
@@ -332,6 +343,25 @@ FAMILIES = {
         LINES,
     ),
 }
+
+
+WINDOW = {"sliding_window": 24}
+TEXTS: dict[str, dict[str, Any]] = {
+    "mistral": WINDOW,
+    "qwen2": {},
+    "qwen3": {},
+    "phi3": WINDOW,
+    "gemma": {},
+    "granite": {},
+    "nemotron": {"hidden_act": "relu2"},
+}
+"""Language models that a LLaVA may have, beside Llama's."""
+
+
+def llava_of(text: str, **more: Any) -> Family:
+    """LLaVA with another language model, and more that its configuration says."""
+    config = partial(_llava, model_type=text, **TEXTS.get(text, {}), **more)
+    return replace(FAMILIES["llava"], config=config)
 
 
 def make_tokenizer(family: Family) -> PreTrainedTokenizerFast:
@@ -366,16 +396,19 @@ def make_model(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def write_base(name: str, folder: Path) -> PreTrainedModel:
-    """Write a family's tiny base with its processor to a folder."""
-    family = FAMILIES[name]
-    chat = (MINI_BASE / "chat_template.jinja").read_text().replace("<image>\\n", family.shown.replace("\n", "\\n"))
+def make_config(family: Family) -> PretrainedConfig:
     tokenizer = make_tokenizer(family)
     own = [*family.tokens.values(), *family.plain]
-    ids = dict(zip(own, tokenizer.convert_tokens_to_ids(own), strict=True))
-    model = make_model(family.config(ids))
+    return family.config(dict(zip(own, tokenizer.convert_tokens_to_ids(own), strict=True)))
+
+
+def write_base(family: Family, folder: Path) -> PreTrainedModel:
+    """Write a family's tiny base with its processor to a folder."""
+    shown = family.shown.replace("\n", "\\n")
+    chat = (MINI_BASE / "chat_template.jinja").read_text().replace("<image>\\n", shown)
+    model = make_model(make_config(family))
     model.save_pretrained(folder)
-    family.processor(tokenizer, chat).save_pretrained(folder)
+    family.processor(make_tokenizer(family), chat).save_pretrained(folder)
     return model
 
 

@@ -12,7 +12,7 @@ from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
-from vllm.model_executor.layers.linear import RowParallelLinear
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 
 from cmoe.modeling.base import LAYERS_NAMES
 from cmoe.serving.engines.vllm.experts import Pairs
@@ -64,8 +64,7 @@ class GrownLinear(nn.Module):
             return _part(A_nri, 2, self.pairs.A.shape[1]), B_nor
         if len(self.names) > 1:
             return A_nri, _part(B_nor, 1, self.sizes[number])
-        wholes = B_nor.split(getattr(self.linear, "output_sizes", [B_nor.shape[1]]), 1)
-        parts = zip(wholes, self.sizes, strict=True)
+        parts = zip(B_nor.split(_whole_sizes(self.linear), 1), self.sizes, strict=True)
         return A_nri, torch.cat([_part(whole, 1, size) for whole, size in parts], 1)
 
     def forward(self, u: Tensor) -> Any:
@@ -78,6 +77,15 @@ class GrownLinear(nn.Module):
             inner = tensor_model_parallel_all_reduce(inner)
         self.pairs.add_to(given[0] if isinstance(given, tuple) else given, inner, gates)
         return given
+
+
+def _whole_sizes(linear: Any) -> list[int]:
+    """Outputs of the parts of a map, over all processes."""
+    if isinstance(linear, QKVParallelLinear):  # its own sizes count repeated heads
+        key, value = linear.head_size, linear.v_head_size
+        heads = linear.total_num_kv_heads
+        return [linear.total_num_heads * key, heads * key, heads * value]
+    return [*getattr(linear, "output_sizes", [linear.output_size])]
 
 
 def _part(whole: Tensor, dim: int, size: int) -> Tensor:
@@ -133,6 +141,11 @@ def find_layers(decoder: nn.Module) -> nn.ModuleList:
         raise ValueError(
             f"vLLM's {type(decoder).__name__} has no list of layers; looked for "
             f"{', '.join(LAYERS_NAMES)}"
+        )
+    if any(type(layer).__module__.startswith("transformers.") for layer in found):
+        raise ValueError(
+            f"vLLM has no decoder of its own for this base and runs transformers' "
+            f"{type(found[0]).__name__}, which can't carry experts there"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Bases that vLLM doesn't take as they are: older names of weights, and odd sizes of heads."""
+"""Bases that vLLM doesn't take as they are: names of weights, sizes of heads, pictures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.auto import image_processing_auto
 from vllm.config import ModelConfig
 from vllm.config.load import LoadConfig
 from vllm.model_executor.layers.attention import Attention
@@ -63,3 +64,13 @@ def pad_heads() -> None:
         return out.view(len(out), -1, wide)[..., :size].flatten(1)
 
     Attention.__init__, Attention.forward, Attention._cmoe_pads = init, forward, True
+
+
+def prepare_pictures_as_trained() -> None:
+    """Let pictures be prepared with Pillow, as without torchvision, which vLLM brings along.
+
+    The two differ by up to one grey level. `mm_processor_kwargs` can't say it: a processor hands
+    the word on to its videos' part, which has no such choice. To be called before an engine is
+    made, in the process that prepares pictures and in the engine's own.
+    """
+    image_processing_auto._resolve_backend = lambda *_: "pil"

@@ -39,7 +39,7 @@ from cmoe.serving.engines.vllm.layers import (
     grown_linears,
     hidden_states,
 )
-from cmoe.serving.engines.vllm.loading import pad_heads
+from cmoe.serving.engines.vllm.loading import pad_heads, prepare_pictures_as_trained
 from cmoe.serving.engines.vllm.settings import Capacity
 from cmoe.store.log import Store
 
@@ -56,6 +56,7 @@ class Worker(_Worker):  # type: ignore[misc,valid-type]
     """What vLLM's `worker_cls` names."""
 
     def init_device(self) -> None:
+        prepare_pictures_as_trained()
         super().init_device()
         if current_platform.is_cpu():
             pad_heads()

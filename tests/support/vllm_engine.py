@@ -1,0 +1,154 @@
+"""An engine of vLLM's in this process, and questions that it and a model's `generate` are asked."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from PIL import Image
+from support.grown import STREAM, learn
+from support.vllm_bases import Family, picture, write_base
+from torch import Tensor
+from vllm import LLM, SamplingParams
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+from vllm.lora.request import LoRARequest
+
+from cmoe.data.batches import ChatTurn, Collator
+from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_processor
+from cmoe.modeling.routers import BASE
+from cmoe.serving.engines.vllm.loading import FORMAT, prepare_pictures_as_trained
+from cmoe.store.log import Store
+from cmoe.store.model import create_store
+
+TOKENS, CONTEXT = 12, 512
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+CAPACITY = {"tasks": 8, "experts": 16, "rows": 128, "adapter_rows": 32}
+SIZES: tuple[tuple[int, int] | None, ...] = ((40, 30), (64, 64), None, (30, 90), (150, 20), None)
+TEXTS = ("What is it?", "Which colours does it have, and where?", "Name the things on the left.")
+
+
+class Question(NamedTuple):
+    """A prompt and who answers it.
+
+    Attributes:
+        text: The prompt in the base's chat template.
+        image: Its picture.
+        inputs: The base's own inputs.
+        task: Index of the task, or `BASE`.
+    """
+
+    text: str
+    image: Image.Image | None
+    inputs: dict[str, Tensor]
+    task: int
+
+    @property
+    def ids(self) -> list[int]:
+        return self.inputs["input_ids"][0].tolist()
+
+
+class Answer(NamedTuple):
+    """Tokens of the prompt as vLLM reads it, and of what it answers."""
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+def write_stream(family: Family, folder: Path, gates: Any) -> tuple[GrowingVLM, Store]:
+    """A base in a folder, and a store with a stream's primitives beside it.
+
+    With `residual` gates, attention has adapters as well.
+    """
+    attention = 3 if gates == "residual" else 0
+    model = GrowingVLM(write_base(family, folder), top_k=2, gates=gates, attention=attention)
+    url = folder / "store"
+    store = create_store(url, model, name=str(folder), revision="local", config={})
+    for task in STREAM:
+        store.append(learn(model, task))
+    return model, store
+
+
+def asked(folder: Path) -> list[Question]:
+    """Each prompt is asked of the base and of three of the four tasks."""
+    prepare_pictures_as_trained()
+    collator = Collator(load_processor(str(folder)), CONTEXT, TOKENS)
+    assert type(collator.processor.image_processor).__name__.endswith("Pil")
+    questions = []
+    for number, place in product(range(len(SIZES)), range(4)):
+        size, text = SIZES[number], TEXTS[number % len(TEXTS)]
+        image = None if size is None else picture(number, size)
+        parts = (text,) if image is None else (None, text)
+        content = [{"type": "text", "text": p} if p else {"type": "image"} for p in parts]
+        turns = [{"role": "user", "content": content}]
+        chat = collator.processor.apply_chat_template(turns, add_generation_prompt=True)
+        task = ((BASE, 0, 1, 3), (BASE, 1, 2, 3))[number % 2][place]
+        inputs = collator.conversation([ChatTurn("user", parts)], image)
+        questions.append(Question(chat, image, inputs, task))
+    return questions
+
+
+def by_generate(model: GrowingVLM, question: Question) -> list[int]:
+    found = model.generate(question.inputs, question.task, max_new_tokens=TOKENS, do_sample=False)
+    return found.sequences[0, len(question.ids) :].tolist()
+
+
+def by_vllm(
+    folder: Path, store: Store, questions: Sequence[Question], **settings: Any
+) -> list[Answer]:
+    """Answers that run together, in an engine that is gone afterwards."""
+    sampling = SamplingParams(temperature=0, max_tokens=TOKENS)
+    records = store.records()
+    prompts: list[Any] = []
+    tasks = []
+    for question in questions:
+        shown = {} if question.image is None else {"multi_modal_data": {"image": question.image}}
+        prompts.append({"prompt": question.text, **shown})
+        digest = records[question.task].digest
+        request = LoRARequest(digest, question.task + 1, store.url) if question.task >= 0 else None
+        tasks.append(request)
+    with engine(folder, store, **settings) as llm:
+        found = llm.generate(prompts, sampling, lora_request=tasks, use_tqdm=False)
+        return [Answer(each.prompt_token_ids, [*each.outputs[0].token_ids]) for each in found]
+
+
+@contextmanager
+def engine(folder: Path, store: Store, **settings: Any) -> Iterator[LLM]:
+    """An engine with the project's worker."""
+    prepare_pictures_as_trained()
+    with patch.dict(os.environ, SETTINGS):
+        llm = LLM(
+            model=str(folder),
+            load_format=FORMAT,
+            worker_cls="cmoe.serving.engines.vllm.worker.Worker",
+            dtype="float32",
+            seed=0,
+            max_model_len=CONTEXT,
+            max_num_seqs=16,
+            block_size=32,
+            enforce_eager=True,
+            limit_mm_per_prompt={"image": 1},
+            enable_lora=True,
+            max_loras=8,
+            max_lora_rank=8,
+            additional_config={"cmoe": {"store": store.url, "capacity": CAPACITY}},
+            **settings,
+        )
+        try:
+            yield llm
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+            cleanup_dist_env_and_memory()
