@@ -26,6 +26,7 @@ from cmoe.modeling.routers import BASE
 from cmoe.serving.bases import UnservedBaseError, base_of, context_of
 from cmoe.serving.engines.answer_text import UNFINISHED, AnswerText
 from cmoe.serving.engines.registry import register_executor
+from cmoe.serving.engines.vllm import families
 from cmoe.serving.messages import AnswerPart, Finish, Sampling, TokenLogprob, WrittenPrompt
 from cmoe.serving.prompts import to_written
 from cmoe.serving.settings import ServeConfig
@@ -82,7 +83,7 @@ class VllmExecutor:
 
     @staticmethod
     def require_servable(base: PretrainedConfig) -> None:
-        """vLLM itself refuses what it doesn't know, by name."""
+        families.require_servable(base)
 
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
@@ -94,7 +95,8 @@ class VllmExecutor:
 
         from cmoe.serving.engines.vllm.load import Load
 
-        load = Load()
+        named, load = base_of(store, config), Load()
+        cls.require_servable(load_config(named.path, revision=named.revision))
         arguments = await asyncio.to_thread(_arguments, store, config)
         engine = await asyncio.to_thread(
             AsyncLLM.from_engine_args, arguments, stat_loggers=[load.logger]
@@ -245,8 +247,9 @@ def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    from cmoe.serving.engines.vllm.loading import FORMAT
+    from cmoe.serving.engines.vllm.loading import FORMAT, prepare_pictures_as_trained
 
+    prepare_pictures_as_trained()
     base, engine, limits = base_of(store, config), config.engine.vllm, config.limits
     wanted = engine.max_model_len or limits.prompt_tokens + limits.answer_tokens
     return AsyncEngineArgs(
@@ -262,8 +265,6 @@ def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
         tensor_parallel_size=engine.tensor_parallel,
         enforce_eager=engine.eager or current_platform.is_cpu(),
         limit_mm_per_prompt={"image": 1},
-        # As training prepares pictures; vLLM's default differs by up to a grey level.
-        mm_processor_kwargs={"backend": "pil"},
         worker_cls=WORKER,
         enable_lora=True,
         max_loras=engine.capacity.tasks,
