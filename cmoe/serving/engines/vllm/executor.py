@@ -57,6 +57,10 @@ SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "passive"}
 """Other processes run on the same cores: threads that are bound to theirs, and wait for each other
 without letting others run, were ten times slower. Their number is the deployment's `num_cpus`.
 """
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""By itself vLLM has a process for its scheduler and one for its model on CPUs, too, to set the
+threads of the latter. `AsyncLLM` has the scheduler in a process of its own whatever this says.
+"""
 
 
 @register_executor("vllm")
@@ -88,7 +92,8 @@ class VllmExecutor:
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
         os.environ.update(PRIVATE)
-        for name, value in SHARED.items():
+        alone = config.engine.vllm.tensor_parallel == 1
+        for name, value in (SHARED | (ONE_PROCESS if alone else {})).items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.vllm.cpu_cache_gib))
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -263,6 +268,7 @@ def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
         enable_prefix_caching=engine.prefix_caching,
         quantization=engine.quantization,
         tensor_parallel_size=engine.tensor_parallel,
+        distributed_executor_backend="uni" if engine.tensor_parallel == 1 else "mp",
         enforce_eager=engine.eager or current_platform.is_cpu(),
         limit_mm_per_prompt={"image": 1},
         worker_cls=WORKER,
