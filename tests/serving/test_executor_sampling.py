@@ -43,7 +43,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     folder = tmp_path_factory.mktemp("echoing")
     model = make_model("inline")
     store = create_store(folder / "store", model, name="mini", revision="default", config={})
-    file = service_file(folder, ("gateway", "executor"), limits=LIMITS)
+    file = service_file(folder, ("gateway", "executor"), limits=LIMITS, engine={"kind": "echo"})
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", os.environ.get("PYTHONPATH", ""))))
     with running_service(
         store.url,
