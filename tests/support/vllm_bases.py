@@ -92,11 +92,11 @@ def _llava(ids: Ids, **text: Any) -> PretrainedConfig:
     )
 
 
-def _llava_processor(tokenizer: Any, chat: str) -> Any:
-    return transformers.LlavaProcessor(
-        transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
+def _llava_processor(tokenizer: Any, chat: str, kind: str = "Llava", **more: Any) -> Any:
+    pictures = {"Llava": "CLIPImageProcessorPil"}.get(kind, f"{kind}ImageProcessorPil")
+    side = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    return getattr(transformers, f"{kind}Processor")(
+        getattr(transformers, pictures)(**side, **more),
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -119,18 +119,7 @@ def _llava_next(ids: Ids, **text: Any) -> PretrainedConfig:
 
 
 def _llava_next_processor(tokenizer: Any, chat: str) -> Any:
-    return transformers.LlavaNextProcessor(
-        transformers.LlavaNextImageProcessorPil(
-            size={"shortest_edge": SIDE},
-            crop_size={"height": SIDE, "width": SIDE},
-            image_grid_pinpoints=PINPOINTS,
-        ),
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=chat,
-    )
+    return _llava_processor(tokenizer, chat, "LlavaNext", image_grid_pinpoints=PINPOINTS)
 
 
 def _llava_onevision(ids: Ids, **text: Any) -> PretrainedConfig:
