@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     PretrainedConfig,
@@ -399,8 +398,3 @@ def write_base(family: Family, folder: Path) -> PreTrainedModel:
     model.save_pretrained(folder)
     family.processor(make_tokenizer(family), chat).save_pretrained(folder)
     return model
-
-
-def picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    noise = torch.randint(0, 256, (6, 6, 3), generator=torch.Generator().manual_seed(seed))
-    return Image.fromarray(noise.to(torch.uint8).numpy()).resize(size, Image.Resampling.BICUBIC)
