@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     PretrainedConfig,
@@ -92,11 +91,11 @@ def _llava(ids: Ids, **text: Any) -> PretrainedConfig:
     )
 
 
-def _llava_processor(tokenizer: Any, chat: str) -> Any:
-    return transformers.LlavaProcessor(
-        transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
+def _llava_processor(tokenizer: Any, chat: str, kind: str = "Llava", **more: Any) -> Any:
+    pictures = {"Llava": "CLIPImageProcessorPil"}.get(kind, f"{kind}ImageProcessorPil")
+    side = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    return getattr(transformers, f"{kind}Processor")(
+        getattr(transformers, pictures)(**side, **more),
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -119,18 +118,7 @@ def _llava_next(ids: Ids, **text: Any) -> PretrainedConfig:
 
 
 def _llava_next_processor(tokenizer: Any, chat: str) -> Any:
-    return transformers.LlavaNextProcessor(
-        transformers.LlavaNextImageProcessorPil(
-            size={"shortest_edge": SIDE},
-            crop_size={"height": SIDE, "width": SIDE},
-            image_grid_pinpoints=PINPOINTS,
-        ),
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=chat,
-    )
+    return _llava_processor(tokenizer, chat, "LlavaNext", image_grid_pinpoints=PINPOINTS)
 
 
 def _llava_onevision(ids: Ids, **text: Any) -> PretrainedConfig:
@@ -410,8 +398,3 @@ def write_base(family: Family, folder: Path) -> PreTrainedModel:
     model.save_pretrained(folder)
     family.processor(make_tokenizer(family), chat).save_pretrained(folder)
     return model
-
-
-def picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    noise = torch.randint(0, 256, (6, 6, 3), generator=torch.Generator().manual_seed(seed))
-    return Image.fromarray(noise.to(torch.uint8).numpy()).resize(size, Image.Resampling.BICUBIC)

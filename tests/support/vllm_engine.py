@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import torch
 from PIL import Image
 from support.grown import STREAM, learn
-from support.vllm_bases import Family, picture, write_base
+from support.vllm_bases import Family, write_base
 from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -97,6 +98,11 @@ def asked(folder: Path) -> list[Question]:
         inputs = collator.conversation([ChatTurn("user", parts)], image)
         questions.append(Question(chat, image, inputs, task))
     return questions
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    noise = torch.randint(0, 256, (6, 6, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(noise.to(torch.uint8).numpy()).resize(size, Image.Resampling.BICUBIC)
 
 
 def by_generate(model: GrowingVLM, question: Question) -> list[int]:

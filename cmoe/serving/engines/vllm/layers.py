@@ -36,10 +36,11 @@ class GrownLinear(nn.Module):
     """
 
     def __init__(
-        self, linear: nn.Module, names: Sequence[str], rows: int, call: Call, like: Tensor
+        self, linear: Any, names: Sequence[str], rows: int, call: Call, like: Tensor
     ) -> None:
         super().__init__()
         self.linear, self.names, self.call = linear, tuple(names), call
+        self.sizes: list[int]
         self.by_rows = isinstance(linear, RowParallelLinear)
         if self.by_rows:
             inputs, self.sizes = linear.input_size_per_partition, [linear.output_size]

@@ -57,7 +57,8 @@ def pad_heads() -> None:
     def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any) -> Tensor:
         size, wide = self._cmoe_size, self.head_size
         if size == wide:
-            return attend(self, query, key, value, *args)
+            same: Tensor = attend(self, query, key, value, *args)
+            return same
         more = (0, wide - size)
         padded = [F.pad(t.reshape(len(t), -1, size), more).flatten(1) for t in (query, key, value)]
         out: Tensor = attend(self, *padded)

@@ -52,7 +52,7 @@ SETTINGS = "cmoe"  # our key of vLLM's `additional_config`
 WARMUP = "warmup_"  # vLLM's own requests, before the first
 
 
-class Worker(_Worker):  # type: ignore[misc,valid-type]
+class Worker(_Worker):
     """What vLLM's `worker_cls` names."""
 
     def init_device(self) -> None:
@@ -99,10 +99,10 @@ class Primitives:
         self._host_n = torch.full((tokens,), BASE, dtype=torch.long, pin_memory=pinned)
         self._layers = [*self._wrapped(model, like)]
 
-    def _wrapped(self, model: nn.Module, like: Tensor) -> Iterator[_Layer]:
+    def _wrapped(self, model: Any, like: Tensor) -> Iterator[_Layer]:
         settings, capacity = self.store.header.settings, self.capacity
         rank = settings.get("attention", 0)
-        decoder: Any = model.get_language_model() if hasattr(model, "get_language_model") else model
+        decoder = model.get_language_model() if hasattr(model, "get_language_model") else model
         merged = getattr(decoder, "packed_modules_mapping", None) or model.packed_modules_mapping
         for index, layer in enumerate(find_layers(decoder)):
             if isinstance(layer, PPMissingLayer):
@@ -112,7 +112,7 @@ class Primitives:
             first = next(iter(linears.values()))
             routed = RoutedExperts(
                 index,
-                first.linear.input_size,
+                first.input_size,
                 settings["top_k"],
                 settings.get("gates", "renormalized"),
                 capacity,
@@ -130,13 +130,15 @@ class Primitives:
     def _gates_of(self, routed: RoutedExperts) -> Callable[..., Tensor]:
         def gates(*args: Any, **kwargs: Any) -> Tensor:
             x_nd = hidden_states(args, kwargs)
-            return routed(x_nd, self._tasks_n[: len(x_nd)])
+            found: Tensor = routed(x_nd, self._tasks_n[: len(x_nd)])
+            return found
 
         return gates
 
     def _adapters_of(self, adapters: RoutedAdapters) -> Callable[..., Tensor]:
         def gates(*args: Any, **kwargs: Any) -> Tensor:
-            return adapters(self._tasks_n[: len(hidden_states(args, kwargs))])
+            found: Tensor = adapters(self._tasks_n[: len(hidden_states(args, kwargs))])
+            return found
 
         return gates
 
