@@ -95,8 +95,6 @@ class Primitives:
         self.store, self.capacity = store, capacity
         self._tasks: list[str] = []
         self._tasks_n = torch.full((tokens,), BASE, dtype=torch.long, device=like.device)
-        pinned = like.device.type == "cuda"
-        self._host_n = torch.full((tokens,), BASE, dtype=torch.long, pin_memory=pinned)
         self._layers = [*self._wrapped(model, like)]
 
     def _wrapped(self, model: Any, like: Tensor) -> Iterator[_Layer]:
@@ -181,9 +179,10 @@ class Primitives:
             if not request.lora_name.startswith(WARMUP):
                 self.add_adapter(request)
         ids = np.asarray(mapping.index_mapping, dtype=np.int64) - 1
-        self._host_n.fill_(BASE)
-        self._host_n[: len(ids)] = torch.from_numpy(np.where(ids < len(self._tasks), ids, BASE))
-        self._tasks_n.copy_(self._host_n, non_blocking=True)
+        tasks_n = torch.from_numpy(np.where(ids < len(self._tasks), ids, BASE))
+        self._tasks_n.fill_(BASE)
+        # Of a step's own memory: one that is used again could change before it is copied.
+        self._tasks_n[: len(tasks_n)].copy_(tasks_n)
 
     # What else the runner asks of a LoRA manager. A log is only added to.
 
