@@ -38,7 +38,6 @@ $(CLIENTS)/node_modules/.installed: $(CLIENTS)/package-lock.json
 # On CPUs by itself; VLLM=cuda for NVIDIA GPUs.
 VLLM ?= cpu
 VLLM_VENV := .venv-vllm
-VLLM_SITE = $(shell $(VLLM_VENV)/bin/python -c "import site; print(site.getsitepackages()[0])")
 vllm: $(VLLM_VENV)/.installed
 
 $(VLLM_VENV)/.installed: cluster/vllm/$(VLLM).txt cluster/vllm/torchvision_without_cuda.py pyproject.toml
@@ -46,8 +45,9 @@ $(VLLM_VENV)/.installed: cluster/vllm/$(VLLM).txt cluster/vllm/torchvision_witho
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps $(PIP_FLAGS) -r $<
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 ifeq ($(VLLM),cpu)
-	cp cluster/vllm/torchvision_without_cuda.py $(VLLM_SITE)
-	echo "import torchvision_without_cuda" > $(VLLM_SITE)/torchvision_without_cuda.pth
+	site=$$($(VLLM_VENV)/bin/python -c "import site; print(site.getsitepackages()[0])") \
+		&& cp cluster/vllm/torchvision_without_cuda.py "$$site" \
+		&& echo "import torchvision_without_cuda" > "$$site/torchvision_without_cuda.pth"
 endif
 	touch $@
 
