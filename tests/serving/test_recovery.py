@@ -12,7 +12,6 @@ from typing import Any
 import openai
 import pytest
 from support.jobs import until
-from support.mini_store import copy_prefix
 from support.service import running_service, service_file
 from support.service_client import KEY, TOKENS, ServiceClient, ask
 
@@ -21,12 +20,6 @@ from cmoe.serving.load import request_of
 from cmoe.store.log import Store
 
 pytestmark = pytest.mark.ray  # which the service runs on
-
-
-@pytest.fixture(scope="module")
-def growing_store(tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Store]) -> Store:
-    """A store of this module's own: its files are damaged."""
-    return copy_prefix(stores["front"], tmp_path_factory.mktemp("damaged") / "store", 2)
 
 
 @pytest.fixture(scope="module")

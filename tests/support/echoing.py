@@ -14,17 +14,16 @@ from importlib import import_module
 from itertools import zip_longest
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from cmoe.modeling.routers import BASE
+from cmoe.serving.bench import InstantExecutor
 from cmoe.serving.engines.registry import register_executor
 from cmoe.serving.launch import read_service, serving
-from cmoe.serving.messages import AnswerPart, Location, Prompt, Sampling, TokenLogprob
-from cmoe.serving.settings import ServeConfig
-from cmoe.store.log import Store
+from cmoe.serving.messages import AnswerPart, Prompt, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    pass
 
 ALL = frozenset(
     {
@@ -68,23 +67,10 @@ def joined(parts: Sequence[AnswerPart]) -> AnswerPart:
 
 
 @register_executor("echo")
-class EchoExecutor:
+class EchoExecutor(InstantExecutor):
     """Answers with what it was asked: the last answer first, or parts of all of them in turn."""
 
-    WRITTEN: ClassVar[bool] = False
     SAMPLES: ClassVar[frozenset[str]] = ALL
-    running = waiting = 0
-
-    def __init__(self, tasks: tuple[str, ...]) -> None:
-        self.tasks = tasks
-
-    @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
-        """Every base is."""
-
-    @classmethod
-    async def load(cls, store: Store, config: ServeConfig) -> Self:
-        return cls(store.tasks)
 
     async def submit(
         self, prompt: Prompt, task: int | None, sampling: Sampling, *, stream: bool
@@ -96,15 +82,6 @@ class EchoExecutor:
         for turn in zip_longest(*answers if stream else ([joined(each)] for each in answers)):
             for part in filter(None, turn):
                 yield part
-
-    async def locate(self, prompts: Sequence[Prompt]) -> list[Location]:
-        return [Location(BASE, (), True)] * len(prompts)
-
-    async def grow(self, store: Store) -> None:
-        self.tasks = store.tasks
-
-    def stuck(self) -> str | None:
-        return None
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ from cmoe.data.batches import ChatTurn, Collator
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_processor
 from cmoe.modeling.routers import BASE
-from cmoe.serving.engines.vllm.loading import FORMAT, prepare_pictures_as_trained
+from cmoe.serving.engines.vllm.executor import arguments_of_worker
+from cmoe.serving.engines.vllm.loading import prepare_pictures_as_trained
+from cmoe.serving.engines.vllm.settings import Capacity
 from cmoe.store.log import Store
 from cmoe.store.model import create_store
 
@@ -35,7 +37,7 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
-CAPACITY = {"tasks": 8, "experts": 16, "rows": 128, "adapter_rows": 32}
+CAPACITY = Capacity(tasks=8, experts=16, rows=128, adapter_rows=32)
 SIZES: tuple[tuple[int, int] | None, ...] = ((40, 30), (64, 64), None, (30, 90), (150, 20), None)
 TEXTS = ("What is it?", "Which colours does it have, and where?", "Name the things on the left.")
 
@@ -136,19 +138,12 @@ def engine(folder: Path, store: Store, **settings: Any) -> Iterator[LLM]:
     with patch.dict(os.environ, SETTINGS):
         llm = LLM(
             model=str(folder),
-            load_format=FORMAT,
-            worker_cls="cmoe.serving.engines.vllm.worker.Worker",
             dtype="float32",
-            seed=0,
             max_model_len=CONTEXT,
             max_num_seqs=16,
             block_size=32,
             enforce_eager=True,
-            limit_mm_per_prompt={"image": 1},
-            enable_lora=True,
-            max_loras=8,
-            max_lora_rank=8,
-            additional_config={"cmoe": {"store": store.url, "capacity": CAPACITY}},
+            **arguments_of_worker(store, CAPACITY),
             **settings,
         )
         try:

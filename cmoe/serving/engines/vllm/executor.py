@@ -23,10 +23,12 @@ from cmoe.data.batches import Collator
 from cmoe.evaluation.references import reference_prompts
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.bases import UnservedBaseError, base_of, context_of
 from cmoe.serving.engines.answer_text import UNFINISHED, AnswerText
 from cmoe.serving.engines.registry import register_executor
 from cmoe.serving.engines.vllm import families
+from cmoe.serving.engines.vllm.settings import SETTINGS, Capacity
 from cmoe.serving.messages import AnswerPart, Finish, Sampling, TokenLogprob, WrittenPrompt
 from cmoe.serving.prompts import to_written
 from cmoe.serving.settings import ServeConfig
@@ -100,16 +102,17 @@ class VllmExecutor:
 
         from cmoe.serving.engines.vllm.load import Load
 
-        named, load = base_of(store, config), Load()
-        cls.require_servable(load_config(named.path, revision=named.revision))
-        arguments = await asyncio.to_thread(_arguments, store, config)
+        base, load = base_of(store, config), Load()
+        known = load_config(base.path, revision=base.revision)
+        cls.require_servable(known)
+        arguments = await asyncio.to_thread(_arguments, store, config, context_of(known))
         engine = await asyncio.to_thread(
             AsyncLLM.from_engine_args, arguments, stat_loggers=[load.logger]
         )
         made = cls(engine, load, config.engine.stuck_s)
         try:
             await made.grow(store)
-            await made._require_reference_answers(store, config)
+            await made._require_reference_answers(store, base, context_of(known))
         except BaseException:
             made.close()
             raise
@@ -133,9 +136,8 @@ class VllmExecutor:
         assert task is not None  # this executor doesn't locate
         from vllm.exceptions import VLLMClientError
 
-        # Answers of the likeliest tokens are all the same; vLLM gives one.
-        same = sampling.n if sampling.temperature == 0 else 1
         parameters = self._parameters(sampling, whole=not (stream or sampling.stop))
+        same = sampling.n // parameters.n
         answers = [
             _Answer(self._tokenizer, sampling, task, index, stream) for index in range(parameters.n)
         ]
@@ -168,6 +170,7 @@ class VllmExecutor:
 
         schema, asked = sampling.json_schema, sampling.repetition_penalty
         return SamplingParams(
+            # Answers of the likeliest tokens are all the same; vLLM gives one.
             n=1 if sampling.temperature == 0 else sampling.n,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -196,18 +199,19 @@ class VllmExecutor:
                 raise StoreError(f"{store.url}: {record.task!r} isn't taken up: {error}") from error
             self._primitives.append((record.task, request))
 
-    async def _require_reference_answers(self, store: Store, config: ServeConfig) -> None:
+    async def _require_reference_answers(
+        self, store: Store, base: ModelConfig, context: int
+    ) -> None:
         """Compare each task's answers with those of when it was learned.
 
         Raises:
             UnservedBaseError: One differs by more than rounding explains.
         """
-        base = base_of(store, config)
         limit = LIMITS.get(base.dtype, LIMIT_16_BITS)
         processor = await asyncio.to_thread(
             load_processor, base.path, revision=base.revision, pad=base.pad
         )
-        collator = Collator(processor, 2**31, 1)
+        collator = Collator(processor, context, 1)
 
         async def differs(task: int, reference: Reference, prompt: WrittenPrompt) -> str | None:
             sampling = Sampling(TOKENS, logprobs=ALTERNATIVES)
@@ -218,17 +222,16 @@ class VllmExecutor:
             return reference.differs(found.token_ids, logprobs, limit)
 
         for task, record in enumerate(store.records()):
+            if not record.references:
+                logger.warning("%s: has no reference answers; unchecked", record.task)
+                continue
             prompts = reference_prompts(collator, record.instructions)
             told = await asyncio.gather(
                 *(
                     differs(task, reference, to_written(text, picture, processor, pad=base.pad))
-                    for (text, picture), reference in zip(
-                        prompts, record.references or (), strict=False
-                    )
+                    for (text, picture), reference in zip(prompts, record.references, strict=True)
                 )
             )
-            if not told:
-                logger.warning("%s: has no reference answers; unchecked", record.task)
             if why := next(filter(None, told), None):
                 raise UnservedBaseError(
                     f"vLLM's answer to a prompt of {record.task!r} isn't the one of when it was "
@@ -247,12 +250,28 @@ class VllmExecutor:
         self._engine.shutdown()
 
 
-def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
+def arguments_of_worker(store: Store, capacity: Capacity) -> dict[str, Any]:
+    """What vLLM is told so that its decoder has the store's experts."""
+    from cmoe.serving.engines.vllm.loading import FORMAT
+
+    return {
+        "load_format": FORMAT,
+        "worker_cls": WORKER,
+        "limit_mm_per_prompt": {"image": 1},
+        "enable_lora": True,
+        "max_loras": capacity.tasks,
+        "max_lora_rank": RANK,
+        "additional_config": {SETTINGS: {"store": store.url, "capacity": asdict(capacity)}},
+        "seed": 0,
+    }
+
+
+def _arguments(store: Store, config: ServeConfig, context: int) -> AsyncEngineArgs:
     """What vLLM is told."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    from cmoe.serving.engines.vllm.loading import FORMAT, prepare_pictures_as_trained
+    from cmoe.serving.engines.vllm.loading import prepare_pictures_as_trained
 
     prepare_pictures_as_trained()
     base, engine, limits = base_of(store, config), config.engine.vllm, config.limits
@@ -261,8 +280,7 @@ def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
         model=base.path,
         revision=base.revision,
         dtype=base.dtype,
-        load_format=FORMAT,
-        max_model_len=min(wanted, context_of(load_config(base.path, revision=base.revision))),
+        max_model_len=min(wanted, context),
         max_num_seqs=config.engine.max_batch,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         enable_prefix_caching=engine.prefix_caching,
@@ -270,16 +288,10 @@ def _arguments(store: Store, config: ServeConfig) -> AsyncEngineArgs:
         tensor_parallel_size=engine.tensor_parallel,
         distributed_executor_backend="uni" if engine.tensor_parallel == 1 else "mp",
         enforce_eager=engine.eager or current_platform.is_cpu(),
-        limit_mm_per_prompt={"image": 1},
-        worker_cls=WORKER,
-        enable_lora=True,
-        max_loras=engine.capacity.tasks,
-        max_lora_rank=RANK,
-        additional_config={"cmoe": {"store": store.url, "capacity": asdict(engine.capacity)}},
         # JSON in one line: white space would be endless where it is likely.
         structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         disable_log_stats=True,
-        seed=0,
+        **arguments_of_worker(store, engine.capacity),
     )
 
 

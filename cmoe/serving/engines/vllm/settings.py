@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from cmoe.common.bounds import require
 
+SETTINGS = "cmoe"  # our worker's key of vLLM's `additional_config`
+
 
 @dataclass(frozen=True)
 class Capacity:

@@ -40,7 +40,7 @@ from cmoe.serving.engines.vllm.layers import (
     hidden_states,
 )
 from cmoe.serving.engines.vllm.loading import pad_heads, prepare_pictures_as_trained
-from cmoe.serving.engines.vllm.settings import Capacity
+from cmoe.serving.engines.vllm.settings import SETTINGS, Capacity
 from cmoe.store.log import Store
 
 if current_platform.is_cpu():
@@ -48,7 +48,6 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as _Worker
 
-SETTINGS = "cmoe"  # our key of vLLM's `additional_config`
 WARMUP = "warmup_"  # vLLM's own requests, before the first
 
 

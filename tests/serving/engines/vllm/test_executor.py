@@ -58,12 +58,7 @@ class Asked:
         self, sample: Sample, task: int, sampling: Sampling, *, stream: bool = False
     ) -> list[AnswerPart]:
         """All that it is answered."""
-
-        async def every() -> list[AnswerPart]:
-            answer = self.executor.submit(written(sample), task, sampling, stream=stream)
-            return [part async for part in answer]
-
-        return self._runner.run(every())
+        return self._runner.run(self._parts(sample, task, sampling, stream))
 
     def answers(
         self, asked: Sequence[tuple[Sample, int]], *, stream: bool = False, **more: Any
@@ -71,12 +66,7 @@ class Asked:
         """What they are answered, all at a time."""
 
         async def one(sample: Sample, task: int) -> str:
-            parts: list[AnswerPart] = [
-                part
-                async for part in self.executor.submit(
-                    written(sample), task, Sampling(TOKENS, **more), stream=stream
-                )
-            ]
+            parts = await self._parts(sample, task, Sampling(TOKENS, **more), stream)
             assert [part.finish is None for part in parts] == [True] * (len(parts) - 1) + [False]
             assert stream or len(parts) == 1
             return "".join(part.text for part in parts)
@@ -85,6 +75,12 @@ class Asked:
             return await asyncio.gather(*(one(*each) for each in asked))
 
         return self._runner.run(every())
+
+    async def _parts(
+        self, sample: Sample, task: int, sampling: Sampling, stream: bool
+    ) -> list[AnswerPart]:
+        answer = self.executor.submit(written(sample), task, sampling, stream=stream)
+        return [part async for part in answer]
 
     def close(self) -> None:
         self.executor.close()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from support.jobs import until
-from support.mini_store import copy_prefix
 from support.paths import ROOT
 from support.service import running_service, service_file
 from support.service_client import KEY, TOKENS, ServiceClient, answer_alone, ask, asking
@@ -27,11 +26,6 @@ pytestmark = [
         reason="no vLLM here: `make vllm` installs it",
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def growing_store(tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Store]) -> Store:
-    return copy_prefix(stores["front"], tmp_path_factory.mktemp("growing") / "store", 2)
 
 
 @pytest.fixture(scope="module")
