@@ -113,22 +113,43 @@ def by_generate(model: GrowingVLM, question: Question) -> list[int]:
 
 
 def by_vllm(
-    folder: Path, store: Store, questions: Sequence[Question], **settings: Any
+    folder: Path,
+    store: Store,
+    questions: Sequence[Question],
+    *,
+    arrivals: int | None = None,
+    **settings: Any,
 ) -> list[Answer]:
-    """Answers that run together, in an engine that is gone afterwards."""
+    """Answers that run together, in an engine that is gone afterwards.
+
+    Args:
+        folder: Of the base.
+        store: Of its primitives.
+        questions: What is asked.
+        arrivals: How many questions come before each step; None lets all come before the first.
+        settings: What else vLLM is told.
+    """
     sampling = SamplingParams(temperature=0, max_tokens=TOKENS)
     records = store.records()
-    prompts: list[Any] = []
-    tasks = []
-    for question in questions:
+    waiting: list[dict[str, Any]] = []
+    for number, question in enumerate(questions):
         shown = {} if question.image is None else {"multi_modal_data": {"image": question.image}}
-        prompts.append({"prompt": question.text, **shown})
         digest = records[question.task].digest
         request = LoRARequest(digest, question.task + 1, store.url) if question.task >= 0 else None
-        tasks.append(request)
+        prompt = {"prompt": question.text, **shown}
+        waiting.append({"request_id": str(number), "prompt": prompt, "lora_request": request})
+    found: dict[str, Answer] = {}
     with engine(folder, store, **settings) as llm:
-        found = llm.generate(prompts, sampling, lora_request=tasks, use_tqdm=False)
-        return [Answer(each.prompt_token_ids, [*each.outputs[0].token_ids]) for each in found]
+        steps = llm.llm_engine
+        while waiting or steps.has_unfinished_requests():
+            for arrived in waiting[:arrivals]:
+                steps.add_request(params=sampling, **arrived)
+            del waiting[:arrivals]
+            for each in steps.step():
+                if each.finished:
+                    tokens = [*each.outputs[0].token_ids]
+                    found[each.request_id.partition("-")[0]] = Answer(each.prompt_token_ids, tokens)
+    return [found[str(number)] for number in range(len(questions))]
 
 
 @contextmanager

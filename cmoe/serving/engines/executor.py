@@ -96,7 +96,7 @@ class Executor(Protocol):
 class LocatingExecutor(Protocol):
     """An executor that can also locate prompts without answering them.
 
-    A store whose locator is placed inline needs one: its service has no other locator.
+    Where a store's locator is placed inline, its service then has no other locator.
     """
 
     async def locate(self, prompts: Sequence[Prompt]) -> list[Location]:
