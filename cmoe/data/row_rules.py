@@ -17,13 +17,10 @@ from typing import Any, Literal
 from cmoe.common.errors import DataError
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED, Size
-from cmoe.data.samples import Sample, name_of
+from cmoe.data.samples import PLACEHOLDER, Sample, name_of
 from cmoe.data.texts import TextRule, is_blank
 
 Split = Literal["train", "test"]
-
-PLACEHOLDER = "<image>"
-"""Where LLaVA's and CoIN's files write that a picture stands."""
 
 _LARGEST_SIDE = 2**31 - 1  # pixels: what Parquet's rows have room for
 _LARGEST_ID = 10**100
