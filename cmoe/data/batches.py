@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from cmoe.common.errors import DataError
-from cmoe.data.image_limits import ImageLimits, limits_of
-from cmoe.data.images import ImageError, load_image
+from cmoe.data.image_limits import limits_of
 from cmoe.data.image_tokens import Tail, image_tokens, shown_as
+from cmoe.data.images import ImageError, load_image
 from cmoe.data.padding import batched, pad_token
 from cmoe.data.samples import Parts, Picture, Sample
 from cmoe.data.texts import TextRule, reserved_tokens
@@ -276,7 +276,8 @@ class Collator:
     def _wrong(self, form: Form) -> str | None:
         """What is wrong with the places of a conversation's images; None for nothing.
 
-        Within a turn, images that stand together may stand before or behind its text.
+        Within a turn, one image may stand anywhere, and several that stand together before or
+        behind its text.
         """
         numbers = iter(range(sum(len(parts) for _, parts in form)))
         turns = [
@@ -288,7 +289,8 @@ class Collator:
         for turn in turns:
             there = [None if part == shown else part for part in found[: len(turn.parts)]]
             del found[: len(turn.parts)]
-            together = len([*groupby(part is None for part in turn.parts)]) <= 2
+            runs = len([*groupby(part is None for part in turn.parts)])
+            together = runs <= 2 or turn.parts.count(None) == 1
             kept = [*turn.parts] == there
             if not (kept or (together and Counter(turn.parts) == Counter(there))):
                 return (

@@ -7,6 +7,7 @@ many images there are. Its token is none of any text, so that texts and images a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ def image_tokens(processor: Any, shown: str, images: Sequence[Image.Image]) -> I
     if len(ends) < len(images) + 1:
         raise ValueError(f"{len(images)} images were read as {max(0, len(ends) - 1)}")
     # A tokenizer may end every text with this token, too.
-    spans = [*zip(ends, ends[1:], strict=False)][: len(images)]
+    spans = [*pairwise(ends)][: len(images)]
     per_token = {name: t[0].tolist() for name, t in found.items() if t.shape == ids.shape}
     return ImageTokens(
         [{n: values[a + 1 : b] for n, values in per_token.items()} for a, b in spans],

@@ -9,7 +9,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-
 PLACEHOLDER = "<image>"
 """Where a question's text says that an image stands, as LLaVA's and CoIN's files write it."""
 
@@ -71,6 +70,7 @@ class Sample:
         size: Width and height of the original image, where the file says so (boxes).
         further: What follows in the conversation. It is trained on; the first question alone is
             located and judged, as test samples have no more.
+        answers: What people answered, where that is known and judged by; `answer` is one of them.
     """
 
     id: str
@@ -79,6 +79,7 @@ class Sample:
     images: tuple[Picture, ...] = ()
     size: tuple[int, int] | None = None
     further: tuple[Turn, ...] = ()
+    answers: tuple[str, ...] = ()
 
     @property
     def turns(self) -> tuple[Parts, ...]:

@@ -7,11 +7,10 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from cmoe.data.boxes import Box
-from cmoe.data.samples import Sample, StoredPicture, Task
+from cmoe.data.samples import Picture, Sample, Task
 from cmoe.evaluation.predictions import Predictions
 from cmoe.modeling.routers import BASE
 from cmoe.tasks.registry import score
@@ -48,7 +47,7 @@ def shown_samples(
     Returns:
         Of each: `text`, `expected`, `said`, its `score` from 0 to 1, `by` whom it was answered
         (a task, or the base alone), whether that was `astray` and the sample called `unknown`,
-        its `picture` as a data URI or None, and whether it is of a known size (`sized`), so that
+        its `images` as data URIs, and whether it is of a known size (`sized`), so that
         boxes are drawn.
     """
     stage = predictions.stages[len(learned) - 1][task.name]
@@ -69,7 +68,7 @@ def shown_samples(
             "by": "base alone" if stage.by[n] == BASE else learned[stage.by[n]].name,
             "astray": locates and stage.by[n] != own,
             "unknown": stage.unknown[n],
-            "picture": _picture(task.test[n], wanted[n].answer, texts[n]),
+            "images": _images(task.test[n], wanted[n].answer, texts[n]),
             "sized": task.test[n].size is not None,
         }
         for n in _chosen(task, scores)
@@ -90,16 +89,14 @@ def _chosen(task: Task, scores: Sequence[float]) -> list[int]:
     return sorted(chosen, key=order.index)
 
 
-def _picture(sample: Sample, expected: str, said: str | None) -> str | None:
-    """The sample's image as a data URI; with the boxes, where boxes are asked for."""
-    if sample.image is None:
-        return None
+def _images(sample: Sample, expected: str, said: str | None) -> list[str]:
+    """The images of a sample's question as data URIs; with the boxes, where boxes are asked for."""
     boxes = {
         colour: box
         for colour, text in ((EXPECTED, expected), (SAID, said or ""))
         if (box := _box(text, sample.size)) is not None
     }
-    return _thumbnail(sample.image, boxes)
+    return [_thumbnail(image, boxes) for image in sample.asked_about]
 
 
 def _box(text: str, size: tuple[int, int] | None) -> Box | None:
@@ -112,7 +109,7 @@ def _box(text: str, size: tuple[int, int] | None) -> Box | None:
     return left / width, top / height, right / width, bottom / height
 
 
-def _thumbnail(file: Path | StoredPicture, boxes: Mapping[str, Box]) -> str:
+def _thumbnail(file: Picture, boxes: Mapping[str, Box]) -> str:
     """A small image as a data URI.
 
     Args:

@@ -141,8 +141,7 @@ def test_a_folder_may_be_named_like_a_pattern(tmp_path: Path, name: str) -> None
         assert not (folder / "partial").exists()
     (task,) = read_tasks(DataConfig(root=str(out), tasks=("GQA",)), 0, tokens=TOKENS)
     assert [s.text for s in task.train] == ["What?"]
-    assert task.train[0].image is not None
-    with task.train[0].image.open() as opened, Image.open(opened) as image:
+    with task.train[0].images[0].open() as opened, Image.open(opened) as image:
         assert image.size == (40, 30)
 
 

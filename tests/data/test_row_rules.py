@@ -196,9 +196,9 @@ def test_a_contradiction_or_an_unknown_key_is_refused(
 def test_what_public_files_say_beside_is_passed_over(tmp_path: Path) -> None:
     more = {"model": "gpt-4", "metadata": {"images": 3}, "category": None, "source": "x"}
     write(tmp_path, "train", [talk("What?", "yes", question_id="7", **more)])
-    assert read(tmp_path).train == (Sample("7", "What?", "yes", tmp_path / "a.png"),)
+    assert read(tmp_path).train == (Sample("7", "What?", "yes", (tmp_path / "a.png",)),)
     write(tmp_path, "test", [asked(id="7", question_type="other", **more)])
-    assert read(tmp_path).test == (Sample("7", "What?", "yes", tmp_path / "a.png"),)
+    assert read(tmp_path).test == (Sample("7", "What?", "yes", (tmp_path / "a.png",)),)
 
 
 def test_scoring_refuses_the_rows_that_reading_refuses(tmp_path: Path) -> None:

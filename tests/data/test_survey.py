@@ -216,7 +216,7 @@ def test_a_picture_that_is_replaced_after_an_interruption_is_scanned_again(
         Image.new("RGB", (9, 9)).save(copy / name)
     prepare(job, survey(job, map, keep=True), map)
     (task,) = read_tasks(DataConfig(root=out, tasks=("GQA",)), seed=0)
-    stored = {str(s.image).partition(" ")[0]: content(s)[3] for s in task.train if s.image}
+    stored = {str(s.images[0]).partition(" ")[0]: content(s)[3] for s in task.train if s.images}
     assert stored[name] == (copy / name).read_bytes()
 
 

@@ -78,7 +78,7 @@ def require_answers(
         return answer_to(answering, inputs, TASK, TOKENS)[0]
 
     found = replayed(script, service, sample)
-    plain = collator().conversation([ChatTurn("user", (sample.text,))], None)
+    plain = collator().conversation([ChatTurn("user", (sample.text,))])
     asked = ("user", sample.text)
     shown = alone(asked)
     expected = {

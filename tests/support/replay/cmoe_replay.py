@@ -29,12 +29,12 @@ class Replay(SequentialLoRA):
     def append(self, *primitives):
         super().append(*primitives)
         for primitive in primitives:
-            for *texts, image in json.loads(bytes(primitive.memory["rows"].tolist())):
-                self.kept.append(Sample(*texts, image=image and Path(image)))
+            for *texts, images in json.loads(bytes(primitive.memory["rows"].tolist())):
+                self.kept.append(Sample(*texts, images=tuple(map(Path, images))))
 
     def learn(self, task, samples, trainer):
         primitive = super().learn(task, [*samples, *self.kept], trainer)
         chosen = Random(task).sample([*samples], self.size)
-        rows = json.dumps([(s.id, s.text, s.answer, s.image and str(s.image)) for s in chosen])
+        rows = json.dumps([(s.id, s.text, s.answer, [*map(str, s.images)]) for s in chosen])
         self.kept += chosen
         return replace(primitive, memory={"rows": torch.tensor([*rows.encode()]).byte()})

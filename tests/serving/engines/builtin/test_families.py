@@ -12,11 +12,11 @@ import torch
 from support.mini_store import processor
 from support.serving_bases import SERVED, make_prompt, make_served
 
+from cmoe.data.padding import batched
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.builtin.scheduler import Job, Scheduler
 from cmoe.serving.messages import AnswerPart, Sampling
-from cmoe.serving.prompts import batched
 from cmoe.serving.settings import EngineConfig
 
 TOKENS = 10
