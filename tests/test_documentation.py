@@ -7,6 +7,7 @@ and are checked as far as that goes; a new command that is in neither fails.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,10 +16,12 @@ import tomllib
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
 from support.documented import PAGES, ROOT, RUN, Command, appended, commands, snippets
+from support.packages import write_package
 
 from cmoe.cli.main import COMMANDS, main
 
@@ -243,7 +246,7 @@ def test_every_snippet_of_python_is_run() -> None:
     assert {page: len(snippets(page)) for page in PAGES if snippets(page)} == {
         "docs/own-base.md": 1,
         "docs/own-method.md": 1,
-        "docs/own-task.md": 1,
+        "docs/own-task.md": 2,
         "docs/serving.md": 1,
     }
 
@@ -258,7 +261,20 @@ def test_the_method_of_the_page_is_the_one_that_tests_install(language: str, nam
 
 def test_the_task_of_the_page_is_scored_then() -> None:
     """In a process of its own: a task that is registered stays so."""
-    (snippet,) = snippets("docs/own-task.md")
+    snippet, _ = snippets("docs/own-task.md")
     ask = "from cmoe.tasks.registry import score\nfrom cmoe.tasks.scorers import Target\n"
     ask += "assert score('MyVQA', 'official', ['Two.'], [Target('2')]) == [1.0]\n"
     subprocess.run([sys.executable, "-c", snippet + ask], check=True)
+
+
+def test_the_scorer_of_the_page_is_a_packages_then(tmp_path: Path) -> None:
+    """Two of four words are the same in one of two answers."""
+    _, source = snippets("docs/own-task.md")
+    (points,) = snippets("docs/own-task.md", "toml")
+    (group,) = re.findall(r'entry-points."(.*)"', points)
+    point = points.splitlines()[-1].replace('"', "")
+    environment = os.environ | write_package(tmp_path, "my-package", source, group, point)
+    ask = "from cmoe.tasks.scorer_registry import scorer_named\nfrom cmoe import Target\n"
+    ask += "target = Target('', answers=('A red dog', 'one big cat'))\n"
+    ask += "assert scorer_named('my_score').rule('official')('a red cat', target) == 0.5\n"
+    subprocess.run([sys.executable, "-c", ask], check=True, env=environment)
