@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, Literal
@@ -207,10 +208,12 @@ def require_questions(asked: Sequence[tuple[str, Any]], images: int, rule: RowRu
     places = [text.count(PLACEHOLDER) for text in texts]
     if not sum(places):
         return texts
-    where = next(name for (name, _), count in zip(asked, places, strict=True) if count)
-    if not images:
-        raise DataError(f"{where} holds {PLACEHOLDER!r}, and the row has no image")
     if sum(places) != images:
+        so_far = accumulate(places)  # the first place too many, or the last where there are too few
+        at = next((n for n, count in enumerate(so_far) if count > images), len(places) - 1)
+        where, _ = asked[at]
+        if not images:
+            raise DataError(f"{where} holds {PLACEHOLDER!r}, and the row has no image")
         raise DataError(
             f"{where} holds {PLACEHOLDER!r}, {sum(places)} in all, and the row's images are "
             f"{images}; each needs its place, or none says one"

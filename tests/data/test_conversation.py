@@ -67,11 +67,11 @@ def test_what_a_template_refuses_is_told_in_its_words() -> None:
 
 
 def test_a_picture_that_the_template_would_move_is_refused() -> None:
-    with pytest.raises(ConversationError, match="in front of the first question alone"):
+    with pytest.raises(ConversationError, match="show them in front of the first question"):
         rendered(IN_FRONT, LATER)
     first = [ChatTurn("system", ("Be short.",)), ChatTurn("user", ("One?", None))]
     assert rendered(IN_FRONT, first) == "<image>system: Be short. user: One?"
-    assert rendered(IN_FRONT, LATER[:2], None) == "system: Be short. user: One?"
+    assert rendered(IN_FRONT, LATER[:2], ()) == "system: Be short. user: One?"
 
 
 def test_a_question_is_prompted_as_evaluation_prompts_it(tasks: tuple[Task, ...]) -> None:

@@ -32,7 +32,9 @@ from cmoe.tasks.answer_files import read_targets
         ("a/../../b.png", "image must be a path below data.images"),
         ("", "image must be a path below data.images"),
         (" ", "image must be a path below data.images"),
-        (["a.png"], "image must be a path below data.images"),
+        ([["a.png"]], "image must be a path below data.images"),
+        ({"a": "a.png"}, "image must be a path below data.images"),
+        (["a.png", ""], "image must be a path below data.images"),
         ("gone.png", "gone.png is missing"),
         ("folder", "is missing: this is no regular file"),
         ("pipe", "is missing: this is no regular file"),
@@ -164,12 +166,12 @@ def test_prepared_rows_that_were_tampered_with_are_named(tmp_path: Path) -> None
             ("answer", "a <s>", "'<s>'"),
             (
                 "further",
-                [{"text": "<image>\nB?", "answer": "no"}],
-                r"further\[0\].text holds '<ima",
+                [{"text": "<image>\nB <image>?", "answer": "no"}],
+                r"further\[0\].text holds '<image>', 2 in all, and the row's images are 1",
             ),
             ("further", None, "prepare the data again"),
             ("question_id", " ", "question_id must be"),
-            ("image", {"shard": 9, "group": 0, "row": 0}, "prepare the data again"),
+            ("images", [{"shard": 9, "group": 0, "row": 0, "name": "a"}], "prepare the data again"),
         ]
     ):
         values = whole.to_pylist()

@@ -119,7 +119,7 @@ def exchanged(tests: list[Sample]) -> list[Sample]:
     [
         (lambda tests: [replace(tests[0], text="What is it?"), *tests[1:]], 1),
         (lambda tests: [replace(tests[0], images=tests[1].images), *tests[1:]], 1),
-        (lambda tests: [replace(tests[0], image=None), *tests[1:]], 1),
+        (lambda tests: [replace(tests[0], images=()), *tests[1:]], 1),
         (exchanged, 2),
         (lambda tests: [*tests[:-1]], 0),  # a row was removed
         (lambda tests: tests[1:], 0),
