@@ -119,9 +119,7 @@ def test_prepared_data_is_held_to_this_base(tmp_path: Path) -> None:
         (talk("<image>\n", "yes"), "the question not empty"),
     ],
 )
-def test_every_image_has_its_place_or_none_says_one(
-    tmp_path: Path, row: Row, cause: str
-) -> None:
+def test_every_image_has_its_place_or_none_says_one(tmp_path: Path, row: Row, cause: str) -> None:
     assert cause in refusal(tmp_path, "train", row)
 
 
