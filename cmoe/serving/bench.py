@@ -252,7 +252,7 @@ class InstantExecutor:
         self.tasks = tasks
 
     @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
+    def require_servable(base: PretrainedConfig, images: int) -> None:
         """Every base is."""
 
     @classmethod

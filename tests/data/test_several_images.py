@@ -156,7 +156,5 @@ def test_a_base_that_takes_one_refuses_a_second(
             return super().__call__(*args, images=images, **more)
 
     processor.__class__ = Single
-    with pytest.raises(
-        DataError, match=r"'front': the base doesn't take 2 images.*one image alone"
-    ):
+    with pytest.raises(DataError, match=r"'front': the base doesn't take 2 images.*one image"):
         Collator(processor, 4096, 1).training(samples)

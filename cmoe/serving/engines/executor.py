@@ -42,8 +42,12 @@ class Executor(Protocol):
     def waiting(self) -> int: ...
 
     @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
+    def require_servable(base: PretrainedConfig, images: int) -> None:
         """Refuse a base by its configuration alone, before anything is loaded.
+
+        Args:
+            base: Its configuration.
+            images: That a conversation may have.
 
         Raises:
             UnservedBaseError: Names the base's type, and why it can't be served.

@@ -34,7 +34,7 @@ class LengthExecutor:
         self.reason: str | None = None
 
     @staticmethod
-    def require_servable(base: Any) -> None:
+    def require_servable(base: Any, images: int) -> None:
         """Every base is."""
 
     @classmethod

@@ -88,8 +88,8 @@ class VllmExecutor:
         self._primitives: list[tuple[str, LoRARequest]] = []
 
     @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
-        families.require_servable(base)
+    def require_servable(base: PretrainedConfig, images: int) -> None:
+        families.require_servable(base, images)
 
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
@@ -104,7 +104,7 @@ class VllmExecutor:
 
         base, load = base_of(store, config), Load()
         known = load_config(base.path, revision=base.revision)
-        cls.require_servable(known)
+        cls.require_servable(known, config.limits.images)
         arguments = await asyncio.to_thread(_arguments, store, config, context_of(known))
         engine = await asyncio.to_thread(
             AsyncLLM.from_engine_args, arguments, stat_loggers=[load.logger]
