@@ -27,7 +27,7 @@ from cmoe.folder import RunFolder, by_key
 
 WAITING = 10_000
 """Points that a tracker may be behind."""
-CLOSING_S = 30.0
+CLOSING_S = 60.0
 """Seconds that a run's end waits for a tracker."""
 
 Ending = Literal["finished", "interrupted", "failed"]

@@ -29,6 +29,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(trackers, "CLOSING_S", 300.0)  # of a busy machine
 
 
 def followed(root: Path, *names: Any, **more: Any) -> tuple[RunConfig, RunFolder]:
