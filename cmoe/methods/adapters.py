@@ -91,7 +91,11 @@ def _fixed(
     refused: dict[str, NotFixedError] = {}
     for index, task in enumerate(tasks):
         try:
-            found[task] = mixture.updates(index)
+            if updates := mixture.updates(index):
+                found[task] = updates
+            else:
+                why = "adds nothing to the base, which answers alone"
+                refused[task] = NotFixedError(f"task {task!r} {why}")
         except NotFixedError as error:
             refused[task] = error
     for task in wanted:
@@ -120,7 +124,7 @@ def write_peft(
     """Write an adapter as PEFT does, for `PeftModel.from_pretrained(base, folder)`.
 
     Args:
-        folder: Made; nothing is in it.
+        folder: Made where there is none.
         updates: The tensors are written as they are.
         shape: The base without weights.
         name: The base's.
@@ -129,8 +133,6 @@ def write_peft(
     import safetensors.torch
     from peft import LoraConfig
 
-    if not updates:
-        raise NotFixedError(f"{folder.name}: it adds nothing to the base, so there is no adapter")
     ranks = {module: len(update.A) for module, update in updates.items()}
     alphas = {module: update.alpha for module, update in updates.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
@@ -150,7 +152,7 @@ def write_peft(
             "parent_library": type(shape).__module__,
         },
     )
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(str(folder))
     tensors = {
         f"base_model.model.{module}.lora_{side}.weight": getattr(update, side)
