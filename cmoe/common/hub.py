@@ -29,7 +29,7 @@ README, ATTRIBUTES = "README.md", ".gitattributes"
 ALONE = 2**20  # bytes of a file beyond which it is uploaded, and forgotten here, by itself
 TRIES = 10  # of a commit that others come in between of
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_URL = re.compile(rf"hf://({_NAME}/{_NAME})(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/([^@]+))?")
+_URL = re.compile(rf"hf://({_NAME}/{_NAME})(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/([^@]*))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _KINDS = ("datasets", "spaces", "models", "buckets", "kernels")
 
@@ -62,7 +62,7 @@ class Hub:
             raise StorageError(
                 f"{url}: names no model repository of the hub; give {HUB}owner/name[@revision]"
             )
-        return cls(url, match[1], match[2] or MAIN, (match[3] or "").strip("/"))
+        return cls(url.rstrip("/"), match[1], match[2] or MAIN, (match[3] or "").strip("/"))
 
     @cached_property
     def api(self) -> HfApi:

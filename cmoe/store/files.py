@@ -90,9 +90,10 @@ def folder_at(url: str | os.PathLike[str], storage_options: Mapping[str, Any]) -
     Raises:
         StorageError: There is no such place.
     """
-    url = require_url(url).rstrip("/")
+    url = require_url(url)
     if url.startswith(HUB):
         return HubFolder(Hub.at(url))
+    url = url.rstrip("/")
     fs, root = filesystem(url, **storage_options)
     if not {"file", "s3"} & set(fs.protocol):
         raise StoreError(f"{url}: a store is on a local path, s3:// or hf://, not {fs.protocol}")
