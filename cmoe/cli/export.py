@@ -10,21 +10,15 @@ the same command finishes it.
 from __future__ import annotations
 
 import re
-import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from cmoe.common.command_line import Parser
 
 if TYPE_CHECKING:
-    from cmoe.modeling.fixed import Updates
     from cmoe.store.log import Store
 
-SHARD = "4GB"
-"""Of a merged model's weights in one file, at most."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 
@@ -112,14 +106,15 @@ def _export(asked: Namespace) -> str:
 
 def _adapters(asked: Namespace, store: Store, count: int, report: str | None) -> str:
     """Write adapters, or a model with one merged into it."""
-    from cmoe.methods.adapters import adapters
+    from cmoe.exports.folders import folder_for, write_adapters, write_model
+    from cmoe.exports.loras import loras
     from cmoe.modeling.fixed import NotFixedError
     from cmoe.modeling.pretrained import load_shape
     from cmoe.store.model import base_of
 
     named = base_of(store)
     try:
-        found = adapters(
+        found = loras(
             store,
             store.header.settings,
             lambda: load_shape(named.path, revision=named.revision),
@@ -135,71 +130,17 @@ def _adapters(asked: Namespace, store: Store, count: int, report: str | None) ->
         )
     tasks = (asked.task,) if asked.task else store.tasks[:count]
     single = asked.task is not None or "" in found
-    with _folder(asked.out) as folder:
+    with folder_for(asked.out) as folder:
         if asked.merge:
-            _write_model(store, next(iter(found.values()))(), folder)
+            write_model(store, next(iter(found.values()))(), folder)
         else:
-            _write_adapters(
-                store, {"" if single else name: of for name, of in found.items()}, folder
-            )
+            places = {"" if single else name: updates for name, updates in found.items()}
+            write_adapters(store, places, folder)
         kind: Literal["model", "peft"] = "model" if asked.merge else "peft"
         card = _card(asked, store, kind, tasks, report, () if single or asked.merge else tasks)
         (folder / "README.md").write_text(card, encoding="utf-8")
     what = "a model" if asked.merge else f"adapters for PEFT ({len(found)})"
     return f"{asked.out}: {what} of {', '.join(tasks)}"
-
-
-def _write_adapters(store: Store, found: Mapping[str, Callable[[], Updates]], folder: Path) -> None:
-    from cmoe.methods.adapters import write_peft
-    from cmoe.modeling.pretrained import load_shape
-    from cmoe.store.export import without_paths
-    from cmoe.store.model import base_of
-
-    named = base_of(store)
-    shape = load_shape(named.path, revision=named.revision)
-    name = str(without_paths(named.name))
-    for task, updates in found.items():
-        write_peft(folder / task, updates(), shape, name=name, revision=named.revision)
-
-
-def _write_model(store: Store, updates: Updates, folder: Path) -> None:
-    """The base, as the run loaded it, with the updates in its weights; and its processor."""
-    from cmoe.modeling.base import fingerprint
-    from cmoe.modeling.fixed import merge
-    from cmoe.modeling.pretrained import load_base
-    from cmoe.store.model import base_of
-
-    named = base_of(store)
-    dtype = named.dtype if store.header.config.get("model") else "auto"
-    base, processor = load_base(named.path, revision=named.revision, dtype=dtype, pad=named.pad)
-    store.require_base(fingerprint(base))
-    merge(base, updates)
-    base.save_pretrained(folder, max_shard_size=SHARD)
-    processor.save_pretrained(folder)
-
-
-@contextmanager
-def _folder(out: str) -> Iterator[Path]:
-    """A folder to write into: it becomes OUT once it is whole, of the hub as one commit."""
-    from cmoe.common.files import whole_folder
-    from cmoe.common.hub import ATTRIBUTES, README, Hub
-    from cmoe.common.storage import HUB, StorageError
-
-    if not out.startswith(HUB):
-        with whole_folder(Path(out)) as folder:
-            yield folder
-        return
-    place = Hub.at(out.rstrip("/"))
-    place.require_writable()
-    with tempfile.TemporaryDirectory(prefix="cmoe-") as temporary:
-        folder = Path(temporary)
-        yield folder
-        paths = sorted(each for each in folder.rglob("*") if each.is_file())
-        files = {path.relative_to(folder).as_posix(): path for path in paths}
-        if others := place.files().keys() - files - {ATTRIBUTES}:
-            raise StorageError(f"{out}: has something else in it ({', '.join(sorted(others)[:3])})")
-        if taken := place.commit(files.items(), "Export", replaced=(README,)):
-            raise StorageError(f"{out}/{taken}: is of another export; give an empty repository")
 
 
 # The card

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 from uuid import uuid4
 
 from cmoe.common.storage import HUB, StorageError, explained
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 MAIN = "main"
 README, ATTRIBUTES = "README.md", ".gitattributes"
 ALONE = 2**20  # bytes of a file beyond which it is uploaded, and forgotten here, by itself
-TRIES = 10  # of a commit that others come in between of
+TRIES = 10  # of a commit that others come in between of, with pauses that grow by
+PAUSE_S = 0.2
+LATEST = 50  # commits among which one's own is looked for
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _URL = re.compile(rf"hf://({_NAME}/{_NAME})(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/([^@]*))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -160,7 +165,8 @@ class Hub:
         """
         with explained(self.url, WRITTEN):
             additions = {name: self._addition(name, content) for name, content in files}
-            for _ in range(TRIES):
+            for turn in range(TRIES):
+                time.sleep(PAUSE_S * turn)
                 head = self.api.model_info(self.repo, revision=self.revision).sha
                 there = self.files(head)
                 missing = []
@@ -222,8 +228,13 @@ class Hub:
         return self._has_commit_of(writer)
 
     def _has_commit_of(self, writer: str) -> bool:
-        commits = self.api.list_repo_commits(self.repo, revision=self.revision)
-        return any(writer in each.message for each in commits)
+        """Whether one of the latest commits is a writer's; `list_repo_commits` would read all."""
+        from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]
+
+        branch = quote(self.revision, safe="")
+        url = f"{self.api.endpoint}/api/models/{self.repo}/commits/{branch}"
+        commits = islice(paginate(url, {}, build_hf_headers(library_name="cmoe")), LATEST)
+        return any(writer in each["message"] for each in commits)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from support.mini_store import TASKS, collator, make_data
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cmoe.cli import export
 from cmoe.cli.main import main
+from cmoe.exports import folders
 from cmoe.methods.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import LoRAConfig
 from cmoe.modeling.pretrained import load_base
@@ -93,7 +94,7 @@ def test_one_task_is_loaded_by_peft_and_merged(
     exported(capsys, loras, tmp_path / "one", "--to", "peft", "--task", TASKS[1])
     tuned = PeftModel.from_pretrained(base(), tmp_path / "one").eval()
     assert torch.equal(logits(tuned, inputs), wanted)
-    monkeypatch.setattr(export, "SHARD", "1MB")
+    monkeypatch.setattr(folders, "SHARD", "1MB")
     said = exported(capsys, loras, tmp_path / "model", "--merge", "--task", TASKS[1])
     assert said.endswith(f"{tmp_path}/model: a model of {TASKS[1]}\n")
     sizes = [file.stat().st_size for file in (tmp_path / "model").glob("model-*.safetensors")]
@@ -213,12 +214,9 @@ def test_another_base_is_not_merged_into(
     for file in MINI_BASE.iterdir():
         if not (tmp_path / "other" / file.name).exists():
             shutil.copy(file, tmp_path / "other")
-    from dataclasses import replace
-
-    from cmoe.store import model
-
-    named = model.base_of(Store.open(loras / "store"))
-    monkeypatch.setattr(model, "base_of", lambda _: replace(named, name=str(tmp_path / "other")))
+    named = folders.base_of(Store.open(loras / "store"))
+    other = replace(named, name=str(tmp_path / "other"))
+    monkeypatch.setattr(folders, "base_of", lambda _: other)
     assert main(["export", str(loras), str(tmp_path / "out"), "--merge", "--task", TASKS[0]]) == 1
     assert "not for one with digest" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

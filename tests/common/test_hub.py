@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from huggingface_hub import constants
 from support import hub as stand_in
@@ -109,7 +111,10 @@ def test_a_writer_overtaken_at_the_last_moment_is_told(
         create()
 
 
-def test_who_is_overtaken_all_the_time_gives_up(hub: HubServer) -> None:
+def test_who_is_overtaken_all_the_time_gives_up(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmoe.common.hub.PAUSE_S", 0)
     store = create()
     numbers = iter(range(100))
     hub.before_commit = lambda: hub.put("me/store", {"notes": b"%d" % next(numbers)})
@@ -220,6 +225,19 @@ def test_whether_there_is_a_file(hub: HubServer) -> None:
 
 
 # Refusals
+
+
+def test_a_full_disk_below_the_cache_is_told(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blobs/x")
+
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.hf_hub_download", full)
+    with pytest.raises(StorageError, match=r"stream\.json.*its disk is full; free some space"):
+        Store.open(URL)
 
 
 def test_refusals_say_what_helps_and_never_the_token(

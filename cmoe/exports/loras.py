@@ -1,12 +1,10 @@
-"""Which LoRAs a method has learned, and PEFT's own folders of them."""
+"""Which LoRAs a method has learned: what of a run PEFT and transformers can say, too."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cmoe.methods.registry import methods
@@ -33,7 +31,7 @@ class Log(Protocol):
     def read(self, index: int) -> Primitive: ...
 
 
-def adapters(
+def loras(
     log: Log,
     settings: Mapping[str, Any],
     shape: Callable[[], PreTrainedModel],
@@ -116,49 +114,3 @@ def _read(log: Log, index: int, method: str) -> Updates:
             )
         sides.setdefault(match[1], {})[match[2]] = tensor
     return {name: LowRank(**pair, alpha=primitive.lora_alpha) for name, pair in sides.items()}
-
-
-def write_peft(
-    folder: Path, updates: Updates, shape: PreTrainedModel, *, name: str, revision: str | None
-) -> None:
-    """Write an adapter as PEFT does, for `PeftModel.from_pretrained(base, folder)`.
-
-    Args:
-        folder: Made where there is none.
-        updates: The tensors are written as they are.
-        shape: The base without weights.
-        name: The base's.
-        revision: Of the base.
-    """
-    import safetensors.torch
-    from peft import LoraConfig
-
-    ranks = {module: len(update.A) for module, update in updates.items()}
-    alphas = {module: update.alpha for module, update in updates.items()}
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
-    settings = LoraConfig(
-        r=rank,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
-        target_modules=sorted(updates),
-        rank_pattern={re.escape(m): r for m, r in ranks.items() if r != rank},
-        alpha_pattern={re.escape(m): a for m, a in alphas.items() if a != alpha},
-        lora_dropout=0.0,
-        inference_mode=True,
-        base_model_name_or_path=name,
-        revision=revision,
-        auto_mapping={
-            "base_model_class": type(shape).__name__,
-            "parent_library": type(shape).__module__,
-        },
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.save_pretrained(str(folder))
-    tensors = {
-        f"base_model.model.{module}.lora_{side}.weight": getattr(update, side)
-        for module, update in updates.items()
-        for side in "AB"
-    }
-    safetensors.torch.save_file(
-        tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"}
-    )

@@ -16,7 +16,8 @@ from support.tiny_models import CONFIGS, make_base, make_inputs
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from cmoe.methods.adapters import adapters, write_peft
+from cmoe.exports.folders import write_peft
+from cmoe.exports.loras import loras
 from cmoe.methods.ewc import EWC
 from cmoe.methods.located_lora import LocatedLoRA
 from cmoe.methods.lora import SequentialLoRA
@@ -78,7 +79,7 @@ def logits_of(found: Any, folder: Path, base: PreTrainedModel, family: str = "ll
 def test_peft_says_the_same_to_the_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     method = {**ONE, **EACH}[name](make_base().to(dtype))
     log = learned(method)
-    found = adapters(log, method.settings(), shape, count=2)
+    found = loras(log, method.settings(), shape, count=2)
     assert tuple(found) == (("",) if name in ONE else TASKS)
     with torch.no_grad():
         untouched = make_base().to(dtype)(**make_inputs()).logits
@@ -105,7 +106,7 @@ def test_every_family_of_bases_has_its_names(family: str, maps: Any, tmp_path: P
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) / 8)
         mine = method.module(**make_inputs(family)).logits
     log = log_of([method._primitive("one", method._exported())])
-    found = adapters(log, method.settings(), lambda: shape(family), count=1)
+    found = loras(log, method.settings(), lambda: shape(family), count=1)
     assert torch.equal(logits_of(found[""], tmp_path, make_base(family), family), mine)
 
 
@@ -141,7 +142,7 @@ def test_experts_that_always_work_are_pefts_lora(
     gates: str, top_k: int, added: list[dict[int, int]], family: str, tmp_path: Path
 ) -> None:
     model, log = grown(gates, top_k, added, family)
-    found = adapters(log, model.settings(), lambda: shape(family), count=len(added))
+    found = loras(log, model.settings(), lambda: shape(family), count=len(added))
     assert tuple(found) == model.tasks
     for task, updates in found.items():
         theirs = logits_of(updates, tmp_path / task, make_base(family), family)
@@ -158,14 +159,14 @@ def test_a_router_that_weighs_tokens_is_refused_with_the_tasks_that_are_fit() ->
     arguments = (log, model.settings(), shape)
     refused = r"task 't1': the router of layer 0 weighs its 2 experts token by token.*each: t0"
     with pytest.raises(NotFixedError, match=refused):
-        adapters(*arguments, count=2)
+        loras(*arguments, count=2)
     with pytest.raises(NotFixedError, match=refused):
-        adapters(*arguments, count=2, task="t1")
-    assert tuple(adapters(*arguments, count=2, task="t0")) == ("t0",)
-    assert tuple(adapters(*arguments, count=1)) == ("t0",)
+        loras(*arguments, count=2, task="t1")
+    assert tuple(loras(*arguments, count=2, task="t0")) == ("t0",)
+    assert tuple(loras(*arguments, count=1)) == ("t0",)
     nothing, log = grown("residual", 2, [{}])
     with pytest.raises(NotFixedError, match="task 't0' adds nothing to the base"):
-        adapters(log, nothing.settings(), shape, count=1)
+        loras(log, nothing.settings(), shape, count=1)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +185,14 @@ def test_what_is_no_lora_is_refused_by_name(
     method = make(make_base())
     log = SimpleNamespace(tasks=TASKS, read=lambda index: pytest.fail("nothing need be read"))
     with pytest.raises(NotFixedError, match=said):
-        adapters(log, method.settings(), shape, count=count, task=task)
+        loras(log, method.settings(), shape, count=count, task=task)
 
 
 def test_a_strangers_method_that_keeps_something_else_is_refused_by_its_tensor() -> None:
     odd = MoELoRA(make_base(), MoELoRAConfig(2, 2, 4), 0)
     log = log_of([odd._primitive("one", odd._exported())])
-    found = adapters(log, {"method": "lora"}, shape, count=1)
+    found = loras(log, {"method": "lora"}, shape, count=1)
     with pytest.raises(NotFixedError, match=r"\.A of task 'one' is no part of a LoRA"):
         found[""]()
     with pytest.raises(NotFixedError, match="method 'theirs': it isn't known here"):
-        adapters(log, {"method": "theirs"}, shape, count=1)
+        loras(log, {"method": "theirs"}, shape, count=1)
