@@ -101,10 +101,10 @@ def test_a_writer_that_comes_in_between_is_not_overwritten(
     other = Store.open("hf://me/store")
 
     def overtake() -> None:
-        hub.before_commit = None
+        hub.before.clear()
         other.append(primitive("Flickr"))
 
-    hub.before_commit = overtake
+    hub.before["commit"] = overtake
     assert main(words) == 1
     assert "hf://me/store/001.json: is of another export" in capsys.readouterr().err
     found = Store.open("hf://me/store")

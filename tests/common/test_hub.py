@@ -79,26 +79,30 @@ def test_a_commit_of_something_else_in_between_is_no_conflict(hub: HubServer) ->
         if (text := next(others, None)) is not None:
             hub.put("me/store", {"README.md": text})
 
-    hub.before_commit = other
+    hub.before["commit"] = other
     store.append(primitive("GQA"))
     assert hub.requests["commit"] == 1 + 3
     assert hub.files("me/store")["README.md"] == b"# Mine, again\n"
     Store.open(URL).verify()
 
 
+@pytest.mark.parametrize("when", ["commit", "preupload"])
 @pytest.mark.parametrize(("task", "seed"), [("VQAv2", 2), ("VQAv2", 3), ("OCR-VQA", 3)])
 def test_a_writer_overtaken_at_the_last_moment_is_told(
-    hub: HubServer, task: str, seed: int
+    hub: HubServer, task: str, seed: int, when: str
 ) -> None:
-    """By the same task and tensors, by other tensors, by another task."""
+    """By the same task and tensors, by other tensors, by another task.
+
+    Before `preupload` the same task is there already, and `huggingface_hub` commits nothing then.
+    """
     create().append(primitive("GQA"))
     loser, winner = Store.open(URL), Store.open(URL)
 
     def overtake() -> None:
-        hub.before_commit = None
+        hub.before.clear()
         winner.append(primitive(task, seed))
 
-    hub.before_commit = overtake
+    hub.before[when] = overtake
     with pytest.raises(StoreError, match=rf"001\.json: index 1 is held by .*{task!r}"):
         loser.append(primitive("VQAv2", 2))
     assert len(loser) == 1
@@ -117,7 +121,7 @@ def test_who_is_overtaken_all_the_time_gives_up(
     monkeypatch.setattr("cmoe.common.hub.PAUSE_S", 0)
     store = create()
     numbers = iter(range(100))
-    hub.before_commit = lambda: hub.put("me/store", {"notes": b"%d" % next(numbers)})
+    hub.before["commit"] = lambda: hub.put("me/store", {"notes": b"%d" % next(numbers)})
     with pytest.raises(StorageError, match=f"others commit to it all the time; {TRIES} commits"):
         store.append(primitive("GQA"))
     assert Store.open(URL).tasks == ()

@@ -79,7 +79,8 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         repos: By `owner/name`.
         requests: How many came, by what they were for.
-        before_commit: Called before a commit's parent is looked at: others may come in between.
+        before: Called before a request of a name is answered, such as `commit`: others may come in
+            between.
         lost: How many commits are made, and answered with an error 500.
         away: Whether every request is answered with an error 503.
     """
@@ -91,7 +92,7 @@ class HubServer(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
-        self.before_commit: Callable[[], object] | None = None
+        self.before: dict[str, Callable[[], object]] = {}
         self.lost = 0
         self.away = False
         self.lock = threading.Lock()
@@ -235,6 +236,14 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 raise _RefusedError(404, message=f"nothing at {self.path}")
 
+    def _let_others(self, asked: str) -> None:
+        if (other := self.server.before.get(asked)) is not None:
+            self.server.lock.release()
+            try:
+                other()
+            finally:
+                self.server.lock.acquire()
+
     def _may_write(self) -> None:
         given = self.headers.get("Authorization")
         if given is None:
@@ -331,6 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _preupload(self, name: str, revision: str, asked: dict[str, Any]) -> None:
         self._may_write()
+        self._let_others("preupload")
         there = self._entries(name, revision)
         answers = []
         for file in asked["files"]:
@@ -354,12 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, name: str, branch: str, body: bytes) -> None:
         self._may_write()
-        if (other := self.server.before_commit) is not None:
-            self.server.lock.release()
-            try:
-                other()
-            finally:
-                self.server.lock.acquire()
+        self._let_others("commit")
         head = self._found(name, branch)
         header, *lines = (json.loads(line) for line in body.splitlines())
         asked = header["value"]
