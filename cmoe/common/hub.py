@@ -25,6 +25,7 @@ from cmoe.common.storage_errors import LISTED, READ, WRITTEN
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.file_download import HfFileMetadata
     from huggingface_hub.hf_api import RepoFile
 
 MAIN = "main"
@@ -108,18 +109,25 @@ class Hub:
         start = len(self._path(""))
         return {each.path[start:]: each for each in tree if isinstance(each, RepoFile)}
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none; errors as of `files`."""
-        from huggingface_hub.hf_api import RepoFile
+    def find(self, name: str) -> HfFileMetadata | None:
+        """A file's size and commit; None where there is none; errors as of `files`."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.errors import RemoteEntryNotFoundError
 
+        path, endpoint = self._path(name), self.api.endpoint
         with explained(f"{self.url}/{name}", READ):
-            found = self.api.get_paths_info(self.repo, self._path(name), revision=self.revision)
-        return next((each.size for each in found if isinstance(each, RepoFile)), None)
+            url = hf_hub_url(self.repo, path, revision=self.revision, endpoint=endpoint)
+            try:
+                return self.api.get_hf_file_metadata(url=url)
+            except RemoteEntryNotFoundError:
+                return None
 
-    def read(self, name: str) -> bytes:
-        """A whole file, through the hub's cache; errors as of `files`, and where there is none."""
+    def read(self, name: str, commit: str | None) -> bytes:
+        """A whole file of a commit, from the hub's cache if it is there; errors as of `files`."""
         with explained(f"{self.url}/{name}", READ):
-            path = self.api.hf_hub_download(self.repo, self._path(name), revision=self.revision)
+            path = self.api.hf_hub_download(
+                self.repo, self._path(name), revision=commit or self.revision
+            )
             return Path(path).read_bytes()
 
     def _path(self, name: str) -> str:

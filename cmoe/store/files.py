@@ -173,10 +173,10 @@ class HubFolder:
 
     def read(self, name: str, missing: str, most: int = MAX_JSON) -> bytes:
         where = f"{self.url}/{name}"
-        if (size := self.hub.size(name)) is None:
+        if (found := self.hub.find(name)) is None:
             raise StoreError(f"{where}: missing; {missing}")
-        _require_size(where, size, most)
-        return self.hub.read(name)
+        _require_size(where, found.size or 0, most)
+        return self.hub.read(name, found.commit_hash)
 
     def create(self, files: Iterable[tuple[str, bytes]], new: str | None = None) -> str | None:
         message = f"Add {new}" if new else "Export"

@@ -190,9 +190,12 @@ def test_a_reader_follows_and_reads_a_file_once(hub: HubServer) -> None:
     writer.append(primitive("GQA"))
     assert [record.task for record in reader.refresh()] == ["GQA"]
     assert_same(reader.read(0), primitive("GQA"))
-    got = hub.requests["resolve GET"]
+    assert (hub.requests["resolve GET"], hub.requests["cdn"]) == (2, 3)
     Store.open(URL).verify()
-    assert hub.requests["resolve GET"] == got  # the cache has all of them
+    hub.requests.clear()
+    Store.open(URL).verify()
+    # The cache has all of them; header and record are asked for twice.
+    assert dict(hub.requests) == {"tree": 2, "resolve HEAD": 2 * 2 + 3}
 
 
 def test_a_changed_byte_is_noticed(hub: HubServer) -> None:

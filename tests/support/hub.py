@@ -229,6 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["lfs", digest, "verify"]:
                 self._send(200 if digest in self.server.large else 404, {})
             case ["cdn", digest]:
+                counted["cdn"] += 1
                 self._send(200, self.server.large[digest], {"ETag": f'"{digest}"'})
             case [owner, name, "resolve", revision, *path]:
                 counted[f"resolve {self.command}"] += 1
