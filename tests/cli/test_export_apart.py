@@ -54,6 +54,12 @@ def exported(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
     return capsys.readouterr().out
 
 
+def require_no_path_of_this_machine(folder: Path) -> None:
+    for file in (each for each in folder.rglob("*") if each.is_file()):
+        assert str(MINI_BASE.parent).encode() not in file.read_bytes(), file
+        assert str(folder.parent).encode() not in file.read_bytes(), file
+
+
 def snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the card's own lines load."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
@@ -76,8 +82,7 @@ def test_a_folder_for_each_task_is_loaded_by_peft(
         tuned = PeftModel.from_pretrained(base(), tmp_path / "out", subfolder=task).eval()
         assert torch.equal(logits(tuned, inputs), ours(loras / "store", index, inputs))
     assert "## Results" in (tmp_path / "out" / "README.md").read_text()
-    for file in (tmp_path / "out").rglob("*.json"):
-        assert str(MINI_BASE.parent) not in file.read_text()  # no path of this machine
+    require_no_path_of_this_machine(tmp_path / "out")
     shutil.copytree(MINI_BASE, tmp_path / "base")  # what the base's folder is called elsewhere
     mine = snippet(tmp_path / "out", monkeypatch)["model"]
     assert torch.equal(logits(mine.eval(), inputs), ours(loras / "store", 0, inputs))
@@ -100,6 +105,7 @@ def test_one_task_is_loaded_by_peft_and_merged(
     sizes = [file.stat().st_size for file in (tmp_path / "model").glob("model-*.safetensors")]
     assert len(sizes) > 4
     assert max(sizes) < 1.1e6
+    require_no_path_of_this_machine(tmp_path / "model")
     found = snippet(tmp_path / "model", monkeypatch)
     merged = logits(found["model"].eval(), inputs)
     # Each weight is rounded once more: in fp32, 1e-4 of the largest logit.
