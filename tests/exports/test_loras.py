@@ -110,8 +110,24 @@ def test_every_family_of_bases_has_its_names(family: str, maps: Any, tmp_path: P
     assert torch.equal(logits_of(found[""], tmp_path, make_base(family), family), mine)
 
 
+def test_the_first_tasks_alone_have_the_adapter_of_their_last() -> None:
+    method = ONE["lora"](make_base())
+    log = learned(method)
+    for count in (1, 2):
+        updates = loras(log, method.settings(), shape, count=count)[""]()
+        experts = log.read(count - 1).experts
+        for name, update in updates.items():
+            assert torch.equal(update.A, experts[f"base_model.model.{name}.lora_A.weight"])
+            assert torch.equal(update.B, experts[f"base_model.model.{name}.lora_B.weight"])
+        assert 2 * len(updates) == len(experts)
+
+
 def grown(
-    gates: Any, top_k: int, added: list[dict[int, int]], family: str = "llava"
+    gates: Any,
+    top_k: int,
+    added: list[dict[int, int]],
+    family: str = "llava",
+    alphas: tuple[float, ...] = (3, 3, 3),
 ) -> tuple[GrowingVLM, Any]:
     """A model of tasks t0, t1 ... whose adapters of attention have a rank of their own; its log."""
     model = GrowingVLM(make_base(family), top_k=top_k, gates=gates, attention=4)
@@ -120,7 +136,7 @@ def grown(
     for task, experts in enumerate(added):
         before = f"t{task - 1}" if task else None
         parameters = model.grow(
-            f"t{task}", experts, rank=2, lora_alpha=3, seed=task, builds_on=before
+            f"t{task}", experts, rank=2, lora_alpha=alphas[task], seed=task, builds_on=before
         )
         with torch.no_grad():
             for p in parameters:
@@ -164,6 +180,9 @@ def test_a_router_that_weighs_tokens_is_refused_with_the_tasks_that_are_fit() ->
         loras(*arguments, count=2, task="t1")
     assert tuple(loras(*arguments, count=2, task="t0")) == ("t0",)
     assert tuple(loras(*arguments, count=1)) == ("t0",)
+    _, log = grown("residual", 2, [{0: 1}, {0: 1}], alphas=(3, 5))
+    with pytest.raises(NotFixedError, match=r"its experts have the scales 1\.5, 2\.5.*each: t0"):
+        loras(log, model.settings() | {"gates": "residual"}, shape, count=2)
     nothing, log = grown("residual", 2, [{}])
     with pytest.raises(NotFixedError, match="task 't0' adds nothing to the base"):
         loras(log, nothing.settings(), shape, count=1)
