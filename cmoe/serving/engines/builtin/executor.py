@@ -49,9 +49,7 @@ class BuiltinExecutor:
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
         named = base_of(store, config)
-        cls.require_servable(
-            load_config(named.path, revision=named.revision), config.limits.images
-        )
+        cls.require_servable(load_config(named.path, revision=named.revision), config.limits.images)
         served = await ServedModel.load(store, config)
         await served.grow(store)
         model, context = served.model, context_of(served.model.base.config)
