@@ -29,7 +29,7 @@ GROWING = {"experts": ExpertsConfig, "probe": ProbeConfig, "locator": LocatorCon
 
 @register_method("zero_shot", about="the base alone, which learns nothing")
 def zero_shot(base: PreTrainedModel, seed: int) -> Method:
-    from cmoe.methods.zero_shot import ZeroShot
+    from cmoe.methods.baselines.zero_shot import ZeroShot
 
     return ZeroShot(base)
 
@@ -53,7 +53,7 @@ def lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
     whole_weights=True,
 )
 def ewc(base: PreTrainedModel, seed: int, lora: LoRAConfig, ewc: EWCConfig) -> Method:
-    from cmoe.methods.ewc import EWC
+    from cmoe.methods.baselines.ewc import EWC
 
     return EWC(base, lora, ewc, seed)
 
@@ -65,7 +65,7 @@ def ewc(base: PreTrainedModel, seed: int, lora: LoRAConfig, ewc: EWCConfig) -> M
     whole_weights=True,
 )
 def lwf(base: PreTrainedModel, seed: int, lora: LoRAConfig, lwf: LwFConfig) -> Method:
-    from cmoe.methods.lwf import LwF
+    from cmoe.methods.baselines.lwf import LwF
 
     return LwF(base, lora, lwf, seed)
 
@@ -76,7 +76,7 @@ def lwf(base: PreTrainedModel, seed: int, lora: LoRAConfig, lwf: LwFConfig) -> M
     sections={"moelora": MoELoRAConfig},
 )
 def moelora(base: PreTrainedModel, seed: int, moelora: MoELoRAConfig) -> Method:
-    from cmoe.methods.moelora import MoELoRA
+    from cmoe.methods.baselines.moelora import MoELoRA
 
     return MoELoRA(base, moelora, seed)
 
@@ -89,7 +89,7 @@ def moelora(base: PreTrainedModel, seed: int, moelora: MoELoRAConfig) -> Method:
     whole_weights=True,
 )
 def per_task_lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
-    from cmoe.methods.per_task_lora import PerTaskLoRA
+    from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 
     return PerTaskLoRA(base, lora, seed)
 
@@ -104,7 +104,7 @@ def per_task_lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
 def located_lora(
     base: PreTrainedModel, seed: int, lora: LoRAConfig, locator: LocatorConfig
 ) -> Method:
-    from cmoe.methods.located_lora import LocatedLoRA
+    from cmoe.methods.baselines.located_lora import LocatedLoRA
 
     return LocatedLoRA(base, lora, locator, seed)
 
@@ -116,7 +116,7 @@ def located_lora(
     told="all tasks at once",
 )
 def multitask(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
-    from cmoe.methods.multitask import JointLoRA
+    from cmoe.methods.baselines.multitask import JointLoRA
 
     return JointLoRA(base, lora, seed)
 

@@ -43,9 +43,9 @@ from transformers import PreTrainedModel
 
 from cmoe.config.parse import parse
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.moelora import MoELoRA, MoELoRALinear
+from cmoe.methods.baselines.moelora import MoELoRA, MoELoRALinear
 from cmoe.methods.registry import methods
-from cmoe.methods.zero_shot import ZeroShot
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.modeling.routers import BASE
 from cmoe.run.stream import make_method as make_configured
 from cmoe.store.model import create_store

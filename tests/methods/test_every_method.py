@@ -12,13 +12,13 @@ from support.pretended import Pretended
 from support.tiny_models import llava, make_base, make_inputs
 
 from cmoe.methods.cmoe import CMoE
-from cmoe.methods.ewc import EWC
-from cmoe.methods.located_lora import LocatedLoRA
+from cmoe.methods.baselines.ewc import EWC
+from cmoe.methods.baselines.located_lora import LocatedLoRA
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.lwf import LwF
-from cmoe.methods.moelora import MoELoRA
-from cmoe.methods.multitask import JointLoRA
-from cmoe.methods.per_task_lora import PerTaskLoRA
+from cmoe.methods.baselines.lwf import LwF
+from cmoe.methods.baselines.moelora import MoELoRA
+from cmoe.methods.baselines.multitask import JointLoRA
+from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import (
     EWCConfig,
     ExpertsConfig,

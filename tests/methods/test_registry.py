@@ -18,7 +18,7 @@ from cmoe.methods import entry
 from cmoe.methods.entry import RegistryError, Told
 from cmoe.methods.registry import method_entry, methods
 from cmoe.methods.settings import LoRAConfig
-from cmoe.methods.zero_shot import ZeroShot
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.reports.comparison_numbers import ALL_TASKS, THE_TASK
 
 CMOES_OWN = [

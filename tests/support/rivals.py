@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cmoe.data.samples import Sample
-from cmoe.methods.ewc import EWC
+from cmoe.methods.baselines.ewc import EWC
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.lwf import LwF
+from cmoe.methods.baselines.lwf import LwF
 from cmoe.methods.method import Trainer
-from cmoe.methods.moelora import MoELoRA
-from cmoe.methods.multitask import JointLoRA
-from cmoe.methods.per_task_lora import PerTaskLoRA
+from cmoe.methods.baselines.moelora import MoELoRA
+from cmoe.methods.baselines.multitask import JointLoRA
+from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig
-from cmoe.methods.zero_shot import ZeroShot
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.modeling.primitive import Primitive
 
 CONFIG = LoRAConfig(rank=4, lora_alpha=8)
