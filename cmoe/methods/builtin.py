@@ -12,10 +12,13 @@ from cmoe.methods.entry import register_method
 from cmoe.methods.settings import (
     EWCConfig,
     ExpertsConfig,
+    HiDeConfig,
     LoRAConfig,
     LwFConfig,
     MoELoRAConfig,
+    OLoRAConfig,
     ProbeConfig,
+    ReplayConfig,
 )
 from cmoe.modeling.settings import LocatorConfig
 
@@ -79,6 +82,43 @@ def moelora(base: PreTrainedModel, seed: int, moelora: MoELoRAConfig) -> Method:
     from cmoe.methods.baselines.moelora import MoELoRA
 
     return MoELoRA(base, moelora, seed)
+
+
+@register_method(
+    "olora",
+    about="a LoRA for every task, orthogonal to those before it, and their sum (Wang et al. 2023)",
+    sections={"lora": LoRAConfig, "olora": OLoRAConfig},
+    whole_weights=True,
+)
+def olora(base: PreTrainedModel, seed: int, lora: LoRAConfig, olora: OLoRAConfig) -> Method:
+    from cmoe.methods.baselines.olora import OLoRA
+
+    return OLoRA(base, lora, olora, seed)
+
+
+@register_method(
+    "hide_llava",
+    about="a LoRA for every task, fused but for the last layer, where they are weighed by sample "
+    "(HiDe-LLaVA, Guo et al. 2025)",
+    sections={"lora": LoRAConfig, "hide": HiDeConfig},
+    whole_weights=True,
+)
+def hide_llava(base: PreTrainedModel, seed: int, lora: LoRAConfig, hide: HiDeConfig) -> Method:
+    from cmoe.methods.baselines.hide_llava import HiDeLLaVA
+
+    return HiDeLLaVA(base, lora, hide, seed)
+
+
+@register_method(
+    "replay",
+    about="one LoRA that goes on training, on kept samples of earlier tasks as well",
+    sections={"lora": LoRAConfig, "replay": ReplayConfig},
+    told="samples of earlier tasks",
+)
+def replay(base: PreTrainedModel, seed: int, lora: LoRAConfig, replay: ReplayConfig) -> Method:
+    from cmoe.methods.baselines.replay import Replay
+
+    return Replay(base, lora, replay, seed)
 
 
 @register_method(

@@ -54,6 +54,16 @@ class SequentialLoRA(Adapter):
     def settings(self) -> dict[str, Any]:
         return {"method": self.name, **asdict(self.config)}
 
+    def _draw_again(self, seed: int) -> None:
+        """Put fresh weights in the adapter's place, drawn as its first were."""
+        from peft.tuners.lora import LoraLayer
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for layer in self.module.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.reset_lora_parameters("default", init_lora_weights=True)
+
     def _weights(self) -> Mapping[str, Tensor]:
         from peft import get_peft_model_state_dict
 

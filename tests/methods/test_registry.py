@@ -15,10 +15,10 @@ from support.tiny_models import make_base
 from cmoe import register_method
 from cmoe.config.tree import RunConfig
 from cmoe.methods import entry
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.methods.entry import RegistryError, Told
 from cmoe.methods.registry import method_entry, methods
 from cmoe.methods.settings import LoRAConfig
-from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.reports.comparison_numbers import ALL_TASKS, THE_TASK
 
 CMOES_OWN = [

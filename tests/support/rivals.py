@@ -17,14 +17,25 @@ from transformers import PreTrainedModel
 
 from cmoe.data.samples import Sample
 from cmoe.methods.baselines.ewc import EWC
-from cmoe.methods.lora import SequentialLoRA
+from cmoe.methods.baselines.hide_llava import HiDeLLaVA
 from cmoe.methods.baselines.lwf import LwF
-from cmoe.methods.method import Trainer
 from cmoe.methods.baselines.moelora import MoELoRA
 from cmoe.methods.baselines.multitask import JointLoRA
+from cmoe.methods.baselines.olora import OLoRA
 from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
-from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig
+from cmoe.methods.baselines.replay import Replay
 from cmoe.methods.baselines.zero_shot import ZeroShot
+from cmoe.methods.lora import SequentialLoRA
+from cmoe.methods.method import Trainer
+from cmoe.methods.settings import (
+    EWCConfig,
+    HiDeConfig,
+    LoRAConfig,
+    LwFConfig,
+    MoELoRAConfig,
+    OLoRAConfig,
+    ReplayConfig,
+)
 from cmoe.modeling.primitive import Primitive
 
 CONFIG = LoRAConfig(rank=4, lora_alpha=8)
@@ -38,10 +49,13 @@ METHODS: dict[str, Callable[[PreTrainedModel, int], Rival]] = {
     "ewc": lambda base, seed: EWC(base, CONFIG, EWCConfig(samples=5), seed),
     "lwf": lambda base, seed: LwF(base, CONFIG, LwFConfig(), seed),
     "moelora": lambda base, seed: MoELoRA(base, MIXTURE, seed),
+    "olora": lambda base, seed: OLoRA(base, CONFIG, OLoRAConfig(), seed),
+    "hide_llava": lambda base, seed: HiDeLLaVA(base, CONFIG, HiDeConfig(), seed),
+    "replay": lambda base, seed: Replay(base, CONFIG, ReplayConfig(samples=3), seed),
     "per_task_lora": lambda base, seed: PerTaskLoRA(base, CONFIG, seed),
     "multitask": lambda base, seed: JointLoRA(base, CONFIG, seed),
 }
-FORGETFUL = ("lora", "ewc", "lwf", "moelora")  # their latest stage alone answers
+FORGETFUL = ("lora", "ewc", "lwf", "moelora", "olora", "replay")  # their latest stage alone answers
 
 
 def make_method(name: str, seed: int = 0) -> Rival:
@@ -53,7 +67,8 @@ def samples_of(task: str) -> list[Sample]:
 
 
 def learn(method: Rival, task: str) -> Primitive:
-    return method.learn(task, samples_of(task), PlainTrainer(method.module))
+    earlier = {name: samples_of(name) for name in method.tasks}
+    return method.learn(task, samples_of(task), PlainTrainer(method.module, earlier=earlier))
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from support.rivals import (
 )
 from support.tiny_models import LAYERS, make_base, make_inputs
 
-from cmoe.methods.cmoe import CMoE
 from cmoe.methods.baselines.located_lora import LocatedLoRA
+from cmoe.methods.cmoe import CMoE
 from cmoe.methods.lora import SequentialLoRA
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.settings import LocatorConfig
