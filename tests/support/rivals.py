@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from support.devices import DEVICE
 from support.plain_trainer import PlainTrainer, make_samples
 from support.tiny_models import (
+    LAYERS,
     make_base,
     make_inputs,
     untouched_base,
@@ -99,6 +101,24 @@ def stage_answers(method: Rival) -> list[Tensor]:
     stage = len(method.tasks) - 1
     answering = sorted({method.answerer(stage, task) for task in range(len(TASKS))})
     return [tensor for index in answering for tensor in answers(method, index)]
+
+
+def merged(products: Mapping[str, Tensor]) -> PreTrainedModel:
+    """An untouched base with products `BA` added to its maps, named as PEFT does."""
+    base = untouched_base()
+    for name, product in products.items():
+        linear: Any = base.get_submodule(name.removeprefix("base_model.model."))
+        linear.weight += product.to(linear.weight)
+    return base
+
+
+def adapted(primitive: Primitive) -> dict[str, tuple[Tensor, Tensor]]:
+    """`A [r, in]` and `B [out, r]` of each map that a primitive adapts."""
+    found: dict[str, list[Tensor]] = {}
+    for name in sorted(primitive.experts):  # A before B
+        found.setdefault(name.partition(".lora_")[0], []).append(primitive.experts[name].to(DEVICE))
+    assert len(found) == 7 * LAYERS
+    return {name: (A, B) for name, (A, B) in found.items()}
 
 
 def alike(a: list[Tensor], b: list[Tensor]) -> bool:
