@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any, overload
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KEPT = "kept"
-"""In a primitive's decision: ids of the samples that are kept, by their places in the task."""
+"""In a primitive's decision: of each sample that is kept its place in the task, and its id."""
+
+Kept = Sequence[tuple[int, str]]
 
 
 class Replay(SequentialLoRA):
@@ -43,7 +45,7 @@ class Replay(SequentialLoRA):
     ) -> None:
         super().__init__(base, lora, seed)
         self.replay, self.seed = replay, seed
-        self._kept: dict[str, Mapping[str, str]] = {}
+        self._kept: dict[str, Kept] = {}
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"replay": asdict(self.replay)}
@@ -62,24 +64,24 @@ class Replay(SequentialLoRA):
         count = min(self.replay.samples, len(samples))
         places = sorted(draw.sample(range(len(samples)), count))
         primitive = super().learn(task, mixed(samples, again, self.replay.share, draw), trainer)
-        self._kept[task] = {str(place): samples[place].id for place in places}
+        self._kept[task] = [(place, samples[place].id) for place in places]
         return replace(primitive, decision={KEPT: self._kept[task]})
 
 
-def recalled(task: str, samples: Sequence[Sample], kept: Mapping[str, str]) -> list[Sample]:
+def recalled(task: str, samples: Sequence[Sample], kept: Kept) -> list[Sample]:
     """The samples that an earlier task kept.
 
     Args:
         task: Its name.
         samples: Its training data.
-        kept: Ids by place, as its record has them.
+        kept: Places and ids, as its record has them.
 
     Raises:
         DataError: Another sample is in such a place: the data isn't what was learned.
     """
     found = []
-    for place, name in kept.items():
-        there = samples[int(place)] if int(place) < len(samples) else None
+    for place, name in kept:
+        there = samples[place] if place < len(samples) else None
         if there is None or there.id != name:
             raise DataError(
                 f"task {task!r}: training sample {place} was {name!r} when it was kept, and is "

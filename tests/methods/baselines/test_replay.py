@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -16,6 +17,7 @@ from cmoe.methods.baselines.replay import KEPT, Mixed, Replay, mixed, recalled
 from cmoe.methods.registry import method_entry
 from cmoe.methods.settings import ReplayConfig
 from cmoe.modeling.primitive import Primitive
+from cmoe.store.model import create_store
 
 EARLIER = {task: samples_of(task) for task in TASKS}
 
@@ -32,7 +34,7 @@ def learn(method: Replay, task: str) -> tuple[Primitive, Counter[str]]:
 
 
 def kept(primitive: Primitive) -> set[str]:
-    return set(primitive.decision[KEPT].values())
+    return {name for _, name in primitive.decision[KEPT]}
 
 
 def test_the_first_task_is_learned_as_by_lora() -> None:
@@ -71,13 +73,13 @@ def test_what_is_kept_is_the_seeds_and_no_more_than_there_is() -> None:
     assert kept(learn(make_replay(100), "one")[0]) == {s.id for s in EARLIER["one"]}
 
 
-def test_its_record_and_the_data_are_all_that_it_needs() -> None:
+def test_its_record_and_the_data_are_all_that_it_needs(tmp_path: Path) -> None:
     """Whoever goes on from a log trains on the same samples, in the same order."""
-    method = make_replay()
-    first, _ = learn(method, "one")
+    method, resumed = make_replay(7), make_replay(7)
+    store = create_store(tmp_path / "log", method, name="tiny", revision="none", config={})
+    store.append(learn(method, "one")[0])
+    resumed.append(store.read(0))
     orders = []
-    resumed = make_replay()
-    resumed.append(first)
     for one in (method, resumed):
         trainer = PlainTrainer(one.module, steps=1, earlier=EARLIER)
         one.learn("two", samples_of("two"), trainer)
@@ -87,12 +89,12 @@ def test_its_record_and_the_data_are_all_that_it_needs() -> None:
 
 def test_data_that_has_changed_is_refused() -> None:
     samples = make_samples(4)
-    assert recalled("one", samples, {"2": "2", "0": "0"}) == [samples[2], samples[0]]
+    assert recalled("one", samples, [(2, "2"), (0, "0")]) == [samples[2], samples[0]]
     for changed, there in ((samples[1:], "'3'"), (samples[:2], "None")):
         with pytest.raises(
             DataError, match=f"task 'one': training sample 2 was '2' when .* is {there} now"
         ):
-            recalled("one", changed, {"2": "2"})
+            recalled("one", changed, [(2, "2")])
 
 
 def test_a_mixture_reads_samples_when_they_are_asked_for() -> None:
