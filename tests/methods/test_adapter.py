@@ -179,7 +179,10 @@ def test_the_first_loss_is_the_answers_cross_entropy_over_the_tokens_given(name:
 
 @pytest.mark.parametrize(
     ("name", "passes", "taught"),
-    [("lora", 12, 0), ("ewc", 12 + 2 * 2 * 5, 0), ("lwf", 12, 3), ("moelora", 12, 0)],
+    [
+        *(("lora", 12, 0), ("ewc", 12 + 2 * 2 * 5, 0), ("lwf", 12, 3), ("moelora", 12, 0)),
+        *(("olora", 12, 0), ("hide_llava", 12, 0), ("replay", 12, 0)),
+    ],
 )
 def test_recomputing_activations_trains_the_same_adapter(
     name: str, passes: int, taught: int
