@@ -78,14 +78,8 @@ def test_sections_stand_in_their_order(compared_page: Page) -> None:
 
 
 def test_rivals_come_by_their_last_and_bounds_apart(compared_page: Page) -> None:
-    order = [
-        "cmoe",
-        "lora",
-        "zero_shot",
-        "Not rivals: they know more",
-        "multitask",
-        "per_task_lora",
-    ]
+    rivals, apart = ["cmoe", "lora", "zero_shot"], ["multitask", "per_task_lora"]
+    order = [*rivals, "Not rivals: they know more", *apart]
     assert in_order(compared_page) == order
     curves = [label for label in compared_page.figures if label.startswith("Accuracy of")]
     assert curves == [f"Accuracy of {name} by stage" for name in rivals + apart]
