@@ -1,1 +1,1 @@
-"""What is trained for one task: the method of the project; in `baselines` what it is compared with."""
+"""What is trained for one task: the method of the project, and what it is compared with."""
