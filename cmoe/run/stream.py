@@ -249,6 +249,7 @@ class Stream:
                 for name, note in zip((ALONE, *method.tasks), (alone, *notes), strict=True)
             },
             locates=self.method.locates,
+            told=self.config.entry.told,
             learning_flops=sum(
                 method.learning_flops(index, note.get("tokens", {}))
                 for index, note in enumerate(notes)

@@ -21,8 +21,8 @@ Where this differs from the code, and why:
   are frozen, and neither modality sees the other.
 - The text is the prompt's, with what the chat template puts around the question. Theirs is cut at
   line breaks that are their own template's.
-- The softmax is over the tasks learned so far. Theirs is over all that are to come, whose anchors
-  are still noise and whose pairs still 0.
+- The softmax is over the tasks learned so far. Theirs is over `expert_num` tasks, 6 at inference:
+  of those that aren't learned yet anchors are noise and pairs 0, and a seventh has no weight.
 - An anchor is the mean. Theirs begins with a random vector that counts as one more sample.
 - The projector is frozen, as for every method here. LLaVA's LoRA recipe trains it.
 - Fresh weights are PEFT's, as for every method here. Theirs have a deviation of 0.01, which at 4096
