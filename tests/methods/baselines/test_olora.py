@@ -131,6 +131,11 @@ def test_a_new_task_begins_with_pairs_of_its_own_and_leaves_the_others_alone() -
         for name, (A, B) in starts[one].items():
             assert not torch.equal(A, starts[other][name][0])
             assert not B.any()
+    for pairs in starts:  # uniform, as PEFT draws them, and nn.Linear its weight
+        largest = [float(A.abs().max() * A.shape[1] ** 0.5) for A, _ in pairs.values()]
+        assert 0.9 < min(largest) <= max(largest) <= 1
+        mean_square = [float(A.square().mean() * A.shape[1]) for A, _ in pairs.values()]
+        assert sum(mean_square) / len(mean_square) == pytest.approx(1 / 3, rel=0.1)
 
 
 def test_the_overlap_is_the_sum_over_all_entries() -> None:
