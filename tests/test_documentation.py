@@ -164,7 +164,7 @@ def is_rays(command: str) -> None:
 NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "make .*": ("minutes to hours; what they run of ours is checked", makes),
     "cmoe [a-z]+": ("a name", is_a_subcommand),
-    "cmoe (run|compare) .*replay.*": ("needs the package of the page", lambda _: None),
+    "cmoe (run|compare) .*pulled.*": ("needs the package of the page", lambda _: None),
     "cmoe run .* --data.root data/mine .*": ("needs the task of the page", lambda _: None),
     "cmoe run --config coin_mini --name .*": ("the same job with another method", parses),
     "cmoe run --config coin_mini --trackers .*": ("the same job, followed", parses),
@@ -255,11 +255,11 @@ def test_every_snippet_of_python_is_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "name"), [("python", "cmoe_replay.py"), ("toml", "pyproject.toml")]
+    ("language", "name"), [("python", "cmoe_pulled.py"), ("toml", "pyproject.toml")]
 )
 def test_the_method_of_the_page_is_the_one_that_tests_install(language: str, name: str) -> None:
     (shown,) = snippets("docs/own-method.md", language)
-    assert shown == (ROOT / "tests/support/replay" / name).read_text(encoding="utf-8")
+    assert shown == (ROOT / "tests/support/pulled" / name).read_text(encoding="utf-8")
 
 
 def test_the_task_of_the_page_is_scored_then() -> None:

@@ -167,8 +167,8 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
 
 
 SECTIONS = (
-    "model|data|experts|probe|locator|lora|ewc|lwf|moelora|training|evaluation|cluster|wandb|search|"
-    "budget|plan"
+    "model|data|experts|probe|locator|lora|ewc|lwf|moelora|olora|hide|replay|training|evaluation|"
+    "cluster|wandb|search|budget|plan"
 )
 
 

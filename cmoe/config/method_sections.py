@@ -16,8 +16,8 @@ Run = TypeVar("Run")
 def with_methods(kind: type[Run]) -> type[Run]:
     """Make all registered methods choices of a run's `method`, and their sections its attributes.
 
-    For the class before `dataclass` sees it. It names cmoe's own sections itself, so that their
-    types are checked; those of other packages come behind its own attributes.
+    For the class before `dataclass` sees it. It names those sections itself that cmoe's code reads,
+    so that their types are checked; the others come behind its own attributes.
     """
     hints, doc = kind.__annotations__, [(kind.__doc__ or "").rstrip()]
     added = set()
@@ -29,7 +29,7 @@ def with_methods(kind: type[Run]) -> type[Run]:
                 added.add(key)
                 setattr(kind, key, field(default_factory=section))
                 doc.append(f"        {key}: Of `{entry.name}`.")
-    kind.package_sections = frozenset(added)  # type: ignore[attr-defined]
+    kind.added_sections = frozenset(added)  # type: ignore[attr-defined]
     kind.__doc__ = "\n".join([*doc, "    "])
     return kind
 

@@ -42,16 +42,18 @@ class RunConfig:
         method: What learns the stream. `cmoe`; `expand_all`, the same without probes: every layer
             grows; a rival: `lora` (one adapter that goes on training), `ewc`, `lwf` (the same, held
             by a term of the loss), `moelora` (a mixture of adapters), `zero_shot` (the base alone).
-            `located_lora` is one adapter per task, found by cmoe's locator. Bounds are
-            `per_task_lora` (told the task) and `multitask` (all tasks at once).
-            `--help` lists all, those of installed packages too.
+            One adapter per task have `located_lora`, found by cmoe's locator, `olora`, orthogonal
+            and summed, and `hide_llava`, fused but for the last layer. Told more are
+            `per_task_lora` (the task), `multitask` (all tasks at once) and `replay` (samples of
+            earlier tasks). `--help` lists all, those of installed packages too.
         seed: Of every random choice.
         model: The frozen base.
         data: The stream's tasks.
         experts: Of `cmoe`: what a task adds.
         probe: Of `cmoe`: where it is added.
         locator: Of `cmoe` and `located_lora`: how a sample's task is found.
-        lora: Of `lora`, `ewc`, `lwf`, `per_task_lora`, `located_lora` and `multitask`: the adapter.
+        lora: Of all methods with `lora` in their names, `ewc`, `lwf`, `hide_llava`, `replay` and
+            `multitask`, but not `moelora`: the adapter, a task's own where each has one.
         ewc: Of `ewc`: the penalty.
         lwf: Of `lwf`: the distillation.
         moelora: Of `moelora`: the adapter.
@@ -84,8 +86,8 @@ class RunConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
 
-    package_sections = frozenset[str]()
-    """Keys of the sections that installed packages add; no setting itself."""
+    added_sections = frozenset[str]()
+    """Keys of the sections that methods add to those above; no setting itself."""
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
@@ -147,11 +149,11 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON have them.
 
-        A package's section that says nothing is left out where another method learns: a run stays
-        the same when a package is installed.
+        An added section that says nothing is left out where another method learns: a run stays the
+        same when a package is installed, or a method joins cmoe's own.
         """
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        for key in self.package_sections - self.entry.sections.keys():
+        for key in self.added_sections - self.entry.sections.keys():
             section = getattr(self, key)
             if section == type(section)():
                 del plain[key]

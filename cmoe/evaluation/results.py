@@ -38,6 +38,7 @@ class Facts:
         similarity: Mean cosine between two experts, per layer; None for a method without.
         seconds: By task and phase; what answering with the base alone took stands under `base`.
         locates: Whether the method finds the task itself; if not, there is no oracle beside it.
+        told: What the method is told and a learner in a stream isn't.
         learning_flops: Operations of all that was learned here, by formula; 0 where a store was
             taken over.
         peak_memory: Bytes that the largest worker came to need; None if not known.
@@ -53,6 +54,7 @@ class Facts:
     similarity: Sequence[float | None] | None
     seconds: Mapping[str, Mapping[str, float]]
     locates: bool
+    told: str = ""
     learning_flops: int = 0
     peak_memory: int | None = None
     latency: Mapping[str, float] | None = None
@@ -85,6 +87,7 @@ def results(
     return {
         "tasks": [t.name for t in tasks],
         "method": facts.method,
+        "told": facts.told,
         "scoring": scoring,
         "scorers": {t.name: scorer_name(t.name) for t in tasks},
         **tables[scoring],

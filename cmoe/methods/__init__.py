@@ -1,1 +1,1 @@
-"""What is trained for one task: the method of the project, and its rivals."""
+"""What is trained for one task: the method of the project, and what it is compared with."""

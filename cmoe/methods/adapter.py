@@ -49,9 +49,13 @@ class Adapter(Baseline):
     def generate(self, inputs: Inputs, task: int, **kwargs: Any) -> Tensor:
         if task != BASE:
             self._take(task)
-        with self._off() if task == BASE else nullcontext():
+        with self._off() if task == BASE else self._at_work(inputs):
             sequences: Tensor = self.module.generate(**inputs, **kwargs)
         return sequences
+
+    def _at_work(self, inputs: Inputs) -> AbstractContextManager[None]:
+        """What answers beside the adapter that was taken; nothing, but for some."""
+        return nullcontext()
 
     def _take(self, task: int) -> None:
         """See to it that a primitive answers.

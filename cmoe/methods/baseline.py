@@ -56,6 +56,16 @@ class Baseline:
     def expert_similarity(self) -> None:
         return None
 
+    def at_work(self, stage: int) -> set[int]:
+        """Any task's if it locates, and else those that are said to answer."""
+        learned = range(stage + 1)
+        if self.locates:
+            return set(learned)
+        return {self.answerer(stage, task) for task in learned} - {BASE}
+
+    def answerer(self, stage: int, task: int) -> int:
+        raise NotImplementedError("it isn't said what answers")
+
     def features(self, inputs: Inputs) -> Tensor:
         raise NotImplementedError("this method doesn't locate: there is no task to locate")
 

@@ -12,10 +12,13 @@ from cmoe.methods.entry import register_method
 from cmoe.methods.settings import (
     EWCConfig,
     ExpertsConfig,
+    HiDeConfig,
     LoRAConfig,
     LwFConfig,
     MoELoRAConfig,
+    OLoRAConfig,
     ProbeConfig,
+    ReplayConfig,
 )
 from cmoe.modeling.settings import LocatorConfig
 
@@ -29,7 +32,7 @@ GROWING = {"experts": ExpertsConfig, "probe": ProbeConfig, "locator": LocatorCon
 
 @register_method("zero_shot", about="the base alone, which learns nothing")
 def zero_shot(base: PreTrainedModel, seed: int) -> Method:
-    from cmoe.methods.zero_shot import ZeroShot
+    from cmoe.methods.baselines.zero_shot import ZeroShot
 
     return ZeroShot(base)
 
@@ -53,7 +56,7 @@ def lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
     whole_weights=True,
 )
 def ewc(base: PreTrainedModel, seed: int, lora: LoRAConfig, ewc: EWCConfig) -> Method:
-    from cmoe.methods.ewc import EWC
+    from cmoe.methods.baselines.ewc import EWC
 
     return EWC(base, lora, ewc, seed)
 
@@ -65,7 +68,7 @@ def ewc(base: PreTrainedModel, seed: int, lora: LoRAConfig, ewc: EWCConfig) -> M
     whole_weights=True,
 )
 def lwf(base: PreTrainedModel, seed: int, lora: LoRAConfig, lwf: LwFConfig) -> Method:
-    from cmoe.methods.lwf import LwF
+    from cmoe.methods.baselines.lwf import LwF
 
     return LwF(base, lora, lwf, seed)
 
@@ -76,9 +79,46 @@ def lwf(base: PreTrainedModel, seed: int, lora: LoRAConfig, lwf: LwFConfig) -> M
     sections={"moelora": MoELoRAConfig},
 )
 def moelora(base: PreTrainedModel, seed: int, moelora: MoELoRAConfig) -> Method:
-    from cmoe.methods.moelora import MoELoRA
+    from cmoe.methods.baselines.moelora import MoELoRA
 
     return MoELoRA(base, moelora, seed)
+
+
+@register_method(
+    "olora",
+    about="a LoRA for every task, orthogonal to those before it, and their sum (Wang et al. 2023)",
+    sections={"lora": LoRAConfig, "olora": OLoRAConfig},
+    whole_weights=True,
+)
+def olora(base: PreTrainedModel, seed: int, lora: LoRAConfig, olora: OLoRAConfig) -> Method:
+    from cmoe.methods.baselines.olora import OLoRA
+
+    return OLoRA(base, lora, olora, seed)
+
+
+@register_method(
+    "hide_llava",
+    about="a LoRA for every task, fused but for the last layer, where they are weighed by sample "
+    "(HiDe-LLaVA, Guo et al. 2025)",
+    sections={"lora": LoRAConfig, "hide": HiDeConfig},
+    whole_weights=True,
+)
+def hide_llava(base: PreTrainedModel, seed: int, lora: LoRAConfig, hide: HiDeConfig) -> Method:
+    from cmoe.methods.baselines.hide_llava import HiDeLLaVA
+
+    return HiDeLLaVA(base, lora, hide, seed)
+
+
+@register_method(
+    "replay",
+    about="one LoRA that goes on training, on kept samples of earlier tasks as well",
+    sections={"lora": LoRAConfig, "replay": ReplayConfig},
+    told="samples of earlier tasks",
+)
+def replay(base: PreTrainedModel, seed: int, lora: LoRAConfig, replay: ReplayConfig) -> Method:
+    from cmoe.methods.baselines.replay import Replay
+
+    return Replay(base, lora, replay, seed)
 
 
 @register_method(
@@ -89,7 +129,7 @@ def moelora(base: PreTrainedModel, seed: int, moelora: MoELoRAConfig) -> Method:
     whole_weights=True,
 )
 def per_task_lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
-    from cmoe.methods.per_task_lora import PerTaskLoRA
+    from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 
     return PerTaskLoRA(base, lora, seed)
 
@@ -104,7 +144,7 @@ def per_task_lora(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
 def located_lora(
     base: PreTrainedModel, seed: int, lora: LoRAConfig, locator: LocatorConfig
 ) -> Method:
-    from cmoe.methods.located_lora import LocatedLoRA
+    from cmoe.methods.baselines.located_lora import LocatedLoRA
 
     return LocatedLoRA(base, lora, locator, seed)
 
@@ -116,7 +156,7 @@ def located_lora(
     told="all tasks at once",
 )
 def multitask(base: PreTrainedModel, seed: int, lora: LoRAConfig) -> Method:
-    from cmoe.methods.multitask import JointLoRA
+    from cmoe.methods.baselines.multitask import JointLoRA
 
     return JointLoRA(base, lora, seed)
 

@@ -204,6 +204,9 @@ class CMoE:
     def answerer(self, stage: int, task: int) -> int:
         raise NotImplementedError("the locator finds what answers")
 
+    def at_work(self, stage: int) -> set[int]:
+        return set(range(stage + 1))
+
     def features(self, inputs: Inputs) -> Tensor:
         return self.module.features(inputs)
 

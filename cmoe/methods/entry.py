@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cmoe.methods.method import Method
 
-Told = Literal["", "the task", "all tasks at once"]
+Told = Literal["", "the task", "all tasks at once", "samples of earlier tasks"]
 Formula = Literal["", "probed experts", "experts everywhere", "one adapter"]
 Make = TypeVar("Make", bound="Callable[..., Method]")
 
@@ -34,7 +34,8 @@ class MethodEntry:
         make: Makes it: `make(base, seed=..., **sections)`; a class, or a function.
         sections: Its sections of the configuration: by key a frozen dataclass, all of whose
             attributes have defaults.
-        told: What it is told and a learner in a stream isn't: such a method is a bound.
+        told: What it is told and a learner in a stream isn't: such a method stands apart from the
+            others. Those who are told the task, or all tasks at once, are bounds.
         locates: Whether it finds a sample's task itself, as `Method.locates`.
         whole_weights: Whether it weighs or exchanges weights as a whole, which ZeRO 3 shards.
         formula: By which formulas `--plan` counts it; "" for none.
@@ -55,6 +56,11 @@ class MethodEntry:
     def joint(self) -> bool:
         """Whether all tasks are learned at once, in the place of the first."""
         return self.told == "all tasks at once"
+
+    @property
+    def recalls(self) -> bool:
+        """Whether it may go back to the samples of earlier tasks."""
+        return self.told == "samples of earlier tasks"
 
     def create(self, base: PreTrainedModel, seed: int, sections: Mapping[str, Any]) -> Method:
         """The method on a frozen base, with nothing learned yet.

@@ -54,6 +54,18 @@ class SequentialLoRA(Adapter):
     def settings(self) -> dict[str, Any]:
         return {"method": self.name, **asdict(self.config)}
 
+    @torch.no_grad()
+    def _draw_again(self, seed: int) -> None:
+        """Put fresh weights in the adapter's place, of PEFT's distribution, alike on any device."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, p in self.trained().items():
+            if ".lora_A." in name:
+                bound = p.shape[1] ** -0.5
+                drawn = torch.rand(p.shape, generator=generator)
+                p.copy_(drawn.mul_(2 * bound).sub_(bound))
+            else:
+                p.zero_()
+
     def _weights(self) -> Mapping[str, Tensor]:
         from peft import get_peft_model_state_dict
 

@@ -70,6 +70,14 @@ class Trainer(Protocol):
         """What rank 0 makes, on every rank."""
         ...
 
+    def recall(self, task: str) -> Sequence[Sample]:
+        """An earlier task's training samples, for a method that is told them.
+
+        Raises:
+            ValueError: The method isn't, or there is no earlier task of this name.
+        """
+        ...
+
     def noted(self, name: str) -> Any:
         """What `note` kept of this task before it was interrupted; None at its first try."""
         ...
@@ -149,6 +157,10 @@ class Method(Protocol):
         """Of a method that doesn't locate: which primitive answers a task's samples after a stage,
         -1 for the base.
         """
+        ...
+
+    def at_work(self, stage: int) -> set[int]:
+        """The primitives whose weights answer, whatever is asked, after a stage."""
         ...
 
     def features(self, inputs: Inputs) -> Tensor:

@@ -3,7 +3,7 @@
 A package names a module in its entry points, and what that module registers is there everywhere:
 
     [project.entry-points."cmoe.methods"]
-    replay = "cmoe_replay"
+    pulled = "cmoe_pulled"
 
 A package that can't be used changes nothing; `problems` says why, and no run starts with it.
 """

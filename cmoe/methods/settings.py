@@ -163,6 +163,55 @@ class EWCConfig:
 
 
 @dataclass(frozen=True)
+class OLoRAConfig:
+    """Orthogonal low-rank adaptation (Wang et al. 2023, arXiv 2310.14152).
+
+    Attributes:
+        weight: Of the overlap with earlier tasks' subspaces. 0.5 is the default of the authors'
+            code, and the value of its scripts for the three standard orders.
+    """
+
+    weight: float = 0.5  # (C) github.com/cmnfriend/O-LoRA, src/run_uie_lora.py: lamda_1
+
+    def __post_init__(self) -> None:
+        require(self, "olora", "weight", least=0)
+
+
+@dataclass(frozen=True)
+class HiDeConfig:
+    """HiDe-LLaVA (Guo et al. 2025, arXiv 2503.12941).
+
+    Attributes:
+        temperature: Similarities are divided by, before they become weights.
+    """
+
+    temperature: float = 0.1  # (C) github.com/Ghy0501/HiDe-LLaVA, llava/model/llava_arch.py
+
+    def __post_init__(self) -> None:
+        require(self, "hide", "temperature", above=0)
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Experience replay (Chaudhry et al. 2019, arXiv 1902.10486).
+
+    Attributes:
+        samples: Training samples that are kept of each task.
+        share: Of what later tasks are trained on, for the kept samples of all earlier ones. A half
+            is the paper's: as many from the memory as new ones in a step. An epoch goes over a
+            task's own samples once and is longer by as much.
+    """
+
+    samples: int = 100
+    share: float = 0.5  # (P)
+
+    def __post_init__(self) -> None:
+        require(self, "replay", "samples", least=1)
+        if not 0 < self.share < 1:
+            raise ValueError(f"replay.share is {self.share}; more than 0 and less than 1")
+
+
+@dataclass(frozen=True)
 class LwFConfig:
     """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282).
 

@@ -31,7 +31,7 @@ def trade_off_chart(entries: Sequence[Entry]) -> str:
 
 def _dots(entries: Sequence[Entry]) -> list[Dot]:
     return [
-        Dot(e.name, e.mean["added"], e.mean["last"], e.deviation["last"], e.bound) for e in entries
+        Dot(e.name, e.mean["added"], e.mean["last"], e.deviation["last"], e.apart) for e in entries
     ]
 
 
@@ -45,10 +45,10 @@ def forgetting_charts(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
 
 def last_chart(entries: Sequence[Entry], tasks: Sequence[str]) -> str:
     """Last by method and task: what is no rival stands apart."""
-    apart = {entry.name: entry.located[-1] for entry in entries if entry.bound}
+    apart = {entry.name: entry.located[-1] for entry in entries if entry.apart}
     if all(entry.learns for entry in entries):
         apart["base alone"] = mean_row([run["zero_shot"] for e in entries for run in e.runs])
-    rows = {**apart, **{e.name: e.located[-1] for e in entries if not e.bound}}
+    rows = {**apart, **{e.name: e.located[-1] for e in entries if not e.apart}}
     return heat_map(
         "last",
         "Last by method and task",

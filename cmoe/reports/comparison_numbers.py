@@ -37,8 +37,8 @@ class Entry:
     runs: Sequence[Mapping[str, Any]]
 
     @property
-    def bound(self) -> bool:
-        """Whether it knows what no rival does."""
+    def apart(self) -> bool:
+        """Whether it knows what no rival does: a bound, or one that goes back to earlier data."""
         return bool(self.method.get("knows"))  # of a variant nothing is said
 
     @property
@@ -49,7 +49,7 @@ class Entry:
     @property
     def rival(self) -> bool:
         """Whether it learns, and knows no more."""
-        return not self.bound and self.learns
+        return not self.apart and self.learns
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Measure:
 
 
 def entries_of(data: Mapping[str, Any]) -> list[Entry]:
-    """Rivals, then bounds, each by their Last; methods without a run are left out."""
+    """Rivals, then who knows more, each by their Last; methods without a run are left out."""
     made = [
         entry_of(name, method, data["base"]["parameters"])
         for name, method in data["methods"].items()
         if method["runs"]
     ]
-    return sorted(made, key=lambda e: (e.bound, -e.mean["last"]))
+    return sorted(made, key=lambda e: (e.apart, -e.mean["last"]))
 
 
 def entry_of(name: str, method: Mapping[str, Any], base: int) -> Entry:

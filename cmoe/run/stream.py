@@ -135,6 +135,7 @@ class Stream:
             seed=self.config.seed,
             index=index,
             task=task.name,
+            earlier=self._earlier(index),
         )
         primitive = self.method.learn(task.name, samples, trainer)
         if self.method.locates:
@@ -170,6 +171,12 @@ class Stream:
         steps = None if training.steps is None else training.steps * len(self.tasks)
         every = [sample for task in self.tasks for sample in task.train]
         return every, replace(training, steps=steps)
+
+    def _earlier(self, index: int) -> dict[str, Sequence[Sample]]:
+        """What a method may go back to: nothing, unless it is registered as one that does."""
+        if not self.config.entry.recalls:
+            return {}
+        return {task.name: task.train for task in self.tasks[:index]}
 
     def evaluate(self, stage: int) -> None:
         """Answer the tests of the tasks learned so far, unless that was done; write the matrix."""
@@ -229,15 +236,11 @@ class Stream:
     def _facts(self) -> Facts:
         records, method = self._records(), self.method
         alone, *notes = (self.folder.read_notes(i) for i in (BASE, *range(len(records))))
-        latest = len(records) - 1
-        answering = {
-            i if method.locates else method.answerer(latest, i) for i in range(len(records))
-        }
         return Facts(
             method=self.config.method,
             digests=self._digests(),
             parameters=[r.parameters for r in records],
-            answering=sorted(answering - {BASE}),
+            answering=sorted(method.at_work(len(records) - 1)),
             base_parameters=self.method.base_parameters,
             flops={t: self.method.flops_per_token(t) for t in (BASE, *range(len(records)))},
             similarity=self.method.expert_similarity(),
@@ -246,6 +249,7 @@ class Stream:
                 for name, note in zip((ALONE, *method.tasks), (alone, *notes), strict=True)
             },
             locates=self.method.locates,
+            told=self.config.entry.told,
             learning_flops=sum(
                 method.learning_flops(index, note.get("tokens", {}))
                 for index, note in enumerate(notes)

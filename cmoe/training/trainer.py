@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class TaskTrainer:
         seed: Of the order of samples.
         index: The task's place in the stream.
         task: Its name.
+        earlier: Training samples of earlier tasks by name, for a method that is told them.
 
     Attributes:
         progress: How far the task has come; taken up from the latest checkpoint if that is its own.
@@ -88,7 +90,9 @@ class TaskTrainer:
         seed: int,
         index: int,
         task: str,
+        earlier: Mapping[str, Sequence[Sample]] = MappingProxyType({}),
     ) -> None:
+        self.earlier = earlier
         self.module, self.session, self.config, self.link = module, session, config, link
         self.seed = seed
         self.progress = Progress(index, task, session.group.workers)
@@ -165,6 +169,14 @@ class TaskTrainer:
             made = self.session.group.from_first(make)
             self._emit("locator", 1, 1)
             return made
+
+    def recall(self, task: str) -> Sequence[Sample]:
+        if task not in self.earlier:
+            raise ValueError(
+                f"task {self.progress.task!r}: samples of {task!r} can't be had; it is no earlier "
+                "task, or the method isn't registered as told samples of earlier tasks"
+            )
+        return self.earlier[task]
 
     def noted(self, name: str) -> Any:
         return self.progress.notes.get(name)

@@ -33,7 +33,7 @@ from cmoe.evaluation.predictions import (
     write_stage,
 )
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.methods.zero_shot import ZeroShot
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE

@@ -31,6 +31,7 @@ from support.rivals import (
 )
 from support.tiny_models import (
     CONFIGS,
+    WIDTH,
     make_base,
     make_inputs,
     make_wide_base,
@@ -42,10 +43,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from cmoe.config.parse import parse
+from cmoe.methods.baselines.moelora import MoELoRA, MoELoRALinear
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.moelora import MoELoRA, MoELoRALinear
 from cmoe.methods.registry import methods
-from cmoe.methods.zero_shot import ZeroShot
 from cmoe.modeling.routers import BASE
 from cmoe.run.stream import make_method as make_configured
 from cmoe.store.model import create_store
@@ -73,7 +74,8 @@ def test_a_fresh_adapter_changes_nothing_and_training_changes_it_alone(name: str
         assert all(torch.equal(now[name], p) for name, p in before.items())
         trained = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
         empty = name == "multitask" and task != TASKS[0]
-        counts = {"experts": 0 if empty else trained, "routers": 0, "locator": 0}
+        anchors = 2 * WIDTH if name == "hide_llava" else 0
+        counts = {"experts": 0 if empty else trained, "routers": 0, "locator": anchors}
         assert primitive.parameter_counts() == counts | (
             {"memory": trained} if name == "ewc" else {}
         )
@@ -165,7 +167,7 @@ def test_the_first_loss_is_the_answers_cross_entropy_over_the_tokens_given(name:
     with torch.enable_grad():
         method.learn("one", samples, trainer)
     assert trainer.seen["train"] == samples
-    assert trainer.seen.keys() - {"fisher"} == {"train"}
+    assert trainer.seen.keys() - {"fisher", "features"} == {"train"}
     inputs = make_batch(samples, answers=True)
     loss = trainer.losses["train"](method.module, inputs, 10.0)
     out = method.module(**{n: t for n, t in inputs.items() if n != "labels"}).logits
@@ -177,7 +179,10 @@ def test_the_first_loss_is_the_answers_cross_entropy_over_the_tokens_given(name:
 
 @pytest.mark.parametrize(
     ("name", "passes", "taught"),
-    [("lora", 12, 0), ("ewc", 12 + 2 * 2 * 5, 0), ("lwf", 12, 3), ("moelora", 12, 0)],
+    [
+        *(("lora", 12, 0), ("ewc", 12 + 2 * 2 * 5, 0), ("lwf", 12, 3), ("moelora", 12, 0)),
+        *(("olora", 12, 0), ("hide_llava", 12, 0), ("replay", 12, 0)),
+    ],
 )
 def test_recomputing_activations_trains_the_same_adapter(
     name: str, passes: int, taught: int

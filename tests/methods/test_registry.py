@@ -15,15 +15,15 @@ from support.tiny_models import make_base
 from cmoe import register_method
 from cmoe.config.tree import RunConfig
 from cmoe.methods import entry
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.methods.entry import RegistryError, Told
 from cmoe.methods.registry import method_entry, methods
 from cmoe.methods.settings import LoRAConfig
-from cmoe.methods.zero_shot import ZeroShot
 from cmoe.reports.comparison_numbers import ALL_TASKS, THE_TASK
 
 CMOES_OWN = [
-    *("zero_shot", "lora", "ewc", "lwf", "moelora", "per_task_lora", "located_lora", "multitask"),
-    *("expand_all", "cmoe"),
+    *("zero_shot", "lora", "ewc", "lwf", "moelora", "olora", "hide_llava", "replay"),
+    *("per_task_lora", "located_lora", "multitask", "expand_all", "cmoe"),
 ]
 
 
@@ -59,7 +59,8 @@ def test_what_is_registered_of_a_method_is_true_of_it(name: str) -> None:
     assert config.least_samples == (8 if made.locates else 1)
     learned_first = {made.answerer(stage, 0) for stage in range(3)} if not made.locates else set()
     assert (config.entry.told == "the task") == (name == "per_task_lora")
-    if config.entry.told:
+    assert config.entry.recalls == (name == "replay")
+    if config.entry.told and not config.entry.recalls:
         assert learned_first == {0}, "a bound answers a task as well at every later stage"
     for key, kind in config.entry.sections.items():
         assert is_dataclass(kind)
@@ -219,4 +220,5 @@ def test_a_package_that_cannot_be_used_is_refused_by_its_name(
 
 
 def test_a_comparisons_page_knows_bounds_by_what_they_are_told() -> None:
-    assert get_args(Told)[1:] == (THE_TASK, ALL_TASKS)
+    """Beside them stands what is no bound, but is told something as well."""
+    assert get_args(Told) == ("", THE_TASK, ALL_TASKS, "samples of earlier tasks")

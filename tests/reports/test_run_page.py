@@ -205,6 +205,19 @@ def test_a_configuration_cannot_leave_its_block(
     assert (folder / "report.md").read_text(encoding="utf-8").endswith("\n# ```\n````\n")
 
 
+def test_what_a_method_is_told_stands_beside_its_name(single: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(single, folder)
+    data = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    data["results"]["told"] = "samples of earlier tasks"
+    write_json(folder / REPORT, data)
+    write_run_page(folder)
+    said = "(told samples of earlier tasks) on the frozen base"
+    for name in ("report.html", "report.md"):
+        assert said in (folder / name).read_text(encoding="utf-8")
+        assert "(told" not in (single / name).read_text(encoding="utf-8")
+
+
 def test_writing_again_gives_the_same_and_leaves_nothing_else(
     grown: Path, stream: Stream, drawn_charts: dict[str, str]
 ) -> None:

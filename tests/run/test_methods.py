@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from support.workers import TASKS, FolderLink, run_group, small_config
 
 from cmoe.common.group import Group
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.results import MEASURED
+from cmoe.methods.entry import ENTRIES
 from cmoe.methods.registry import methods
-from cmoe.methods.settings import EWCConfig, LoRAConfig, MoELoRAConfig
+from cmoe.methods.settings import EWCConfig, LoRAConfig, MoELoRAConfig, ReplayConfig
 from cmoe.mini.tasks import ensure_data
 from cmoe.run.stream import run_stream
 from cmoe.store.log import Store
@@ -44,6 +46,12 @@ def streams(group: Group, configs: list[RunConfig], interrupted: bool) -> None:
         run_stream(config, group, FolderLink(group, config.folder / "checkpoint"))
 
 
+def told_nothing(group: Group, config: RunConfig) -> None:
+    """The stream of a method that is registered as one that is told nothing."""
+    ENTRIES[config.method] = replace(ENTRIES[config.method], told="")
+    run_stream(config, group, FolderLink(group, config.folder / "checkpoint"))
+
+
 def configured(root: Path, name: str, method: Any) -> RunConfig:
     small: RunConfig = small_config(root, name, method=method, lora=LoRAConfig(8, 16))
     config = replace(
@@ -51,6 +59,7 @@ def configured(root: Path, name: str, method: Any) -> RunConfig:
         data=replace(small.data, train_samples=48, test_samples=9),
         moelora=MoELoRAConfig(3, 4, 8),
         ewc=EWCConfig(10.0, samples=9),
+        replay=ReplayConfig(samples=9),
         training=replace(small.training, steps=6, micro_batch=8, checkpoint_every=3),
         evaluation=replace(small.evaluation, max_new_tokens=3),
     )
@@ -79,7 +88,7 @@ def read(config: RunConfig) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stream_ends_with_all_figures(alone: dict[str, Any], method: str) -> None:
     matrix = alone[method]["matrix"]
-    assert matrix["method"] == method
+    assert (matrix["method"], matrix["told"]) == (method, methods()[method].told)
     assert len(matrix["located"]) == len(TASKS)
     assert matrix["metrics"]["last"] == pytest.approx(sum(matrix["located"][-1]) / len(TASKS))
     assert matrix["peak_memory"] > 2**20
@@ -104,17 +113,36 @@ def test_who_answers_says_what_is_added(alone: dict[str, Any]) -> None:
     assert adapter > 0
     assert {m: p["answering"] for m, p in parameters.items()} == {
         "zero_shot": [],
-        **{key: [2] for key in ("lora", "ewc", "lwf", "moelora")},
+        **{key: [2] for key in ("lora", "ewc", "lwf", "moelora", "replay")},
         "multitask": [0],
         **{m: [0, 1, 2] for m in ("per_task_lora", "located_lora", "expand_all", "cmoe")},
+        **{m: [0, 1, 2] for m in ("olora", "hide_llava")},  # in whatever they answer
     }
     assert parameters["zero_shot"]["added"] == 0
-    for method in ("ewc", "lwf", "multitask"):
+    for method in ("ewc", "lwf", "multitask", "replay"):
         assert parameters[method]["added"] == adapter
     assert parameters["per_task_lora"]["added"] == 3 * adapter
+    assert parameters["olora"]["added"] == 3 * adapter
+    anchors = sum(t.numel() for p in alone["hide_llava"]["primitives"] for t in p.locator.values())
+    assert parameters["hide_llava"]["added"] == 3 * adapter + anchors
     # A Fisher value for every weight and task, and it answers nothing.
     assert parameters["ewc"]["kept"] == 3 * adapter
     assert all(p["kept"] == 0 for m, p in parameters.items() if m != "ewc")
+
+
+def test_what_is_kept_is_in_the_record_and_in_the_data(alone: dict[str, Any]) -> None:
+    for primitive in alone["replay"]["primitives"]:
+        kept = primitive.decision["kept"]
+        assert len(kept) == 9
+        assert len({name for _, name in kept}) == 9
+        assert {place for place, _ in kept} < set(range(48))
+
+
+def test_who_is_told_nothing_can_not_go_back(tmp_path: Path) -> None:
+    with pytest.raises(
+        mp.ProcessRaisedException, match=r"'VizWiz': samples of 'ScienceQA' can't be had"
+    ):
+        run_group(1, told_nothing, configured(tmp_path, "untold", "replay"))
 
 
 def test_told_the_task_nothing_is_forgotten(alone: dict[str, Any]) -> None:
@@ -150,8 +178,10 @@ def test_distilling_costs_a_forward_pass_more(alone: dict[str, Any]) -> None:
     assert 1.2 * flops["lora"] < flops["lwf"] < 1.6 * flops["lora"]
 
 
-def test_terms_of_the_loss_change_what_follows_the_first_task(alone: dict[str, Any]) -> None:
-    for method in ("ewc", "lwf"):
+def test_what_was_learned_before_changes_what_follows_the_first_task(
+    alone: dict[str, Any],
+) -> None:
+    for method in ("ewc", "lwf", "olora", "replay"):
         mine, plain = alone[method]["primitives"], alone["lora"]["primitives"]
         assert same(mine[0].experts, plain[0].experts)
         assert not same(mine[1].experts, plain[1].experts)
@@ -164,8 +194,10 @@ def same(a: Any, b: Any) -> bool:
 def test_interrupted_in_a_training_every_method_ends_the_same(
     tmp_path: Path, alone: dict[str, Any]
 ) -> None:
-    """Bit for bit: also what a method keeps for itself (Fisher values, the adapter before)."""
-    again = ("ewc", "lwf", "moelora", "per_task_lora")
+    """Bit for bit: also what a method keeps for itself (Fisher values, the adapter before), and
+    what it goes back to.
+    """
+    again = ("ewc", "lwf", "olora", "moelora", "hide_llava", "replay", "per_task_lora")
     configs = {method: configured(tmp_path, method, method) for method in again}
     run_group(1, streams, list(configs.values()), True)
     for method, config in configs.items():

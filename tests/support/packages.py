@@ -10,7 +10,7 @@ from pathlib import Path
 from support.forking import PYTHONPATH
 from support.paths import ROOT
 
-REPLAY = ROOT / "tests" / "support" / "replay"
+PULLED = ROOT / "tests" / "support" / "pulled"
 
 
 def install(package: Path, folder: Path) -> dict[str, str]:

@@ -57,11 +57,12 @@ class PlainTrainer:
         steps: int = 3,
         learning_rate: float = 0.03,
         notes: Mapping[str, Any] | None = None,
+        earlier: Mapping[str, Sequence[Sample]] | None = None,
         collate: Callable[..., dict[str, Tensor]] = make_batch,
     ) -> None:
         self.module, self.steps, self.learning_rate = module, steps, learning_rate
         self.collate = collate
-        self.notes = dict(notes or {})
+        self.notes, self.earlier = dict(notes or {}), dict(earlier or {})
         self.seen: dict[str, list[Sample]] = {}
         self.taken: dict[str, int | None] = {}
         self.losses: dict[str, Loss] = {}
@@ -110,6 +111,9 @@ class PlainTrainer:
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         return make()
+
+    def recall(self, task: str) -> Sequence[Sample]:
+        return self.earlier[task]
 
     def noted(self, name: str) -> Any:
         return self.notes.get(name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from support.devices import DEVICE
 from support.plain_trainer import PlainTrainer, make_samples
 from support.tiny_models import (
+    LAYERS,
     make_base,
     make_inputs,
     untouched_base,
@@ -16,15 +18,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cmoe.data.samples import Sample
-from cmoe.methods.ewc import EWC
+from cmoe.methods.baselines.ewc import EWC
+from cmoe.methods.baselines.hide_llava import HiDeLLaVA
+from cmoe.methods.baselines.lwf import LwF
+from cmoe.methods.baselines.moelora import MoELoRA
+from cmoe.methods.baselines.multitask import JointLoRA
+from cmoe.methods.baselines.olora import OLoRA
+from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
+from cmoe.methods.baselines.replay import Replay
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.lwf import LwF
 from cmoe.methods.method import Trainer
-from cmoe.methods.moelora import MoELoRA
-from cmoe.methods.multitask import JointLoRA
-from cmoe.methods.per_task_lora import PerTaskLoRA
-from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig
-from cmoe.methods.zero_shot import ZeroShot
+from cmoe.methods.settings import (
+    EWCConfig,
+    HiDeConfig,
+    LoRAConfig,
+    LwFConfig,
+    MoELoRAConfig,
+    OLoRAConfig,
+    ReplayConfig,
+)
 from cmoe.modeling.primitive import Primitive
 
 CONFIG = LoRAConfig(rank=4, lora_alpha=8)
@@ -38,10 +51,13 @@ METHODS: dict[str, Callable[[PreTrainedModel, int], Rival]] = {
     "ewc": lambda base, seed: EWC(base, CONFIG, EWCConfig(samples=5), seed),
     "lwf": lambda base, seed: LwF(base, CONFIG, LwFConfig(), seed),
     "moelora": lambda base, seed: MoELoRA(base, MIXTURE, seed),
+    "olora": lambda base, seed: OLoRA(base, CONFIG, OLoRAConfig(), seed),
+    "hide_llava": lambda base, seed: HiDeLLaVA(base, CONFIG, HiDeConfig(), seed),
+    "replay": lambda base, seed: Replay(base, CONFIG, ReplayConfig(samples=3), seed),
     "per_task_lora": lambda base, seed: PerTaskLoRA(base, CONFIG, seed),
     "multitask": lambda base, seed: JointLoRA(base, CONFIG, seed),
 }
-FORGETFUL = ("lora", "ewc", "lwf", "moelora")  # their latest stage alone answers
+FORGETFUL = ("lora", "ewc", "lwf", "moelora", "olora", "replay")  # their latest stage alone answers
 
 
 def make_method(name: str, seed: int = 0) -> Rival:
@@ -53,7 +69,8 @@ def samples_of(task: str) -> list[Sample]:
 
 
 def learn(method: Rival, task: str) -> Primitive:
-    return method.learn(task, samples_of(task), PlainTrainer(method.module))
+    earlier = {name: samples_of(name) for name in method.tasks}
+    return method.learn(task, samples_of(task), PlainTrainer(method.module, earlier=earlier))
 
 
 @torch.no_grad()
@@ -84,6 +101,24 @@ def stage_answers(method: Rival) -> list[Tensor]:
     stage = len(method.tasks) - 1
     answering = sorted({method.answerer(stage, task) for task in range(len(TASKS))})
     return [tensor for index in answering for tensor in answers(method, index)]
+
+
+def merged(products: Mapping[str, Tensor]) -> PreTrainedModel:
+    """An untouched base with products `BA` added to its maps, named as PEFT does."""
+    base = untouched_base()
+    for name, product in products.items():
+        linear: Any = base.get_submodule(name.removeprefix("base_model.model."))
+        linear.weight += product.to(linear.weight)
+    return base
+
+
+def adapted(primitive: Primitive) -> dict[str, tuple[Tensor, Tensor]]:
+    """`A [r, in]` and `B [out, r]` of each map that a primitive adapts."""
+    found: dict[str, list[Tensor]] = {}
+    for name in sorted(primitive.experts):  # A before B
+        found.setdefault(name.partition(".lora_")[0], []).append(primitive.experts[name].to(DEVICE))
+    assert len(found) == 7 * LAYERS
+    return {name: (A, B) for name, (A, B) in found.items()}
 
 
 def alike(a: list[Tensor], b: list[Tensor]) -> bool:

@@ -27,14 +27,14 @@ class Dot:
         parameters: Scalars that it adds, a mean over seeds.
         last: Percent, a mean over seeds.
         deviation: Of `last` over seeds, in points; None with one seed.
-        bound: Whether it knows what no rival does.
+        apart: Whether it knows what no rival does.
     """
 
     name: str
     parameters: float
     last: float
     deviation: float | None
-    bound: bool
+    apart: bool
 
 
 def trade_off(
@@ -44,7 +44,7 @@ def trade_off(
     ceiling: float | None = None,
     size: tuple[float, float] = (540, 270),
 ) -> str:
-    """Last by added parameters, a dot per method; bounds are hollow.
+    """Last by added parameters, a dot per method; who knows more is hollow.
 
     Args:
         name: Unique in the page.
@@ -57,9 +57,9 @@ def trade_off(
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         for dot in dots:
-            colour = MUTED if dot.bound else ACCENT
+            colour = MUTED if dot.apart else ACCENT
             look: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1, "markersize": 6.5}
-            face = PANEL if dot.bound else colour
+            face = PANEL if dot.apart else colour
             ax.errorbar(
                 dot.parameters, dot.last, dot.deviation, fmt="o", color=colour, mfc=face, **look
             )

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import yaml
 from support.jobs import JOB, finish, matrix_of, same_run, start, undisturbed, until
-from support.packages import REPLAY, install
+from support.packages import PULLED, install
 from support.workers import TASKS, small_config
 
 from cmoe.config.parse import parse
 from cmoe.experiments.comparison.study import location_by_tasks, unknown_curves
 from cmoe.store.log import Store
 
-METHODS = ("zero_shot", "lora", "cmoe", "replay")
-KEPT = 5  # samples of each task
+METHODS = ("zero_shot", "lora", "cmoe", "pulled")
+WEIGHT = 1e4
 
 
 def write_comparison_config(root: Path) -> Path:
@@ -37,7 +37,7 @@ def write_comparison_config(root: Path) -> Path:
     config |= {
         "methods": ",".join(METHODS),
         "settings": {"lora": {"lora.rank": 4}},
-        "replay": {"samples": KEPT},
+        "pull": {"weight": WEIGHT},
         "candidates": {
             "lora": [{"training.learning_rate": 1e-7}, {"training.learning_rate": 0.01}]
         },
@@ -52,7 +52,7 @@ def write_comparison_config(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return install(REPLAY, tmp_path_factory.mktemp("installed"))
+    return install(PULLED, tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_what_a_chosen_candidate_learned_is_not_learned_again(
     assert [n for n in (1, 2) if re.search(rf"task {n}/2 \w+ +train", log)] == [2]
     # It is what the run would have come to by itself, and so are its costs but for the times.
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    del settings["replay"]  # the package's; it isn't installed here
+    del settings["pull"]  # the package's; it isn't installed here
     file = tmp_path / "alone.yaml"
     file.write_text(yaml.safe_dump(settings))
     config = replace(parse(["--config", str(file)]), runs=str(tmp_path))
@@ -200,50 +200,50 @@ def test_what_can_not_be_compared_ends_by_name(
 
 
 def test_its_module_is_short() -> None:
-    assert len((REPLAY / "cmoe_replay.py").read_text().splitlines()) <= 40
+    assert len((PULLED / "cmoe_pulled.py").read_text().splitlines()) <= 40
 
 
 def test_help_has_its_name_its_section_and_its_keys(package: dict[str, str]) -> None:
     short = finish(start(JOB, "--help", environment=package))
-    assert re.search(r"^  replay +one LoRA that trains on samples of earlier", short, re.MULTILINE)
-    assert re.search(r"^sections.*\n.*, replay", short, re.MULTILINE)
+    assert re.search(r"^  pulled +one LoRA that is pulled back", short, re.MULTILINE)
+    assert re.search(r"^sections.*\n.*, pull", short, re.MULTILINE)
     everything = finish(start(JOB, "--help", "all", environment=package))
-    assert re.search(r"^Of `replay`:\n  --replay CONFIG", everything, re.MULTILINE)
-    assert re.search(r"^  --replay.samples SAMPLES\n.*default: 8", everything, re.MULTILINE)
+    assert re.search(r"^Of `pulled`:\n  --pull CONFIG", everything, re.MULTILINE)
+    assert re.search(r"^  --pull.weight WEIGHT\s.*default: 1", everything, re.MULTILINE)
 
 
 def test_a_plan_says_that_it_has_no_formula(package: dict[str, str]) -> None:
-    job = start(JOB, "--name", "x", "--method", "replay", "--plan", environment=package)
+    job = start(JOB, "--name", "x", "--method", "pulled", "--plan", environment=package)
     assert finish(job) == (
-        "coin_stream.py: method is replay; --plan knows cmoe, expand_all, lora\n"
+        "coin_stream.py: method is pulled; --plan knows cmoe, expand_all, lora\n"
     )
     assert job.returncode == 2
 
 
 def test_it_is_compared_as_any_other(compared: dict[str, Any]) -> None:
     folder, said = compared["folder"], compared["said"]
-    mine = said["methods"]["replay"]
-    assert mine["about"] == "one LoRA that trains on samples of earlier tasks again"
+    mine = said["methods"]["pulled"]
+    assert mine["about"] == "one LoRA that is pulled back to where the task before ended"
     assert mine["knows"] == ""
     (row,) = mine["runs"]
     assert len(row["located"]) == 2
     assert 0 <= row["last"] <= 100
     page = (folder / "comparison.html").read_text()
-    assert re.search(r"<th[^>]*>\s*(<[^>]+>\s*)*replay\b", page)
-    assert f"<dt>replay</dt><dd>{mine['about']}</dd>" in page
-    assert "replay" in (folder / "replay-0" / "report.html").read_text()
+    assert re.search(r"<th[^>]*>\s*(<[^>]+>\s*)*pulled\b", page)
+    assert f"<dt>pulled</dt><dd>{mine['about']}</dd>" in page
+    assert "pulled" in (folder / "pulled-0" / "report.html").read_text()
 
 
-def test_its_run_has_its_settings_and_keeps_what_it_kept(
-    compared: dict[str, Any],
-) -> None:
-    folder = compared["folder"] / "replay-0"
+def test_its_run_has_its_settings_and_obeys_them(compared: dict[str, Any]) -> None:
+    """At such a weight the second task moves the adapter less than the first one did."""
+    folder = compared["folder"] / "pulled-0"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["method"], config["replay"]) == ("replay", {"samples": KEPT})
+    assert (config["method"], config["pull"]) == ("pulled", {"weight": WEIGHT})
     store = Store.open(folder / "store")
     store.verify()
-    for index in range(2):
-        rows = json.loads(bytes(store.read(index).memory["rows"].tolist()))
-        assert len(rows) == KEPT
+    first, second = (store.read(index).experts for index in range(2))
+    (one, other) = ({n: t for n, t in e.items() if "lora_B" in n} for e in (first, second))
+    learned = sum(float(t.norm()) for t in one.values())  # from 0
+    assert 0 < sum(float((other[n] - t).norm()) for n, t in one.items()) < 0.5 * learned
     matrix = json.loads((folder / "matrix.json").read_text())
-    assert matrix["method"] == "replay"
+    assert matrix["method"] == "pulled"

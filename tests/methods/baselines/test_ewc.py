@@ -25,7 +25,7 @@ from support.tiny_models import make_base
 from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
-from cmoe.methods.ewc import EWC, fisher
+from cmoe.methods.baselines.ewc import EWC, fisher
 from cmoe.methods.settings import EWCConfig
 from cmoe.modeling.primitive import Primitive
 

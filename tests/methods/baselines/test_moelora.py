@@ -7,7 +7,7 @@ import torch
 from support.devices import DEVICE
 from torch import Tensor, nn
 
-from cmoe.methods.moelora import MoELoRALinear, Switch, add_moelora
+from cmoe.methods.baselines.moelora import MoELoRALinear, Switch, add_moelora
 
 IN, OUT, RANK, SCALE = 6, 5, 2, 1.5
 

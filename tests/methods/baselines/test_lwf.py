@@ -20,7 +20,7 @@ from support.sequential_adapters import (
 from support.tiny_models import make_base
 from torch import Tensor
 
-from cmoe.methods.lwf import LwF, distillation
+from cmoe.methods.baselines.lwf import LwF, distillation
 from cmoe.methods.settings import LwFConfig
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cmoe.data.samples import Sample
+from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 from cmoe.methods.locating import fit_entry
 from cmoe.methods.method import Trainer
-from cmoe.methods.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import LoRAConfig
 from cmoe.modeling.base import find_layers, hidden_state, pooled, pooling_weights
 from cmoe.modeling.locator import Location, locate, make_bank

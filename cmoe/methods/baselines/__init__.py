@@ -1,0 +1,1 @@
+"""Methods beside CMoE: its rivals, where everyone begins, and bounds."""
