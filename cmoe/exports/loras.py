@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 from cmoe.methods.registry import methods
 from cmoe.modeling.fixed import LowRank, Mixture, NotFixedError, Updates
@@ -15,10 +17,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_ONE = ("lora", "ewc", "lwf", "replay", "multitask")
+_EACH = ("per_task_lora", "located_lora")
+_SUM = ("olora",)
+"""Methods with one LoRA that goes on training, with one for each task, with the sum of those."""
+
 _WHY = {
     "zero_shot": "it has learned nothing: the base alone answers",
     "moelora": "each of its maps has a router that weighs experts token by token, and a LoRA adds "
     "the same to all tokens",
+    "hide_llava": "its last layer's LoRA depends on the sample that is asked",
 }
 
 
@@ -63,22 +71,21 @@ def loras(
         mixture = Mixture(shape(), [log.read(index) for index in range(count)], settings)
         return _fixed(mixture, tasks, wanted)
     name = settings.get("method", "")
-    entry = methods().get(name)
-    if entry is None or name in _WHY:
-        why = _WHY.get(name, "it isn't known here; install the package that brings it")
+    if name not in (*_ONE, *_EACH, *_SUM):
+        why = _WHY.get(name, "what it learns isn't known to be LoRAs")
         raise NotFixedError(f"method {name!r}: {why}")
-    if entry.locates or entry.told == "the task":
-        indices = {each: tasks.index(each) for each in wanted}
-    elif task is not None:
+    if name in _EACH:
+        return {each: partial(_sum, log, [tasks.index(each)], name) for each in wanted}
+    joint = methods()[name].joint
+    if task is not None:
         raise NotFixedError(f"method {name!r} has one adapter for all tasks; leave {task!r} out")
-    elif entry.joint and count < len(log.tasks):
+    if joint and count < len(log.tasks):
         raise NotFixedError(
             f"method {name!r} has learned all {len(log.tasks)} tasks at once: there is no adapter "
             f"after {count}"
         )
-    else:
-        indices = {"": 0 if entry.joint else count - 1}
-    return {each: partial(_read, log, index, name) for each, index in indices.items()}
+    indices = range(count) if name in _SUM else [0 if joint else count - 1]
+    return {"": partial(_sum, log, indices, name)}
 
 
 def _fixed(
@@ -101,6 +108,21 @@ def _fixed(
             fit = f"; of one LoRA each: {', '.join(found)}" if found else ""
             raise NotFixedError(f"{refused[task]}{fit}")
     return {task: partial(found.__getitem__, task) for task in wanted}
+
+
+def _sum(log: Log, indices: Sequence[int], method: str) -> Updates:
+    """The LoRAs of some primitives as one, whose rank is the sum of theirs."""
+    found = [_read(log, index, method) for index in indices]
+    if len(found) == 1:
+        return found[0]
+    return {
+        name: LowRank(
+            torch.cat([each[name].A for each in found]),
+            torch.cat([each[name].B for each in found], dim=1),
+            alpha=sum(each[name].alpha for each in found),
+        )
+        for name in found[0]
+    }
 
 
 def _read(log: Log, index: int, method: str) -> Updates:

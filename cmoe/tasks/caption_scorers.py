@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 from cmoe.tasks.scorer import Target
 
@@ -102,9 +103,10 @@ def bleu4(predictions: Sequence[str], targets: Sequence[Target]) -> float:
 
     Its defaults: `nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp`.
     """
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
-    found = BLEU().corpus_score(list(predictions), _streams(t.references for t in targets))
+    references: Any = _streams(t.references for t in targets)  # None isn't among its types
+    found = BLEU().corpus_score(list(predictions), references)
     return min(1.0, float(found.score) / 100)  # rounding can lift it over 1
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.mini_store import TASKS, make_data, make_model, make_primitive
 
-from cmoe.methods.per_task_lora import PerTaskLoRA
+from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import LoRAConfig
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.settings import MINI_BASE

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cmoe.cli.main import main
 from cmoe.exports import folders
-from cmoe.methods.per_task_lora import PerTaskLoRA
+from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import LoRAConfig
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.settings import MINI_BASE

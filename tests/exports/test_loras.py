@@ -18,15 +18,16 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from cmoe.exports.folders import write_peft
 from cmoe.exports.loras import loras
-from cmoe.methods.ewc import EWC
-from cmoe.methods.located_lora import LocatedLoRA
+from cmoe.methods.baselines.ewc import EWC
+from cmoe.methods.baselines.located_lora import LocatedLoRA
+from cmoe.methods.baselines.lwf import LwF
+from cmoe.methods.baselines.moelora import MoELoRA
+from cmoe.methods.baselines.multitask import JointLoRA
+from cmoe.methods.baselines.olora import OLoRA
+from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
+from cmoe.methods.baselines.zero_shot import ZeroShot
 from cmoe.methods.lora import SequentialLoRA
-from cmoe.methods.lwf import LwF
-from cmoe.methods.moelora import MoELoRA
-from cmoe.methods.multitask import JointLoRA
-from cmoe.methods.per_task_lora import PerTaskLoRA
-from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig
-from cmoe.methods.zero_shot import ZeroShot
+from cmoe.methods.settings import EWCConfig, LoRAConfig, LwFConfig, MoELoRAConfig, OLoRAConfig
 from cmoe.modeling.fixed import NotFixedError
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.settings import LocatorConfig
@@ -122,6 +123,19 @@ def test_the_first_tasks_alone_have_the_adapter_of_their_last() -> None:
         assert 2 * len(updates) == len(experts)
 
 
+def test_adapters_that_answer_together_are_one_whose_rank_is_their_sum(tmp_path: Path) -> None:
+    method = OLoRA(make_base(), LoRAConfig(rank=2, lora_alpha=4), OLoRAConfig(), 0)
+    log = learned(method)
+    found = loras(log, method.settings(), shape, count=2)
+    method._take(1)
+    with torch.no_grad(), method._at_work(make_inputs()):
+        mine = method.module(**make_inputs()).logits
+    theirs = logits_of(found[""], tmp_path, make_base())
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    alone = loras(log, method.settings(), shape, count=1)[""]
+    assert not torch.allclose(logits_of(alone, tmp_path / "alone", make_base()), theirs)
+
+
 def grown(
     gates: Any,
     top_k: int,
@@ -213,5 +227,7 @@ def test_a_strangers_method_that_keeps_something_else_is_refused_by_its_tensor()
     found = loras(log, {"method": "lora"}, shape, count=1)
     with pytest.raises(NotFixedError, match=r"\.A of task 'one' is no part of a LoRA"):
         found[""]()
-    with pytest.raises(NotFixedError, match="method 'theirs': it isn't known here"):
+    with pytest.raises(
+        NotFixedError, match="method 'theirs': what it learns isn't known to be LoRAs"
+    ):
         loras(log, {"method": "theirs"}, shape, count=1)
