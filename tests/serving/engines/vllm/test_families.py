@@ -37,7 +37,8 @@ def altered(name: str, part: str = "", **values: Any) -> Callable[[], Pretrained
 def rope(name: str, **values: Any) -> Callable[[], PretrainedConfig]:
     def made() -> PretrainedConfig:
         config = make_config(FAMILIES[name])
-        config.text_config.rope_parameters |= values
+        text = config.text_config
+        text.rope_parameters = text.rope_parameters | values  # the family's own stay as they are
         return config
 
     return made
