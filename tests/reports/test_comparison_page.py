@@ -88,15 +88,11 @@ def test_rivals_come_by_their_last_and_bounds_apart(compared_page: Page) -> None
 
 
 def test_who_goes_back_to_earlier_data_is_no_rival(tmp_path: Path, said: dict[str, Any]) -> None:
-    """However good it is: it stands apart, nothing of it is bold, and the headline is another's."""
-    best = said["methods"]["cmoe"] | {"about": "replays", "knows": "samples of earlier tasks"}
-    best["mean"] = {**best["mean"], "last": 99.0, "mft": 99.0, "maa": 99.0, "bwt": 99.0}
-    said["methods"]["replay"] = best
+    """However good it is: it is apart, and no headline."""
+    replay = said["methods"]["cmoe"] | {"knows": "samples of earlier tasks"}
+    said["methods"]["replay"] = replay | {"mean": replay["mean"] | {"last": 99.0}}
     found = page(tmp_path, said)
-    order = in_order(found)
-    assert order.index("replay") > order.index("Not rivals: they know more")
-    assert found.row("replayknows samples of earlier tasks")
-    assert bold(found, "methods") == ["74.2", "75.0", "72.6", f"{MINUS}0.8"]
+    assert in_order(found)[4] == "replay"
     assert found.tiles == page(tmp_path, compared()).tiles
 
 
