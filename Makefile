@@ -10,9 +10,11 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+BESIDE_CPU_TORCH := cluster/torchvision_without_cuda.py
+$(VENV)/.installed: pyproject.toml constraints.txt $(BESIDE_CPU_TORCH)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(BESIDE_CPU_TORCH)
 	touch $@
 
 # Debian's Chromium, for the tests of pages; without a browser they are skipped. Needs root.
@@ -40,15 +42,11 @@ VLLM ?= cpu
 VLLM_VENV := .venv-vllm
 vllm: $(VLLM_VENV)/.installed
 
-$(VLLM_VENV)/.installed: cluster/vllm/$(VLLM).txt cluster/vllm/torchvision_without_cuda.py pyproject.toml
+$(VLLM_VENV)/.installed: cluster/vllm/$(VLLM).txt $(BESIDE_CPU_TORCH) pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps $(PIP_FLAGS) -r $<
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
-ifeq ($(VLLM),cpu)
-	site=$$($(VLLM_VENV)/bin/python -c "import site; print(site.getsitepackages()[0])") \
-		&& cp cluster/vllm/torchvision_without_cuda.py "$$site" \
-		&& echo "import torchvision_without_cuda" > "$$site/torchvision_without_cuda.pth"
-endif
+	$(VLLM_VENV)/bin/python $(BESIDE_CPU_TORCH)
 	touch $@
 
 # In that environment.

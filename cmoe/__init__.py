@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cmoe.store.log import Store
     from cmoe.store.model import load_model
     from cmoe.tasks.registry import register_task
+    from cmoe.tasks.scorer import Target
+    from cmoe.tasks.scorer_registry import register_scorer
 
 __version__ = "0.1.0"
 
@@ -23,10 +25,12 @@ __all__ = [
     "GrowingVLM",
     "RunConfig",
     "Store",
+    "Target",
     "__version__",
     "load_base",
     "load_model",
     "register_method",
+    "register_scorer",
     "register_task",
 ]
 
@@ -34,9 +38,11 @@ _MODULES = {
     "GrowingVLM": "cmoe.modeling.growing",
     "RunConfig": "cmoe.config.tree",
     "Store": "cmoe.store.log",
+    "Target": "cmoe.tasks.scorer",
     "load_base": "cmoe.modeling.pretrained",
     "load_model": "cmoe.store.model",
     "register_method": "cmoe.methods.registry",
+    "register_scorer": "cmoe.tasks.scorer_registry",
     "register_task": "cmoe.tasks.registry",
 }
 

@@ -23,6 +23,7 @@ from support.ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from support.hub import HubServer
 
     from cmoe.data.samples import Task
 
@@ -109,6 +110,29 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     s3fs.S3FileSystem().mkdir(name)
     yield f"s3://{name}/prepared"
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub of this test's own, for this process and those that it starts, with a token."""
+    from huggingface_hub import constants
+    from support.hub import TOKEN, running_hub
+
+    with running_hub() as server:
+        cache = str(tmp_path / "hub-cache")
+        environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HUB_CACHE": cache}
+        for name, value in {**environment, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": ""}.items():
+            monkeypatch.setenv(name, value)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for name, setting in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_CACHE": cache,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, setting)
+        yield server
 
 
 @pytest.fixture(scope="session")

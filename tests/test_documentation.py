@@ -7,6 +7,7 @@ and are checked as far as that goes; a new command that is in neither fails.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,10 +16,12 @@ import tomllib
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
 from support.documented import PAGES, ROOT, RUN, Command, appended, commands, snippets
+from support.packages import write_package
 
 from cmoe.cli.main import COMMANDS, main
 
@@ -164,6 +167,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe (run|compare) .*pulled.*": ("needs the package of the page", lambda _: None),
     "cmoe run .* --data.root data/mine .*": ("needs the task of the page", lambda _: None),
     "cmoe run --config coin_mini --name .*": ("the same job with another method", parses),
+    "cmoe run --config coin_mini --trackers .*": ("the same job, followed", parses),
     "cmoe run --config coin_llava_7b.*": ("needs GPUs", parses),
     "cmoe run --config coin_real .*": ("needs the reader's data", parses),
     "cmoe plan --config coin_llava_(7|13)b": ("the same for another base", parses),
@@ -174,6 +178,8 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe sweep --config sweep_mini.*": ("half an hour", parses),
     "cmoe serve --config serve_mini": ("the same service", parses),
     "cmoe serve --config serve_mini_vllm": ("needs vLLM's environment", parses),
+    "cmoe serve --config serve_mini --store hf://.*": ("the same service", parses),
+    "cmoe export (RUN OUT|runs/loras .*)": ("names, or a run of another method", parses),
     "cmoe bench .*": ("minutes, alone on a machine", parses),
     "python -m cmoe.mini.build_base --seed 0": ("an hour", builds_the_base),
     "python -m cmoe.small.align .*": ("half an hour", builds_the_base),
@@ -243,7 +249,7 @@ def test_every_snippet_of_python_is_run() -> None:
     assert {page: len(snippets(page)) for page in PAGES if snippets(page)} == {
         "docs/own-base.md": 1,
         "docs/own-method.md": 1,
-        "docs/own-task.md": 1,
+        "docs/own-task.md": 2,
         "docs/serving.md": 1,
     }
 
@@ -258,7 +264,20 @@ def test_the_method_of_the_page_is_the_one_that_tests_install(language: str, nam
 
 def test_the_task_of_the_page_is_scored_then() -> None:
     """In a process of its own: a task that is registered stays so."""
-    (snippet,) = snippets("docs/own-task.md")
+    snippet, _ = snippets("docs/own-task.md")
     ask = "from cmoe.tasks.registry import score\nfrom cmoe.tasks.scorers import Target\n"
     ask += "assert score('MyVQA', 'official', ['Two.'], [Target('2')]) == [1.0]\n"
     subprocess.run([sys.executable, "-c", snippet + ask], check=True)
+
+
+def test_the_scorer_of_the_page_is_a_packages_then(tmp_path: Path) -> None:
+    """Two of four words are the same in one of two answers."""
+    _, source = snippets("docs/own-task.md")
+    (points,) = snippets("docs/own-task.md", "toml")
+    (group,) = re.findall(r'entry-points."(.*)"', points)
+    point = points.splitlines()[-1].replace('"', "")
+    environment = os.environ | write_package(tmp_path, "my-package", source, group, point)
+    ask = "from cmoe.tasks.scorer_registry import scorer_named\nfrom cmoe import Target\n"
+    ask += "target = Target('', answers=('A red dog', 'one big cat'))\n"
+    ask += "assert scorer_named('my_score').rule('official')('a red cat', target) == 0.5\n"
+    subprocess.run([sys.executable, "-c", ask], check=True, env=environment)

@@ -34,6 +34,7 @@ from support.documented import (
 )
 from support.forking import PYTHONPATH
 from support.heads import Head, running_head
+from support.hub import TOKEN, running_hub
 from support.ports import free_port
 
 from cmoe.mini.tasks import write_mini_coin
@@ -60,6 +61,7 @@ class Walk:
     def do(self, command: str, minutes: float = 5) -> subprocess.CompletedProcess[str]:
         """A line of the documentation, with its placeholders filled."""
         text = command.replace("YOUR-BUCKET", "bucket").replace("raysubmit_...", self.job)
+        text = text.replace("YOUR-NAME", "me")
         done = subprocess.run(
             ["bash", "-ec", text],
             cwd=self.folder,
@@ -76,7 +78,7 @@ class Walk:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
+def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[Walk]:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("README.md", "docs", ".gitignore", "cmoe", "configs", "cluster", "ray_jobs"):
         (folder / name).symlink_to(ROOT / name)
@@ -89,7 +91,8 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
         "HOME": str(home),
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": PYTHONPATH,
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
         "AWS_ENDPOINT_URL": s3_server.endpoint,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -99,7 +102,8 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Walk:
         "RAY_JOB_SUBMIT_HOOK": "cmoe.run.uploads.check",
         "KEY": "a key",
     }
-    return Walk(folder, environment)
+    with running_hub() as hub:
+        yield Walk(folder, environment | {"HF_ENDPOINT": hub.url})
 
 
 @pytest.fixture(scope="module")

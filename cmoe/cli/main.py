@@ -52,7 +52,7 @@ COMMANDS = {
     "plan": Command("print what a run would need, and start nothing", "cmoe.cli.stream", "plan"),
     "locate": Command("compare the locator's features and scores", "cmoe.cli.locate"),
     "phrasing": Command("ask a run's test questions as people may ask them", "cmoe.cli.phrasing"),
-    "score": Command("score a file of predictions by CoIN's rules", "cmoe.cli.score"),
+    "score": Command("score a file of predictions by a task's or any scorer", "cmoe.cli.score"),
     "export": Command("copy what a run has learned, for others to load", "cmoe.cli.export"),
     "bench": Command("measure what growing and serving cost", "cmoe.cli.bench"),
 }

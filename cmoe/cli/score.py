@@ -1,4 +1,4 @@
-"""`cmoe score`: what a file of predictions is worth by a task's rules."""
+"""`cmoe score`: what a file of predictions is worth by a task's or any scorer."""
 
 from __future__ import annotations
 

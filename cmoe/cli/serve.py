@@ -18,7 +18,7 @@ def main(words: Sequence[str], prog: str) -> int:
     parser.add_argument(
         "--config", default=CONFIG, help=f"Ray Serve's file of the service; {CONFIG} by itself."
     )
-    parser.add_argument("--store", help="Folder or s3:// prefix; else that of the file.")
+    parser.add_argument("--store", help="Folder, s3:// prefix or hf://owner/name; else the file's.")
     parser.add_argument("--host", help="Where to listen; else as the file says.")
     parser.add_argument("--port", type=int, help="As --host.")
     parser.add_argument(

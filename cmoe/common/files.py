@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,29 @@ def whole(file: Path) -> Iterator[Path]:
             beside.rename(file)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into; it becomes `folder` when the body ends well, or vanishes if not.
+
+    Raises:
+        StorageError: Something is there, or it can't be written.
+    """
+    beside = folder.with_name(f"{folder.name}.{uuid4().hex}.tmp")
+    with explained(folder, WRITTEN):
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise StorageError(f"{folder}: something is there; give an empty folder or a new one")
+        beside.mkdir(parents=True)
+    try:
+        yield beside
+        with explained(folder, WRITTEN):
+            for file in (each for each in beside.rglob("*") if each.is_file()):
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def publish(content: bytes | Path, url: str) -> None:

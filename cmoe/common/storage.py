@@ -1,8 +1,8 @@
-"""Local disks and S3: how they are reached, and the one kind of error that both raise.
+"""Local disks, S3 and the hub: how they are reached, and the one kind of error that all raise.
 
 S3 is reached as the environment says: by an instance's role or `AWS_*` variables, elsewhere than at
-AWS by `AWS_ENDPOINT_URL`. Whatever a disk or a server raises becomes a `StorageError`: one sentence
-with the path, the cause and the remedy.
+AWS by `AWS_ENDPOINT_URL`. The hub is reached as `huggingface_hub` does. Whatever a disk or a server
+raises becomes a `StorageError`: one sentence with the path, the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import KnownError
+from cmoe.common.hub_errors import is_no_file, of_hub
 from cmoe.common.storage_errors import READ, answer_of, of_disk, of_server
 
-S3 = "s3://"
+S3, HUB = "s3://", "hf://"
 # Of one request, with pauses of 1, 2, 4 .. 20 seconds between, half of that on average (botocore's
 # "standard" mode): a storage that is away for two minutes is waited for. Many calls at a time share
 # a budget of retries, and give up sooner. s3fs tries again where an answer breaks off. What isn't
@@ -88,6 +89,8 @@ def filesystem(
         config = {"retries": {"mode": "standard", "total_max_attempts": attempts}}
         # s3fs would otherwise go on answering from a listing before another process's write.
         options = {"config_kwargs": config, "use_listings_cache": False, **options}
+    if url.startswith(HUB):
+        options = {"skip_instance_cache": True, **options}  # likewise
     try:
         found: tuple[Any, str] = url_to_fs(url, **options)
     except (ImportError, ValueError) as error:  # of a kind of URL that isn't known or installed
@@ -127,8 +130,8 @@ def require_reachable(url: str) -> None:
 
 
 def is_missing(error: FileNotFoundError) -> bool:
-    """Whether a file alone is missing, not its bucket."""
-    return answer_of(error)[0] != "NoSuchBucket"
+    """Whether a file alone is missing, not its bucket or repository."""
+    return answer_of(error)[0] != "NoSuchBucket" and not is_no_file(error)
 
 
 # Errors in words
@@ -173,7 +176,10 @@ def storage_error(
             return None  # of any network
         url = str(getattr(error, "filename", None) or "a file")
     where = os.fspath(url)
-    found = of_server(error, where) if is_remote(where) else of_disk(error, where, done)
+    if where.startswith(HUB):
+        found = of_hub(error, where)
+    else:
+        found = of_server(error, where) if is_remote(where) else of_disk(error, where, done)
     if found is None:
         return None
     kind = StorageAwayError if found.transient else StorageError

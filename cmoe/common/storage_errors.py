@@ -119,7 +119,7 @@ _LOCAL_AWAY = {
 }
 
 
-_THIS_MACHINE = {
+THIS_MACHINE = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -153,11 +153,11 @@ def of_server(error: BaseException, url: str) -> Meaning | None:
         url: What was used.
     """
     code, status, message = answer_of(error)
-    kinds = [kind.__name__ for one in _chain(error) for kind in type(one).__mro__]
+    kinds = [kind.__name__ for one in chain(error) for kind in type(one).__mro__]
     mine = {kind.__name__ for kind in type(error).__mro__}
     if not mine & _OURS and not str(error).startswith("Invalid endpoint"):
         return None
-    if not code and isinstance(error, OSError) and error.errno in _THIS_MACHINE:
+    if not code and isinstance(error, OSError) and error.errno in THIS_MACHINE:
         return None  # of a copy here; who makes it knows its path
     said = f" ({': '.join(filter(None, (code, message)))})" if code else ""
     if not code and isinstance(error, OSError | ValueError) and str(error):
@@ -178,7 +178,7 @@ def of_server(error: BaseException, url: str) -> Meaning | None:
     return Meaning(False, f"the server refuses it{said or f' ({error!r})'}; correct the URL")
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An error and what it came from."""
     found: BaseException | None = error
     for _ in range(10):
@@ -190,7 +190,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def answer_of(error: BaseException) -> tuple[str, int, str]:
     """What S3 answered: its code, the HTTP status, and its message; empty without an answer."""
-    for one in _chain(error):
+    for one in chain(error):
         response = getattr(one, "response", None)
         if isinstance(response, dict) and "Error" in response:
             told = response["Error"]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from cmoe.methods.entry import CMOE
-from cmoe.methods.registry import methods, problems, unusable
+from cmoe.common.packages import CMOE, unusable
+from cmoe.methods.registry import methods, problems
+from cmoe.tasks import scorer_registry
 
 Run = TypeVar("Run")
 
@@ -34,7 +35,7 @@ def with_methods(kind: type[Run]) -> type[Run]:
 
 
 def unusable_packages(run: type[Any], others: Mapping[str, Any]) -> list[str]:
-    """A sentence on each installed package whose methods can't be used.
+    """A sentence on each installed package whose methods or scorers can't be used.
 
     Args:
         run: The class of a run.
@@ -43,6 +44,7 @@ def unusable_packages(run: type[Any], others: Mapping[str, Any]) -> list[str]:
     known = {**get_type_hints(run), **others}
     return [
         *problems(),
+        *scorer_registry.problems(),
         *(
             unusable(entry.package, f"section {key!r} of method {entry.name!r} is another key")
             for entry in methods().values()

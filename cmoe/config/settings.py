@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from cmoe.common.bounds import require
 
@@ -56,6 +57,27 @@ class WandbConfig:
 
     mode: Literal["online", "offline", "disabled"] = "disabled"
     project: str = "cmoe"
+
+
+@dataclass(frozen=True)
+class MlflowConfig:
+    """MLflow; a server's user and password come from MLFLOW_TRACKING_USERNAME and _PASSWORD.
+
+    Attributes:
+        uri: Of the tracking server, or of a database; null takes MLFLOW_TRACKING_URI, or else
+            `mlflow.db` in the folder of all runs.
+        experiment: Where the run appears.
+    """
+
+    uri: str | None = None
+    experiment: str = "cmoe"
+
+    def __post_init__(self) -> None:
+        if self.uri is not None and urlsplit(self.uri).password is not None:
+            raise ValueError(
+                "mlflow.uri holds a password, which would be kept with the run; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cmoe.common.storage import S3, is_remote
 from cmoe.config.method_sections import with_methods
-from cmoe.config.settings import ClusterConfig, WandbConfig
+from cmoe.config.settings import ClusterConfig, MlflowConfig, WandbConfig
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.methods.entry import MethodEntry
@@ -60,7 +60,10 @@ class RunConfig:
         training: How a task is trained.
         evaluation: How test samples are answered.
         cluster: Who does the work.
-        wandb: Tracking.
+        trackers: What follows the run: `wandb`, `tensorboard` (event files in the run's folder) and
+            `mlflow`. A `wandb.mode` other than disabled follows it, too.
+        wandb: Tracking by W&B.
+        mlflow: Tracking by MLflow.
     """
 
     name: str
@@ -79,7 +82,9 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    trackers: tuple[Literal["wandb", "tensorboard", "mlflow"], ...] = ()
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
 
     added_sections = frozenset[str]()
     """Keys of the sections that methods add to those above; no setting itself."""
@@ -95,6 +100,10 @@ class RunConfig:
                 f"training.zero is 3; method {self.method} needs whole weights: 0, 1 or 2"
             )
         self.training.accumulation(self.cluster.workers)
+        if "wandb" in self.trackers and self.wandb.mode == "disabled":
+            raise ValueError(
+                "trackers names wandb, and wandb.mode is disabled; online or offline is needed"
+            )
 
     @property
     def entry(self) -> MethodEntry:
@@ -104,6 +113,12 @@ class RunConfig:
             ValueError: There is no such method.
         """
         return method_entry(self.method)
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """The names of all trackers, each once."""
+        wandb = () if self.wandb.mode == "disabled" else ("wandb",)
+        return tuple(dict.fromkeys((*self.trackers, *wandb)))
 
     @property
     def method_sections(self) -> dict[str, Any]:

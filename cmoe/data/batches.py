@@ -6,8 +6,11 @@ workers take whole batches.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +21,16 @@ from PIL import Image
 from torch import Tensor
 
 from cmoe.common.errors import DataError
-from cmoe.data.image_limits import ImageLimits, limits_of
+from cmoe.data.image_limits import limits_of
+from cmoe.data.image_tokens import Tail, image_tokens, shown_as
 from cmoe.data.images import ImageError, load_image
-from cmoe.data.samples import Sample
+from cmoe.data.padding import batched, pad_token
+from cmoe.data.samples import Parts, Picture, Sample
 from cmoe.data.texts import TextRule, reserved_tokens
 
 IGNORED = -100  # the label of a token that isn't part of an answer
+ROLES = ("user", "assistant")  # by turns
+FORMS = 256  # of conversations that are remembered
 LENGTH_STEP = 32  # prompts are padded to multiples of this many tokens where shapes must be stable
 
 
@@ -40,22 +47,22 @@ class ChatTurn(NamedTuple):
 
     Attributes:
         role: `system`, `user` or `assistant`.
-        parts: Texts, and None where the picture stands.
+        parts: Texts, and None where an image stands.
     """
 
     role: str
-    parts: tuple[str | None, ...]
+    parts: Parts
 
 
-class Tail(NamedTuple):
-    """Tokens behind a prompt, and which of them belong to an answer (its end of turn included)."""
-
-    ids: list[int]
-    answers: list[bool]
+Form = tuple[tuple[str, tuple[bool, ...]], ...]
+"""Of a conversation: each turn's role, and which of its parts are images."""
 
 
 class _Piece(NamedTuple):
-    """A piece of a conversation, tokenised behind its `anchor`, as it stands behind it there."""
+    """A piece of a conversation, tokenised behind its `anchor`, as it stands behind it there.
+
+    An image in it stands as in a chat.
+    """
 
     anchor: str
     text: str
@@ -80,29 +87,30 @@ class Collator:
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
         self.limits = limits_of(processor)
-        prompt, whole = self._chat("?", image=False), self._chat("?", "!", image=False)
+        prompt, whole = self._chat(("?",)), self._chat(("?",), ("!",))
         # What the template puts before and behind an answer is the same for every sample.
         self._before, after = whole[len(prompt) :].rstrip().split("!")
         self._closes = bool(after)  # whether the template itself ends an answer
         self._after: str = after or self.tokenizer.eos_token
         self._anchor = prompt.rpartition("?")[2]
+        self._pad = pad_token(self.tokenizer)
+        self._forms: dict[Form, str | None] = {}
 
-    def _chat(self, *texts: str, image: bool) -> str:
+    def _chat(self, *turns: Parts) -> str:
         """A conversation in the template: question, answer, question, and so on.
 
         Behind a question the answer's opening stands.
         """
-        turns: list[dict[str, Any]] = []
-        for number, text in enumerate(texts):
-            picture = [{"type": "image"}] if image and number == 0 else []
-            role = "assistant" if number % 2 else "user"
-            turns.append({"role": role, "content": [*picture, {"type": "text", "text": text}]})
-        opens = len(texts) % 2 == 1
-        chat: str = self.processor.apply_chat_template(turns, add_generation_prompt=opens)
-        return chat
+        opens = len(turns) % 2 == 1
+        return self._rendered(
+            [ChatTurn(ROLES[number % 2], parts) for number, parts in enumerate(turns)], opens
+        )
 
     def tails(self, samples: Sequence[Sample]) -> list[Tail]:
-        """What stands behind each sample's prompt when it is trained on."""
+        """What stands behind each sample's prompt when it is trained on.
+
+        An image in it is one token here; `training` gives it its own.
+        """
         pieces = [list(self._pieces(s)) for s in samples]
         every = [piece for row in pieces for piece in row]
         tokens = iter(self._ids([p.anchor + p.text for p in every]))
@@ -122,49 +130,69 @@ class Collator:
     def _pieces(self, sample: Sample) -> Iterator[_Piece]:
         """The first answer; then what the template puts before each further one, and that."""
         yield _Piece(self._anchor, f"{self._before}{sample.answer}{self._after}", True)
-        said = [sample.text, sample.answer]
-        pictured = sample.image is not None
-        for turn in sample.further:
-            until = self._chat(*said, image=pictured).rstrip()
-            longer = self._chat(*said, turn.text, image=pictured)
+        turns = sample.turns
+        for said in range(2, len(turns), 2):
+            until, longer = self._chat(*turns[:said]).rstrip(), self._chat(*turns[: said + 1])
             if not longer.startswith(until):
                 raise DataError(
                     f"sample {sample.id!r}: the base's chat template changes what was said before "
                     "when a turn follows, so that a conversation can't be trained on"
                 )
-            between = longer[len(until) :]
+            between, answer = longer[len(until) :], turns[said + 1][0]
             yield _Piece(self._after, between if self._closes else between.lstrip(), False)
-            yield _Piece(self._anchor, f"{self._before}{turn.answer}{self._after}", True)
-            said += turn
+            yield _Piece(self._anchor, f"{self._before}{answer}{self._after}", True)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False).input_ids
         return ids
 
     def prompts(self, samples: Sequence[Sample], length: int | None = None) -> dict[str, Tensor]:
-        """Prompts ready to be answered, padded on the left: `input_ids` [B, S] and the pictures.
+        """Prompts ready to be answered, padded on the left: `input_ids` [B, S] and the images.
 
         Args:
             samples: B of them.
             length: S, at least the longest prompt; None takes that.
 
         Raises:
-            DataError: A picture can't be read, or a prompt is too long; names the sample.
+            DataError: An image can't be read, the base doesn't take a sample's images, or a prompt
+                is too long; names the sample.
         """
-        texts = [self._chat(s.text, image=s.image is not None) for s in samples]
-        pictures = [_picture(s, self.limits) for s in samples if s.image is not None]
-        padding: dict[str, Any] = {"padding": True}
-        if length is not None:
-            padding = {"padding": "max_length", "max_length": length}
-        inputs = self.processor(
-            text=texts,
-            images=pictures or None,
-            return_tensors="pt",
-            padding_side="left",
-            **padding,
-        )
+        texts = [self._question(sample) for sample in samples]
+        images = [self._images(sample, sample.asked_about) for sample in samples]
+        if any(len(row) > 1 for row in images):
+            rows = [self.inputs(text, row) for text, row in zip(texts, images, strict=True)]
+            inputs = batched(rows, self._pad, length)
+        else:
+            padding: dict[str, Any] = {"padding": True}
+            if length is not None:
+                padding = {"padding": "max_length", "max_length": length}
+            inputs = self.processor(
+                text=texts,
+                images=[image for row in images for image in row] or None,
+                return_tensors="pt",
+                padding_side="left",
+                **padding,
+            )
         self._require_room(samples, inputs["attention_mask"].sum(1), self.max_new_tokens)
         return dict(inputs)
+
+    def _question(self, sample: Sample) -> str:
+        """A sample's prompt in the template.
+
+        Raises:
+            DataError: The base can't be shown its images, or not in their places.
+        """
+        try:
+            self._require_places([ChatTurn(ROLES[n % 2], t) for n, t in enumerate(sample.turns)])
+        except ConversationError as error:
+            raise DataError(f"sample {sample.id!r}: {error}") from error
+        return self._chat(sample.question)
+
+    def _images(self, sample: Sample, images: Sequence[Picture]) -> list[Image.Image]:
+        try:
+            return [load_image(image, self.limits) for image in images]
+        except ImageError as error:
+            raise DataError(f"sample {sample.id!r}: {error}") from error
 
     def answers(self, sequences: Tensor, prompt: int) -> list[str]:
         """The texts behind prompts of so many tokens, padding included, in sequences [B, T]."""
@@ -172,45 +200,45 @@ class Collator:
         return [t.strip() for t in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def conversation(
-        self, turns: Sequence[ChatTurn], picture: Image.Image | None
+        self, turns: Sequence[ChatTurn], images: Sequence[Image.Image] = ()
     ) -> dict[str, Tensor]:
         """One prompt, to be answered: the inputs of a batch of one.
 
-        A single question behind its picture gives what `prompts` gives for a sample.
+        A single question gives what `prompts` gives for a sample.
 
         Args:
             turns: As of `written`.
-            picture: Stands in its place.
+            images: Stand in their places.
 
         Raises:
             ReservedTokenError, ConversationError: As `written`.
         """
-        return self.inputs(self.written(turns), picture)
+        return self.inputs(self.written(turns), images)
 
-    def inputs(self, written: str, picture: Image.Image | None) -> dict[str, Tensor]:
-        """The inputs of a conversation that was `written` with the picture's place."""
-        pictures = None if picture is None else [picture]
-        return dict(self.processor(text=[written], images=pictures, return_tensors="pt"))
+    def inputs(self, written: str, images: Sequence[Image.Image] = ()) -> dict[str, Tensor]:
+        """The inputs of a conversation that was `written` with the images' places."""
+        shown = [[*images]] if images else None
+        return dict(self.processor(text=[written], images=shown, return_tensors="pt"))
 
     def written(self, turns: Sequence[ChatTurn]) -> str:
         """A conversation in the base's chat template, up to the answer's opening.
 
         Args:
-            turns: The last is a user's; one of the users' has the picture's place.
+            turns: The last is a user's; those of users have the images' places.
 
         Raises:
             ReservedTokenError: A text holds one of the base's own tokens, or what is no text.
-            ConversationError: The base's chat template refuses it, or would show the picture in
-                another turn.
+            ConversationError: The base's chat template refuses it, or would show an image in
+                another place; or the base doesn't take so many.
         """
         for part in (part for turn in turns for part in turn.parts if part is not None):
             if wrong := self.texts.wrong(part):
                 raise ReservedTokenError(f"the text {wrong}")
-        self._require_place(turns)
-        return self._rendered(turns)
+        self._require_places(turns)
+        return self._rendered(turns, True)
 
-    def _rendered(self, turns: Sequence[ChatTurn]) -> str:
-        """A conversation in the template, up to the answer's opening."""
+    def _rendered(self, turns: Sequence[ChatTurn], opens: bool) -> str:
+        """A conversation in the template; behind it the answer's opening, where one follows."""
         messages = [
             {
                 "role": turn.role,
@@ -222,28 +250,63 @@ class Collator:
             for turn in turns
         ]
         try:
-            chat: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+            chat: str = self.processor.apply_chat_template(messages, add_generation_prompt=opens)
         except TemplateError as error:
             raise ConversationError(f"the base's chat template: {error}") from error
         return chat
 
-    def _require_place(self, turns: Sequence[ChatTurn]) -> None:
-        """Refuse a later turn's picture where the template puts pictures first: up to the turn
-        before it, the chat must be what it is without the picture.
+    def _require_places(self, turns: Sequence[ChatTurn]) -> None:
+        """Refuse images that the template would show elsewhere, or that the base doesn't take.
+
+        What matters is where texts and images stand, not which they are: each form of a
+        conversation is looked at once.
         """
-        asking = [i for i, turn in enumerate(turns) if turn.role == "user"]
-        place = next((i for i, turn in enumerate(turns) if None in turn.parts), 0)
-        if not asking or place <= asking[0]:
+        form = tuple((turn.role, tuple(part is None for part in turn.parts)) for turn in turns)
+        count = sum(sum(parts) for _, parts in form)
+        first = next((parts for role, parts in form if role == "user"), ())
+        if count == sum(first) <= 1:
             return
-        texts = [ChatTurn(turn.role, (f"#{i}#",)) for i, turn in enumerate(turns)]
-        shown = [*texts]
-        shown[place] = ChatTurn("user", (None, f"#{place}#"))
-        before, mark, _ = self._rendered(texts).partition(f"#{place - 1}#")
-        if not self._rendered(shown).startswith(before + mark):
-            raise ConversationError(
-                "the base's chat template shows a picture in front of the first question alone; "
-                "show it there, or ask about it in a conversation of its own"
-            )
+        if form not in self._forms:
+            if len(self._forms) == FORMS:
+                self._forms.clear()
+            self._forms[form] = self._wrong(form)
+        if wrong := self._forms[form]:
+            raise ConversationError(wrong)
+
+    def _wrong(self, form: Form) -> str | None:
+        """What is wrong with the places of a conversation's images; None for nothing.
+
+        Within a turn, one image may stand anywhere, and several that stand together before or
+        behind its text.
+        """
+        numbers = iter(range(sum(len(parts) for _, parts in form)))
+        turns = [
+            ChatTurn(role, tuple(None if p else f"#{next(numbers)}#" for p in parts))
+            for role, parts in form
+        ]
+        shown, count = self._shown, sum(turn.parts.count(None) for turn in turns)
+        found = re.findall(rf"#\d+#|{re.escape(shown)}", self._rendered(turns, True))
+        for turn in turns:
+            there = [None if part == shown else part for part in found[: len(turn.parts)]]
+            del found[: len(turn.parts)]
+            runs = len([*groupby(part is None for part in turn.parts)])
+            together = runs <= 2 or turn.parts.count(None) == 1
+            kept = [*turn.parts] == there
+            if not (kept or (together and Counter(turn.parts) == Counter(there))):
+                return (
+                    "the base's chat template doesn't show images where they stand: show them in "
+                    "front of the first question, or ask about them in a conversation of their own"
+                )
+        try:
+            image_tokens(self.processor, shown, [Image.new("RGB", (32, 32))] * count)
+        except Exception as error:  # the processor's own, whatever it is
+            return f"the base doesn't take {count} images in a conversation: {error}"
+        return None
+
+    @cached_property
+    def _shown(self) -> str:
+        """What stands for an image in a text."""
+        return shown_as(self.processor, self._chat((None, "?")))
 
     @cached_property
     def texts(self) -> TextRule:
@@ -258,8 +321,7 @@ class Collator:
         Raises:
             DataError: As in `prompts`, or prompt and answer together are too long.
         """
-        inputs = self.prompts(samples)
-        behind = self.tails(samples)
+        inputs, behind = self._conversations(samples)
         rows, width = len(behind), max(len(tail.ids) for tail in behind)
         ids = torch.full((rows, width), self.tokenizer.pad_token_id)
         counts = torch.zeros(rows, width, dtype=torch.long)
@@ -271,13 +333,33 @@ class Collator:
         self._require_room(samples, inputs["attention_mask"].sum(1), counts.sum(1))
         shape = inputs["input_ids"].shape
         none = torch.full((rows, 1), IGNORED)
-        more = {"input_ids": ids, "attention_mask": counts}
+        known = {"input_ids": ids, "attention_mask": counts}
         for name, tensor in inputs.items():
             if tensor.shape == shape:  # one number per token: so must the tokens behind have
-                added = more.get(name, torch.zeros_like(ids)).to(tensor.dtype)
+                added = known.get(name, torch.zeros_like(ids)).to(tensor.dtype)
+                for row, tail in enumerate(behind):
+                    if name in tail.more:
+                        added[row, : len(tail.ids)] = torch.tensor(tail.more[name])
                 inputs[name] = torch.cat([tensor, added], 1)
         inputs["labels"] = torch.cat([none, ids.masked_fill(~answered, IGNORED)], 1)
         return inputs
+
+    def _conversations(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], list[Tail]]:
+        """The prompts of samples, and what stands behind them."""
+        tails = self.tails(samples)
+        if all(len(sample.asked_about) == len(sample.images) for sample in samples):
+            return self.prompts(samples), tails
+        rows = []
+        for number, sample in enumerate(samples):
+            prompt, images = self._question(sample), self._images(sample, sample.images)
+            if len(sample.asked_about) == len(images):
+                rows.append(self.inputs(prompt, images))
+                continue
+            tokens = image_tokens(self.processor, self._shown, images)
+            here = len(sample.asked_about)
+            rows.append(tokens.prompt(self.tokenizer, prompt, self._shown, here))
+            tails[number] = tokens.tail(tails[number], self.tokenizer, self._shown, here)
+        return batched(rows, self._pad), tails
 
     def _require_room(
         self, samples: Sequence[Sample], lengths: Tensor, needed: Tensor | int
@@ -290,14 +372,6 @@ class Collator:
                     f"sample {sample.id!r}: its prompt has {length} tokens and its answer needs "
                     f"{more}; together at most {self.max_length} (data.max_length, the base's own)"
                 )
-
-
-def _picture(sample: Sample, limits: ImageLimits) -> Image.Image:
-    assert sample.image is not None
-    try:
-        return load_image(sample.image, limits)
-    except ImageError as error:
-        raise DataError(f"sample {sample.id!r}: {error}") from error
 
 
 def training_order(samples: int, steps: int, batch: int, seed: str) -> NDArray[np.int64]:

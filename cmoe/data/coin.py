@@ -249,5 +249,5 @@ def read_json(file: Path) -> list[Any]:
 
 
 def own_size(sample: Sample) -> Size | None:
-    """The size of a sample's own picture, of its header alone; None without a picture."""
-    return None if sample.image is None else image_size(sample.image, ImageLimits())
+    """The size of a sample's one image, of its header alone; None where it has none or several."""
+    return image_size(sample.images[0], ImageLimits()) if len(sample.images) == 1 else None

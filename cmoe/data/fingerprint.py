@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from cmoe.common.errors import DataError
 from cmoe.common.files import WORKING_COPIES
-from cmoe.data.samples import Sample, StoredPicture
+from cmoe.data.samples import Picture, Sample, StoredPicture
 from cmoe.data.shards import StoredSamples
 
 CODE = 2  # bytes kept of each sample's digest: enough to say which one changed
@@ -83,27 +83,34 @@ def fingerprint(
     sizes: list[bytes] = []
     times: list[bytes] = []
     for s in samples:
-        file = _file(s, files)
-        rows.append(_bytes([s.id, s.text, s.answer, s.further, s.size, name(s.image)]))
-        sizes.append(_bytes(file and file.size))
-        times.append(_bytes(file and file.time))
+        known = [_file(image, files) for image in s.images]
+        names = [name(image) for image in s.images]
+        more = [s.answers] if s.answers else []
+        rows.append(_bytes([s.id, s.text, s.answer, s.further, s.size, _of_one(names), *more]))
+        sizes.append(_bytes(_of_one([file and file.size for file in known])))
+        times.append(_bytes(_of_one([file and file.time for file in known])))
     return _of_parts([s.id for s in samples], rows, sizes, times)
 
 
-def _namer(root: str) -> Callable[[Path | StoredPicture | None], Any]:
+def _of_one(values: list[Any]) -> Any:
+    """What is said of a sample's images: of one image, itself; None of none."""
+    return values if len(values) > 1 else next(iter(values), None)
+
+
+def _namer(root: str) -> Callable[[Picture], Any]:
     """What gives an image's name: its path relative to the root, or its place in a shard."""
     prefix = f"{Path(root)}{os.sep}"
 
-    def name(image: Path | StoredPicture | None) -> Any:
+    def name(image: Picture) -> Any:
         if isinstance(image, StoredPicture):  # a shard's own name holds its digest
             return [Path(image.shard).name, image.group, image.row]
-        return image and str(image).removeprefix(prefix)
+        return str(image).removeprefix(prefix)
 
     return name
 
 
-def _file(sample: Sample, files: Mapping[Path, ImageFile]) -> ImageFile | None:
-    return files.get(sample.image) if isinstance(sample.image, Path) else None
+def _file(image: Picture, files: Mapping[Path, ImageFile]) -> ImageFile | None:
+    return files.get(image) if isinstance(image, Path) else None
 
 
 def fingerprint_of_values(values: Mapping[str, Any]) -> Fingerprint:
@@ -155,7 +162,7 @@ def image_files(splits: Iterable[Sequence[Sample]], root: str) -> dict[Path, Ima
         return found
 
     own = (sample for split in splits if not isinstance(split, StoredSamples) for sample in split)
-    every = [*{s.image: None for s in own if isinstance(s.image, Path)}]
+    every = [*{image: None for s in own for image in s.images if isinstance(image, Path)}]
     parts = [every[at : at + ASKED_AT_ONCE] for at in range(0, len(every), ASKED_AT_ONCE)]
     with ThreadPoolExecutor(THREADS) as threads:
         found = [one for part in threads.map(look, parts) for one in part]
@@ -173,8 +180,13 @@ def questions(samples: Sequence[Sample], root: str) -> list[str]:
         DataError: An image is missing.
     """
     files, name = image_files([samples], root), _namer(root)
-    asked = ([s.text, name(s.image), _file(s, files)] for s in samples)
-    return [sha256(_bytes(values)).hexdigest()[:32] for values in asked]
+
+    def asked(sample: Sample) -> list[Any]:
+        images = sample.asked_about
+        names, known = [name(image) for image in images], [_file(image, files) for image in images]
+        return [sample.text, _of_one(names), _of_one(known)]
+
+    return [sha256(_bytes(asked(sample))).hexdigest()[:32] for sample in samples]
 
 
 # What changed

@@ -156,18 +156,18 @@ def _store_rows(
     answers: Counter[str] = Counter()
     shards: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    for _, sample, name in usable_rows(job, task, split):
+    for _, sample, names in usable_rows(job, task, split):
         if task == BOXED:
-            sample = with_box(sample, found.pictures.get(name))
+            sample = with_box(sample, [found.pictures[name] for name in names])
         answers[sample.answer] += 1
         rows.append(
             {
                 "question_id": sample.id,
                 "text": sample.text,
                 "answer": sample.answer,
+                "answers": sample.answers,
                 "further": [turn._asdict() for turn in sample.further],
-                "image": places[name]._asdict() if name else None,
-                "picture": name or None,
+                "images": [places[name]._asdict() | {"name": name} for name in names],
                 "size": sample.size,
             }
         )

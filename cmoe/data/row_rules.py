@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, Literal
@@ -17,13 +18,10 @@ from typing import Any, Literal
 from cmoe.common.errors import DataError
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED, Size
-from cmoe.data.samples import Sample, name_of
+from cmoe.data.samples import PLACEHOLDER, Sample, name_of
 from cmoe.data.texts import TextRule, is_blank
 
 Split = Literal["train", "test"]
-
-PLACEHOLDER = "<image>"
-"""Where LLaVA's and CoIN's files write that a picture stands."""
 
 _LARGEST_SIDE = 2**31 - 1  # pixels: what Parquet's rows have room for
 _LARGEST_ID = 10**100
@@ -154,14 +152,22 @@ def require_size(size: Any) -> Size | None:
     raise DataError(f"size must be width and height, in pixels, this is {shown(size)}")
 
 
-def require_text(text: Any, field: str, part: Literal["question", "answer"], rule: RowRule) -> str:
+def require_text(
+    text: Any,
+    field: str,
+    part: Literal["question", "answer"],
+    rule: RowRule,
+    *,
+    images: bool = False,
+) -> str:
     """A question or an answer.
 
     Args:
-        text: As the row has it, a question without its placeholder.
+        text: As the row has it.
         field: Where it stands in the row.
         part: Which of the two it is.
         rule: Of the row's split.
+        images: Whether it may have places of images.
 
     Raises:
         DataError: It is no text, empty, or holds what is no text.
@@ -172,11 +178,65 @@ def require_text(text: Any, field: str, part: Literal["question", "answer"], rul
         raise DataError(
             f"question and answer must be text, the {part} not empty; {field} is {shown(text)}"
         )
-    if wrong := rule.texts.wrong(text):
+    if wrong := rule.texts.wrong(text.replace(PLACEHOLDER, " ")):
         raise DataError(f"{field} {wrong}")
-    if PLACEHOLDER in text:
+    if PLACEHOLDER in text and not images:
         raise DataError(f"{field} holds {PLACEHOLDER!r}, which stands for a picture")
     return text
+
+
+def require_questions(asked: Sequence[tuple[str, Any]], images: int, rule: RowRule) -> list[str]:
+    """The questions of a conversation, with the places of its images as a `Sample` has them.
+
+    A single image that stands at the beginning or the end of the first question, or on a line of
+    its own there, stands in front of it, where LLaVA moves it. So do several at its beginning.
+
+    Args:
+        asked: The field of each question, and what the row has there.
+        images: Of the row.
+        rule: Of the row's split.
+
+    Raises:
+        DataError: One is no text, is empty, or holds what is no text; or there are more or fewer
+            places than images.
+    """
+    texts: list[str] = []
+    for where, text in asked:
+        if type(text) is str:
+            require_text(text.replace(PLACEHOLDER, " "), where, "question", rule)
+        texts.append(require_text(text, where, "question", rule, images=True).strip())
+    places = [text.count(PLACEHOLDER) for text in texts]
+    if not sum(places):
+        return texts
+    if sum(places) != images:
+        so_far = accumulate(places)  # the first place too many, or the last where there are too few
+        at = next((n for n, count in enumerate(so_far) if count > images), len(places) - 1)
+        where, _ = asked[at]
+        if not images:
+            raise DataError(f"{where} holds {PLACEHOLDER!r}, and the row has no image")
+        raise DataError(
+            f"{where} holds {PLACEHOLDER!r}, {sum(places)} in all, and the row's images are "
+            f"{images}; each needs its place, or none says one"
+        )
+    if places[0] == images:
+        texts[0] = _without_front(texts[0], images)
+    return texts
+
+
+def _without_front(text: str, images: int) -> str:
+    """A question without places that it needn't say."""
+    *before, behind = text.split(PLACEHOLDER)
+    if not any(part.strip() for part in before):
+        return behind.strip()
+    if images > 1 or not _apart(before[0], behind):
+        return text
+    return (before[0] + behind).strip()
+
+
+def _apart(before: str, behind: str) -> bool:
+    """Whether what stands between the two is at the end, or has a line of its own."""
+    line = before.rpartition("\n")[2] + behind.partition("\n")[0]
+    return not behind.strip() or not line.strip()
 
 
 # Samples, however they were stored
@@ -190,21 +250,19 @@ def require_usable(sample: Sample, rule: RowRule) -> None:
     """
     require_id(sample.id, "question_id", {"question_id": sample.id})
     try:
-        for field, text, part in _texts(sample):
-            require_text(text, field, part, rule)
+        asked = [("text", sample.text)]
+        asked += [(f"further[{n}].text", turn.text) for n, turn in enumerate(sample.further)]
+        require_questions(asked, len(sample.images), rule)
+        require_text(sample.answer, "answer", "answer", rule)
+        for number, turn in enumerate(sample.further):
+            require_text(turn.answer, f"further[{number}].answer", "answer", rule)
+        for number, answer in enumerate(sample.answers):
+            require_text(answer, f"answers[{number}]", "answer", rule)
         require_size(None if sample.size is None else list(sample.size))
         if rule.boxed:
             boxes.checked(sample, lambda: None)
     except DataError as error:
         raise named(error, sample.id) from None
-
-
-def _texts(sample: Sample) -> Iterator[tuple[str, str, Literal["question", "answer"]]]:
-    yield "text", sample.text, "question"
-    yield "answer", sample.answer, "answer"
-    for at, turn in enumerate(sample.further):
-        yield f"further[{at}].text", turn.text, "question"
-        yield f"further[{at}].answer", turn.answer, "answer"
 
 
 def require_picture(file: Path) -> None:

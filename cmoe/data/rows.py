@@ -3,6 +3,8 @@
     train   {"id" | "question_id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}]}
     test    {"question_id", "image"?, "text", "answer"}; Grounding adds "answer_bbox" and "size"
 
+`image` is a path, or a list of paths. Each `<image>` in a question is the next one's place.
+
 Keys are a closed list: of a key that isn't known, and of two that contradict each other, nobody
 could say what was meant.
 """
@@ -18,7 +20,6 @@ from cmoe.common.nearest import unknown
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED, Size
 from cmoe.data.row_rules import (
-    PLACEHOLDER,
     Ids,
     RowRule,
     Split,
@@ -28,6 +29,7 @@ from cmoe.data.row_rules import (
     require_object,
     require_path,
     require_picture,
+    require_questions,
     require_size,
     require_text,
     shown,
@@ -102,8 +104,9 @@ def _with_picture(
     sample: Sample, rule: RowRule, size_of: Callable[[Sample], Size | None], *, needed: bool
 ) -> Sample:
     try:
-        if needed and isinstance(sample.image, Path):
-            require_picture(sample.image)
+        for image in sample.images if needed else ():
+            if isinstance(image, Path):
+                require_picture(image)
         return boxes.checked(sample, lambda: size_of(sample)) if rule.boxed else sample
     except DataError as error:
         raise named(error, sample.id) from None
@@ -132,22 +135,26 @@ def _sample(known: str, row: Mapping[str, Any], images: Path, rule: RowRule) -> 
     if not row.keys() <= _KNOWN:
         key = next(key for key in row if key not in _KNOWN)
         raise DataError(f"unknown key {shown(key)}; {unknown(key, KEYS)}")
-    image = row.get("image")
-    if image is not None:
-        require_path(image)
-    if row.get("conversations") is not None:
-        (text, answer), *further = _conversation(row, rule, pictured=image is not None)
-    else:
-        further = []
-        text, answer = _question(row, rule, pictured=image is not None)
+    paths = image_paths(row)
+    for path in paths:
+        require_path(path)
+    conversed = row.get("conversations") is not None
+    asked, said = _conversation(row, rule) if conversed else _question(row, rule)
+    texts = require_questions(asked, len(paths), rule)
     return Sample(
         known,
-        text,
-        answer,
-        None if image is None else images / image,
+        texts[0],
+        said[0],
+        tuple(images / path for path in paths),
         require_size(row.get("size")),
-        tuple(Turn(*turn) for turn in further),
+        tuple(map(Turn, texts[1:], said[1:])),
     )
+
+
+def image_paths(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A row's images, as it names them."""
+    found = row.get("image")
+    return () if found is None else tuple(found) if isinstance(found, list) else (found,)
 
 
 def _id(row: Mapping[str, Any], split: Split) -> str:
@@ -164,10 +171,12 @@ def _id(row: Mapping[str, Any], split: Split) -> str:
     return found
 
 
-def _conversation(
-    row: Mapping[str, Any], rule: RowRule, *, pictured: bool
-) -> list[tuple[str, str]]:
-    """Question and answer of every turn."""
+Asked = list[tuple[str, Any]]
+"""Questions, each with the field that it stands in."""
+
+
+def _conversation(row: Mapping[str, Any], rule: RowRule) -> tuple[Asked, list[str]]:
+    """The questions of all turns, and their answers."""
     if rule.split == "test":
         raise DataError("conversations belongs to training; a test row has text and answer")
     if both := [key for key in ("text", "answer", "answer_bbox") if row.get(key) is not None]:
@@ -187,16 +196,15 @@ def _conversation(
         if len(turn) > len(_TURN):
             key = next(key for key in turn if key not in _TURN)
             raise DataError(f"conversations[{at}]: unknown key {shown(key)}; {unknown(key, _TURN)}")
-    return [
-        (
-            _asked(text, f"conversations[{2 * at}].value", rule, at, pictured=pictured),
-            _said(answer, f"conversations[{2 * at + 1}].value", rule, at),
-        )
-        for at, (text, answer) in enumerate(pairs)
+    asked = [(f"conversations[{2 * at}].value", text) for at, (text, _) in enumerate(pairs)]
+    said = [
+        _said(answer, f"conversations[{2 * at + 1}].value", rule, at)
+        for at, (_, answer) in enumerate(pairs)
     ]
+    return asked, said
 
 
-def _question(row: Mapping[str, Any], rule: RowRule, *, pictured: bool) -> tuple[str, str]:
+def _question(row: Mapping[str, Any], rule: RowRule) -> tuple[Asked, list[str]]:
     """Question and answer of a row without a conversation."""
     answered = "answer"
     if row.get("answer_bbox") is not None:
@@ -211,11 +219,10 @@ def _question(row: Mapping[str, Any], rule: RowRule, *, pictured: bool) -> tuple
                 f"{key} must be text, this is None: the row has neither conversations nor text and "
                 f"answer; has {listed(row)}"
             )
-    text = _asked(row["text"], "text", rule, 0, pictured=pictured)
     answer = _said(row[answered], answered, rule, 0)
     if answered == "answer_bbox" and row.get("answer") is not None:
         _require_same_box(answer, require_text(row["answer"], "answer", "answer", rule))
-    return text, answer
+    return [("text", row["text"])], [answer]
 
 
 def _require_same_box(box: str, answer: str) -> None:
@@ -227,40 +234,9 @@ def _require_same_box(box: str, answer: str) -> None:
         raise DataError(f"answer_bbox is {box[:120]}, and answer is another box, {answer[:120]}")
 
 
-def _asked(text: Any, field: str, rule: RowRule, turn: int, *, pictured: bool) -> str:
-    """A question without its placeholder."""
-    if type(text) is str and PLACEHOLDER in text:
-        if turn > 0:
-            raise DataError(
-                f"{field} holds {PLACEHOLDER!r}, a picture in a later turn; only the first "
-                "question can have one"
-            )
-        text = _without_placeholder(text, field, pictured=pictured)
-    return require_text(text, field, "question", rule).strip()
-
-
 def _said(text: Any, field: str, rule: RowRule, turn: int) -> str:
     """An answer; of Grounding the first, which alone is judged, is a box."""
     said = require_text(text, field, "answer", rule)
     if rule.boxed and turn == 0:
         boxes.read_answer(said, field)
     return said
-
-
-def _without_placeholder(text: str, field: str, *, pictured: bool) -> str:
-    if not pictured:
-        raise DataError(f"{field} holds {PLACEHOLDER!r}, and the row has no image")
-    before, _, after = text.partition(PLACEHOLDER)
-    if PLACEHOLDER in after:
-        raise DataError(f"{field} holds {PLACEHOLDER!r} more than once; a row has one image")
-    if before.strip() and after.strip() and not _own_line(before, after):
-        raise DataError(
-            f"{field} holds {PLACEHOLDER!r} within a line; it stands at the beginning, at the end "
-            "or on a line of its own"
-        )
-    return before + after
-
-
-def _own_line(before: str, after: str) -> bool:
-    """Whether what stands between the two has a line of its own."""
-    return not before.rpartition("\n")[2].strip() and not after.partition("\n")[0].strip()

@@ -9,6 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+PLACEHOLDER = "<image>"
+"""Where a question's text says that an image stands, as LLaVA's and CoIN's files write it."""
+
 
 class Turn(NamedTuple):
     """A question and its answer behind the first ones of a conversation."""
@@ -41,7 +44,14 @@ class StoredPicture:
         return f"{self.name} ({self.shard})"
 
 
-def name_of(file: Path | StoredPicture) -> str:
+Picture = Path | StoredPicture
+"""An image's file."""
+
+Parts = tuple[str | None, ...]
+"""What is said in a turn: texts, and None where an image stands."""
+
+
+def name_of(file: Picture) -> str:
     """What errors call a picture; a path that can't be shown as it is, is quoted."""
     shown = str(file)
     return f"picture {shown if shown.isprintable() else ascii(shown)}"
@@ -49,24 +59,55 @@ def name_of(file: Path | StoredPicture) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question, about a picture or about nothing but its text.
+    """One question, about images or about nothing but its text.
 
     Attributes:
         id: As in the file; unique in its split.
-        text: The question, without a placeholder for the picture.
+        text: The question. Each `PLACEHOLDER` in a question stands for the next image; where no
+            question has one, the images stand in front of the first.
         answer: What the model should say.
-        image: The picture's file.
-        size: Width and height of the original picture, where the file says so (boxes).
+        images: The images' files, in the order of their places.
+        size: Width and height of the original image, where the file says so (boxes).
         further: What follows in the conversation. It is trained on; the first question alone is
             located and judged, as test samples have no more.
+        answers: What people answered, where that is known and judged by; `answer` is one of them.
     """
 
     id: str
     text: str
     answer: str
-    image: Path | StoredPicture | None = None
+    images: tuple[Picture, ...] = ()
     size: tuple[int, int] | None = None
     further: tuple[Turn, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Parts, ...]:
+        """Questions and answers by turns."""
+        questions = [self.text, *(turn.text for turn in self.further)]
+        answers = [self.answer, *(turn.answer for turn in self.further)]
+        asked = [parts_of(question) for question in questions]
+        if not any(PLACEHOLDER in question for question in questions):
+            asked[0] = (*[None] * len(self.images), self.text)
+        pairs = zip(asked, answers, strict=True)
+        return tuple(part for question, answer in pairs for part in (question, (answer,)))
+
+    @property
+    def question(self) -> Parts:
+        """The first question."""
+        return self.turns[0]
+
+    @property
+    def asked_about(self) -> tuple[Picture, ...]:
+        """The images of the first question."""
+        return self.images[: self.question.count(None)]
+
+
+def parts_of(text: str) -> Parts:
+    """A text whose placeholders are images: what stands between them, without what is empty."""
+    first, *others = text.split(PLACEHOLDER)
+    parts = [first, *(part for other in others for part in (None, other))]
+    return tuple(part for part in parts if part != "")
 
 
 @dataclass(frozen=True)

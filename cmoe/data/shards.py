@@ -28,7 +28,9 @@ from cmoe.data.row_rules import Ids, RowRule, require_usable, shown
 from cmoe.data.samples import Sample, StoredPicture, Turn
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "rows", "images"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Formats that are read: in the first, a question has one image at most, and one answer."""
 HUB = "hf://datasets/"
 
 ROW_SCHEMA = pa.schema(
@@ -36,13 +38,20 @@ ROW_SCHEMA = pa.schema(
         "question_id": pa.string(),
         "text": pa.string(),
         "answer": pa.string(),
+        "answers": pa.list_(pa.string()),
         "further": pa.list_(pa.struct({"text": pa.string(), "answer": pa.string()})),
-        "image": pa.struct({"shard": pa.int32(), "group": pa.int32(), "row": pa.int32()}),
-        "picture": pa.string(),
+        "images": pa.list_(
+            pa.struct(
+                {"shard": pa.int32(), "group": pa.int32(), "row": pa.int32(), "name": pa.string()}
+            )
+        ),
         "size": pa.list_(pa.int32()),
     }
 )
-"""A question. `image` says where its picture lies, `picture` what CoIN calls it."""
+"""A question. `images` says where each of its images lies, and what its data set calls it."""
+
+FIRST_COLUMNS = ("question_id", "text", "answer", "further", "image", "picture", "size")
+"""Of the first format."""
 
 IMAGE_SCHEMA = pa.schema({"sha256": pa.string(), "bytes": pa.binary()})
 
@@ -85,9 +94,10 @@ def read_manifest(root: str) -> dict[str, Any] | None:
     manifest = parse_document(data, f"{where}: not a manifest")
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise DataError(f"{where}: not a manifest of prepared data; it has no format")
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in READABLE:
+        known = " and ".join(map(str, READABLE))
         raise DataError(
-            f"{where}: format {shown(manifest['format'])}, this version reads {FORMAT}; prepare "
+            f"{where}: format {shown(manifest['format'])}, this version reads {known}; prepare "
             "the data again"
         )
     if not _is_manifest(manifest):
@@ -138,7 +148,8 @@ def read_rows(root: str, manifest: Mapping[str, Any], task: str, split: str) -> 
         rows = Dataset.from_parquet([glob.escape(file) for file in files])
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(f"{root}: the rows of {task}/{split} can't be read: {error}") from error
-    if missing := [name for name in ROW_SCHEMA.names if name not in rows.column_names]:
+    needed = FIRST_COLUMNS if manifest["format"] == 1 else ROW_SCHEMA.names
+    if missing := [name for name in needed if name not in rows.column_names]:
         raise DataError(
             f"{root}: the rows of {task}/{split} have no {missing[0]}; prepare the data again"
         )
@@ -210,7 +221,7 @@ class StoredSamples(Sequence[Sample]):
     Any order costs the same, so that training may permute a whole epoch.
 
     Args:
-        rows: A `datasets.Dataset` of `ROW_SCHEMA`.
+        rows: A `datasets.Dataset` of `ROW_SCHEMA`, or of the first format's.
         images: URLs of the image shards that rows point into.
         shards: sha256 of the files that the rows are of.
         numbers: Of those files' rows, where these aren't all.
@@ -247,9 +258,8 @@ class StoredSamples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         for batch in self._rows.iter(1024):
-            columns = [batch[name] for name in ROW_SCHEMA.names]
-            for values in zip(*columns, strict=True):
-                yield self._sample(dict(zip(ROW_SCHEMA.names, values, strict=True)))
+            for values in zip(*batch.values(), strict=True):
+                yield self._sample(dict(zip(batch, values, strict=True)))
 
     def ids(self) -> list[str]:
         """Of all samples, in order."""
@@ -261,12 +271,22 @@ class StoredSamples(Sequence[Sample]):
         return StoredSamples(self._rows.select(numbers), self._images, self._shards, own)
 
     def _sample(self, row: Mapping[str, Any]) -> Sample:
-        at, size = row["image"], row["size"]
+        size = row["size"]
+        images = row["images"] if "images" in row else _first_image(row)
         return Sample(
             row["question_id"],
             row["text"],
             row["answer"],
-            at and StoredPicture(self._images[at["shard"]], at["group"], at["row"], row["picture"]),
+            tuple(
+                StoredPicture(self._images[at["shard"]], at["group"], at["row"], at["name"])
+                for at in images
+            ),
             (size[0], size[1]) if size else None,
             tuple(Turn(turn["text"], turn["answer"]) for turn in row["further"]),
+            tuple(row.get("answers") or ()),
         )
+
+
+def _first_image(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The images of a row in the first format."""
+    return [row["image"] | {"name": row["picture"]}] if row["image"] else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from cmoe.data.coin import read_json, split_file
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import ImageError, open_image, read_image, to_rgb
 from cmoe.data.row_rules import Ids, RowRule, Split, named
-from cmoe.data.rows import read_row
+from cmoe.data.rows import image_paths, read_row
 from cmoe.data.samples import Sample, name_of
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -101,15 +101,15 @@ def survey(job: Preparation, each: Each, *, keep: bool) -> Survey:
     """
     found = Survey()
     users: dict[str, tuple[str, str]] = {}
-    boxed: list[tuple[str, str, Sample]] = []
+    boxed: list[tuple[str, tuple[str, ...], Sample]] = []
     for task in job.tasks:
         for split in SPLITS:
-            for where, sample, name in usable_rows(job, task, split, found.problems):
+            for where, sample, named_images in usable_rows(job, task, split, found.problems):
                 found.rows += 1
-                if name:
+                for name in named_images:
                     users.setdefault(name, (where, sample.id))
                 if task == BOXED:
-                    boxed.append((where, name, sample))
+                    boxed.append((where, named_images, sample))
     names = list(users)
     chunks = [tuple(names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
     kept = f"{job.out}/{PARTIAL}" if keep else None
@@ -120,34 +120,35 @@ def survey(job: Preparation, each: Each, *, keep: bool) -> Survey:
         if one.wrong:
             where, known = users[name]
             found.problems.append(f"{where}: {named(DataError(one.wrong), known)}")
-    for where, name, sample in boxed:
-        picture = found.pictures.get(name)
-        if picture is not None and picture.wrong:
+    for where, named_images, sample in boxed:
+        pictures = [found.pictures[name] for name in named_images]
+        if any(picture.wrong for picture in pictures):
             continue
         try:
-            with_box(sample, picture)
+            with_box(sample, pictures)
         except DataError as error:
             found.problems.append(f"{where}: {named(error, sample.id)}")
     return found
 
 
-def with_box(sample: Sample, picture: Scan | None) -> Sample:
+def with_box(sample: Sample, pictures: Sequence[Scan]) -> Sample:
     """A sample of Grounding, with the size that its box needs.
 
     Args:
         sample: With its answer.
-        picture: As its picture was found; None for a sample without.
+        pictures: As its images were found.
 
     Raises:
         DataError: As `boxes.checked`.
     """
-    return boxes.checked(sample, lambda: picture and (picture.width, picture.height))
+    sizes = [(picture.width, picture.height) for picture in pictures]
+    return boxes.checked(sample, lambda: sizes[0] if len(sizes) == 1 else None)
 
 
 def usable_rows(
     job: Preparation, task: str, split: Split, problems: list[str] | None = None
-) -> Iterator[tuple[str, Sample, str]]:
-    """A split's usable rows: where each stands, what it says, and its picture's path or ''."""
+) -> Iterator[tuple[str, Sample, tuple[str, ...]]]:
+    """A split's usable rows: where each stands, what it says, and its images' paths."""
     problems = [] if problems is None else problems
     try:
         file = split_file(job.root, task, split)
@@ -164,7 +165,7 @@ def usable_rows(
         except DataError as error:
             problems.append(f"{where}: {error}")
             continue
-        yield where, sample, row["image"] if sample.image is not None else ""
+        yield where, sample, image_paths(row)
 
 
 def scan(

@@ -23,16 +23,16 @@ SIZE = 96, 64  # pixels
 
 def reference_prompts(
     collator: Collator, instructions: Instructions | None
-) -> list[tuple[str, Image.Image | None]]:
+) -> list[tuple[str, tuple[Image.Image, ...]]]:
     """The prompts of a task with such instructions, as the base's chat template writes them, and
-    their pictures.
+    their images.
     """
     opening, ending = ("", "") if instructions is None else instructions.usual
     text = f"{opening}{QUESTION}{ending}"
     picture = Image.linear_gradient("L").resize(SIZE).convert("RGB")
     return [
-        (collator.written([ChatTurn("user", (None, text))]), picture),
-        (collator.written([ChatTurn("user", (text,))]), None),
+        (collator.written([ChatTurn("user", (None, text))]), (picture,)),
+        (collator.written([ChatTurn("user", (text,))]), ()),
     ]
 
 
@@ -48,15 +48,15 @@ def references_of(
         instructions: Its prompts'.
     """
     return tuple(
-        _answer(model, collator, task, text, picture)
-        for text, picture in reference_prompts(collator, instructions)
+        _answer(model, collator, task, text, images)
+        for text, images in reference_prompts(collator, instructions)
     )
 
 
 def _answer(
-    model: GrowingVLM, collator: Collator, task: int, text: str, picture: Image.Image | None
+    model: GrowingVLM, collator: Collator, task: int, text: str, images: Sequence[Image.Image]
 ) -> Reference:
-    inputs = {n: t.to(model.device) for n, t in collator.inputs(text, picture).items()}
+    inputs = {n: t.to(model.device) for n, t in collator.inputs(text, images).items()}
     found: Any = model.generate(
         inputs,
         task,

@@ -15,8 +15,9 @@ from cmoe.evaluation.targets import Targets
 from cmoe.folder import MATRIX as MATRIX
 from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
-from cmoe.tasks.registry import score
-from cmoe.tasks.scorers import Mode
+from cmoe.tasks.registry import scored, scorer_name
+from cmoe.tasks.scorer import Mode
+from cmoe.tasks.scoring import Scored
 
 MEASURED = ("seconds", "learning_flops", "peak_memory", "latency")
 """Of `matrix.json`: what was spent here. All else is a function of the run's configuration."""
@@ -65,8 +66,9 @@ def results(
     """Everything that is written to `matrix.json`, from the answers in a folder.
 
     Rows are the stages evaluated so far; accuracies are percent, null above the diagonal. `before`
-    holds each task's accuracy just before it was learned, `last_scores` what each of its test
-    samples scores after the latest stage, 0 to 1.
+    holds each task's accuracy just before it was learned, `scorers` the names of what judges the
+    tasks, `last_scores` what each test sample scores after the latest stage, 0 to 1; it lacks tasks
+    whose figure isn't a mean of samples' scores.
 
     Args:
         folder: With the answers and the stages.
@@ -87,6 +89,7 @@ def results(
         "method": facts.method,
         "told": facts.told,
         "scoring": scoring,
+        "scorers": {t.name: scorer_name(t.name) for t in tasks},
         **tables[scoring],
         other: {key: value for key, value in tables[other].items() if key != "last_scores"},
         "location": _location(tasks[: len(stages)], found.stages[stages[-1]])
@@ -156,22 +159,21 @@ def _tables(
 ) -> dict[str, Any]:
     stages = found.learned
     by = {n: {name: one.by for name, one in of.items()} for n, of in found.stages.items()}
-    scored: dict[tuple[int, tuple[int, ...]], list[float]] = {}
+    known: dict[tuple[int, tuple[int, ...]], Scored] = {}
 
-    def scores(task: int, answering: Sequence[int]) -> list[float]:
+    def judged(task: int, answering: Sequence[int]) -> Scored:
         key = task, tuple(answering)
-        if key not in scored:
+        if key not in known:
             name = tasks[task].name
             texts: list[str | None] = [
                 found.text(name, question, facts.digests[a])
                 for question, a in zip(targets[name], answering, strict=True)
             ]
-            scored[key] = score(name, mode, texts, list(targets[name].values()))
-        return scored[key]
+            known[key] = scored(name, mode, texts, list(targets[name].values()))
+        return known[key]
 
     def cell(task: int, answering: Sequence[int]) -> float:
-        each = scores(task, answering)
-        return round(100 * sum(each) / len(each), 6)
+        return round(judged(task, answering).figure, 6)
 
     def matrix(answering: Any) -> list[list[float | None]]:
         return [
@@ -196,8 +198,9 @@ def _tables(
         "metrics": summary(located) | {"fwt": forward} if located else None,
         "oracle_metrics": summary(oracle) if oracle else None,
         "last_scores": {
-            tasks[j].name: [round(each, 4) for each in scores(j, by[stages[-1]][tasks[j].name])]
-            for j in range(len(stages))
+            task.name: [round(score, 4) for score in each]
+            for j, task in enumerate(tasks[: len(stages)])
+            if (each := judged(j, by[stages[-1]][task.name]).each) is not None
         },
     }
 

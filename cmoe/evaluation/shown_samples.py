@@ -7,15 +7,14 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from cmoe.data.boxes import Box
-from cmoe.data.samples import Sample, StoredPicture, Task
+from cmoe.data.samples import Picture, Sample, Task
 from cmoe.evaluation.predictions import Predictions
 from cmoe.modeling.routers import BASE
-from cmoe.tasks.registry import score
-from cmoe.tasks.scorers import Target
+from cmoe.tasks.registry import scored
+from cmoe.tasks.scorer import Target
 
 SHOWN = 4
 """Samples shown of each task."""
@@ -37,6 +36,8 @@ def shown_samples(
 ) -> list[dict[str, Any]]:
     """A few test samples, chosen by a hash: half of them answered wrong, where there are.
 
+    Where samples have no scores of their own, the hash alone chooses.
+
     Args:
         task: One of those learned.
         targets: What its test samples are scored against, by id.
@@ -46,9 +47,9 @@ def shown_samples(
         found: The run's `matrix.json`.
 
     Returns:
-        Of each: `text`, `expected`, `said`, its `score` from 0 to 1, `by` whom it was answered
-        (a task, or the base alone), whether that was `astray` and the sample called `unknown`,
-        its `picture` as a data URI or None, and whether it is of a known size (`sized`), so that
+        Of each: `text`, `expected`, `said`, its `score` from 0 to 1 or None, `by` whom it was
+        answered (a task, or the base alone), whether that was `astray` and the sample called
+        `unknown`, its `images` as data URIs, and whether it is of a known size (`sized`), so that
         boxes are drawn.
     """
     stage = predictions.stages[len(learned) - 1][task.name]
@@ -57,7 +58,7 @@ def shown_samples(
         predictions.text(task.name, sample.id, digests[by])
         for sample, by in zip(task.test, stage.by, strict=True)
     ]
-    scores = score(task.name, found["scoring"], texts, wanted)
+    scores = scored(task.name, found["scoring"], texts, wanted).each
     own = found["tasks"].index(task.name)
     locates = found["location"] is not None
     return [
@@ -65,24 +66,26 @@ def shown_samples(
             "text": task.test[n].text,
             "expected": ", ".join(dict.fromkeys(wanted[n].answers)) or wanted[n].answer,
             "said": texts[n],
-            "score": scores[n],
+            "score": None if scores is None else scores[n],
             "by": "base alone" if stage.by[n] == BASE else learned[stage.by[n]].name,
             "astray": locates and stage.by[n] != own,
             "unknown": stage.unknown[n],
-            "picture": _picture(task.test[n], wanted[n].answer, texts[n]),
+            "images": _images(task.test[n], wanted[n].answer, texts[n]),
             "sized": task.test[n].size is not None,
         }
         for n in _chosen(task, scores)
     ]
 
 
-def _chosen(task: Task, scores: Sequence[float]) -> list[int]:
+def _chosen(task: Task, scores: Sequence[float] | None) -> list[int]:
     """Numbers of the samples shown, in the order of their hash."""
 
     def draw(number: int) -> bytes:
         return sha256(f"{task.name}/{task.test[number].id}".encode()).digest()
 
-    order = sorted(range(len(scores)), key=draw)
+    order = sorted(range(len(task.test)), key=draw)
+    if scores is None:
+        return order[:SHOWN]
     right = [n for n in order if scores[n] >= 0.5]
     wrong = [n for n in order if scores[n] < 0.5]
     half = max(SHOWN // 2, SHOWN - len(right))
@@ -90,16 +93,14 @@ def _chosen(task: Task, scores: Sequence[float]) -> list[int]:
     return sorted(chosen, key=order.index)
 
 
-def _picture(sample: Sample, expected: str, said: str | None) -> str | None:
-    """The sample's image as a data URI; with the boxes, where boxes are asked for."""
-    if sample.image is None:
-        return None
+def _images(sample: Sample, expected: str, said: str | None) -> list[str]:
+    """The images of a sample's question as data URIs; with the boxes, where boxes are asked for."""
     boxes = {
         colour: box
         for colour, text in ((EXPECTED, expected), (SAID, said or ""))
         if (box := _box(text, sample.size)) is not None
     }
-    return _thumbnail(sample.image, boxes)
+    return [_thumbnail(image, boxes) for image in sample.asked_about]
 
 
 def _box(text: str, size: tuple[int, int] | None) -> Box | None:
@@ -112,7 +113,7 @@ def _box(text: str, size: tuple[int, int] | None) -> Box | None:
     return left / width, top / height, right / width, bottom / height
 
 
-def _thumbnail(file: Path | StoredPicture, boxes: Mapping[str, Box]) -> str:
+def _thumbnail(file: Picture, boxes: Mapping[str, Box]) -> str:
     """A small image as a data URI.
 
     Args:

@@ -10,7 +10,9 @@ from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.tasks.answer_files import choices, read_targets
-from cmoe.tasks.scorers import Target
+from cmoe.tasks.registry import scorer_of
+from cmoe.tasks.scorer import Target
+from cmoe.tasks.scoring import require_targets
 
 Targets = Mapping[str, Mapping[str, Target]]
 """By task and question id, in the order of the task's test samples."""
@@ -24,15 +26,19 @@ def stream_targets(
     A selection is of training samples, which the files don't answer: it keeps its own.
 
     Raises:
-        DataError: An answer file can't be used, or has no answer to one of the samples.
+        DataError: An answer file can't be used, or has no answer to one of the samples; or a task's
+            scorer can't judge by a target.
     """
     files = answer_files(data, evaluation)
-    return {
+    targets = {
         task.name: _answered(task, Path(files[task.name]))
         if task.name in files
         else {sample.id: target(sample) for sample in task.test}
         for task in tasks
     }
+    for name, each in targets.items():
+        require_targets(scorer_of(name), name, each)
+    return targets
 
 
 def answer_files(data: DataConfig, evaluation: EvaluationConfig) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from cmoe.data.paraphrases import NATURAL, Paraphraser, instructions_of
 from cmoe.data.samples import Sample, Task
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
-from cmoe.tasks.registry import score
-from cmoe.tasks.scorers import Mode, Target
+from cmoe.tasks.registry import scored
+from cmoe.tasks.scorer import Mode, Target
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ def asked_naturally(
                 model, collator, name, samples, instructions, batch_size, max_new_tokens
             )
             wanted = [targets[name][sample.id] for sample in samples]
-            rows = [
-                [float(right) for right, _, _, _ in found],
-                [float(unknown) for _, unknown, _, _ in found],
-                score(name, mode, [said for _, _, said, _ in found], wanted),
-                score(name, mode, [said for _, _, _, said in found], wanted),
+            figures = [
+                100 * fmean(right for right, _, _, _ in found),
+                100 * fmean(unknown for _, unknown, _, _ in found),
+                scored(name, mode, [said for _, _, said, _ in found], wanted).figure,
+                scored(name, mode, [said for _, _, _, said in found], wanted).figure,
             ]
-            sums = [total + sum(row) / len(row) for total, row in zip(sums, rows, strict=True)]
-        yield Asked(way, *(100 * total / len(tasks) for total in sums))
+            sums = [total + figure for total, figure in zip(sums, figures, strict=True)]
+        yield Asked(way, *(total / len(tasks) for total in sums))
 
 
 def _answered(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from cmoe.common.nearest import unknown
+from cmoe.common.packages import CMOE as CMOE
+from cmoe.common.packages import RegistryError as RegistryError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 Told = Literal["", "the task", "all tasks at once", "samples of earlier tasks"]
 Formula = Literal["", "probed experts", "experts everywhere", "one adapter"]
 Make = TypeVar("Make", bound="Callable[..., Method]")
-
-CMOE = "cmoe"
-"""This package; methods of others are named with theirs."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,6 @@ class MethodEntry:
                     f"registered as {registered}"
                 )
         return method
-
-
-class RegistryError(ValueError):
-    """A method can't be registered as it is."""
 
 
 def register_method(

@@ -11,21 +11,20 @@ A package that can't be used changes nothing; `problems` says why, and no run st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from types import MappingProxyType
 
 from cmoe.common.nearest import unknown
+from cmoe.common.packages import Packages
 from cmoe.methods import builtin  # noqa: F401  registers cmoe's own
 from cmoe.methods.entry import (
     ENTRIES,
     MethodEntry,
-    RegistryError,
     register_method,
     registering_for,
 )
 
-__all__ = ["method_entry", "methods", "problems", "register_method", "unusable"]
+__all__ = ["method_entry", "methods", "problems", "register_method"]
 
 GROUP = "cmoe.methods"
 """Of a package's entry points."""
@@ -49,24 +48,10 @@ def method_entry(name: str) -> MethodEntry:
     return known[name]
 
 
-@cache
-def problems() -> tuple[str, ...]:
-    """Load the packages that bring methods, once; a sentence on each that can't be used."""
-    found = []
-    for point in entry_points(group=GROUP):
-        package = point.dist.name if point.dist else point.value
-        before = dict(ENTRIES)
-        try:
-            with registering_for(package):
-                point.load()
-        except Exception as error:  # a stranger's module: whatever it raises
-            ENTRIES.clear()
-            ENTRIES.update(before)
-            why = f"{point.value} ends in {type(error).__name__}: {error}"
-            found.append(unusable(package, str(error) if isinstance(error, RegistryError) else why))
-    return tuple(found)
+def _load(package: str, point: EntryPoint) -> None:
+    with registering_for(package):
+        point.load()
 
 
-def unusable(package: str, why: str) -> str:
-    """The sentence about a package whose methods can't be registered."""
-    return f"package {package} can't be used: {why}; mend or uninstall it"
+problems = Packages(GROUP, ENTRIES, _load).problems
+"""Load the packages that bring methods, once; a sentence on each that can't be used."""

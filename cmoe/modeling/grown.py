@@ -152,7 +152,7 @@ class GrownBase(nn.Module):
             scale=lora_alpha / rank,
             generator=torch.Generator().manual_seed(seed),
             init=init or {},
-            builds_on=_foundation(primitive, self.tasks),
+            builds_on=foundation(primitive, self.tasks),
             compete=compete,
         )
         self._learning = primitive
@@ -219,7 +219,7 @@ class GrownBase(nn.Module):
         for primitive in primitives:
             if primitive.task in names:
                 raise ValueError(f"task {primitive.task!r} is already learned")
-            builds_on.append(_foundation(primitive, names))
+            builds_on.append(foundation(primitive, names))
             names += (primitive.task,)
         for part in self._parts:
             part.check(primitives)
@@ -229,7 +229,7 @@ class GrownBase(nn.Module):
         self.tasks = names
 
 
-def _foundation(primitive: Primitive, tasks: Sequence[str]) -> int:
+def foundation(primitive: Primitive, tasks: Sequence[str]) -> int:
     """The index of the task that a primitive builds on, or `BASE`.
 
     Raises:

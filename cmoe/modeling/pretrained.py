@@ -62,11 +62,23 @@ def load_base(
 
 
 def load_processor(name: str, *, revision: str | None = None, pad: bool = False) -> Any:
-    """A base's processor alone; arguments and errors as in `load_base`."""
-    from transformers import AutoProcessor
+    """A base's processor alone; arguments and errors as in `load_base`.
 
-    with _found(name, revision):
-        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    Pictures are prepared with Pillow, with and without torchvision: the two differ by up to a grey
+    level, and answers are to be the same on every machine.
+    """
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    code = {"revision": revision, "trust_remote_code": False}
+    try:
+        with _found(name, revision):
+            processor = AutoProcessor.from_pretrained(name, **code)
+            # `AutoProcessor` hands `backend` on to parts that don't know it.
+            processor.image_processor = AutoImageProcessor.from_pretrained(
+                name, backend="pil", **code
+            )
+    except ImportError as error:
+        raise UnsupportedModelError(f"{name}: {_first_line(error)}") from None
     if pad:
         processor.image_processor = _padding(processor.image_processor)
     return processor
@@ -78,7 +90,7 @@ def _padding(image_processor: Any) -> Any:
     Raises:
         UnsupportedModelError: It is another kind, which sees pictures in a way of its own.
     """
-    from transformers import LlavaImageProcessor
+    from transformers import LlavaImageProcessorPil
 
     kind = type(image_processor).__name__
     if not kind.startswith(("Llava", "CLIP")) or kind.startswith("LlavaNext"):
@@ -89,7 +101,7 @@ def _padding(image_processor: Any) -> Any:
     settings = image_processor.to_dict()
     for name in ("image_processor_type", "processor_class"):
         settings.pop(name, None)
-    return LlavaImageProcessor.from_dict(settings | {"do_pad": True})
+    return LlavaImageProcessorPil.from_dict(settings | {"do_pad": True})
 
 
 def squared(image_processor: Any, image: Image.Image) -> Image.Image:

@@ -175,6 +175,19 @@ class TaskRouters(nn.Module):
             return ()
         return (*self._builds_on, *range(self._older, self._size(task, kept)))
 
+    def fixed(self, task: int) -> tuple[int, ...] | None:
+        """The experts of a learned task, where they work for all tokens and no others do.
+
+        Each has gate 1 then. None where the task's router weighs experts token by token.
+        """
+        count, always = self._size(task, None), self.always_on(task)
+        if slots(count, len(always), self.top_k) == len(always):
+            return always
+        if count > 1:
+            return None
+        # The probability of a single expert is 1: that's its gate, or 1 more than it gets if added.
+        return () if self.form == "residual" else (0,)
+
     def _size(self, task: int, kept: int | None) -> int:
         """Experts that a task's router chooses among; arguments as of `always_on`."""
         if task < len(self._sizes):

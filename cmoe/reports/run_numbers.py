@@ -71,15 +71,23 @@ def _metrics(found: Mapping[str, Any], other: str) -> list[dict[str, Any]]:
 def _sampling_errors(
     found: Mapping[str, Any], names: Sequence[str], located: Sequence[float]
 ) -> dict[str, Any]:
-    """How far the last accuracies may be from those of all samples, in percent and points."""
-    scores = [found["last_scores"][name] for name in names]
-    error = mean_error(scores)
+    """How far the last accuracies may be from those of all samples, in percent and points.
 
-    def intervals(accuracies: Sequence[float]) -> list[tuple[float, float]]:
-        return [wilson(accuracy, len(of)) for accuracy, of in zip(accuracies, scores, strict=False)]
+    Nothing of that is known of a task whose figure isn't a mean over samples.
+    """
+    scores = [found["last_scores"].get(name) for name in names]
+    known = [of for of in scores if of is not None]
+    error = mean_error(known) if len(known) == len(names) else None
+
+    def intervals(accuracies: Sequence[float]) -> list[tuple[float, float] | None]:
+        return [
+            None if of is None else wilson(accuracy, len(of))
+            for accuracy, of in zip(accuracies, scores, strict=False)
+        ]
 
     return {
         "last_error": None if error is None else 100 * error,
+        "no_intervals": [name for name, of in zip(names, scores, strict=True) if of is None],
         "intervals": {
             key: intervals(row) if row else None
             for key, row in (

@@ -15,6 +15,7 @@ from cmoe.common.files import whole
 from cmoe.common.mirror import mirrored
 from cmoe.common.run_files import read_object
 from cmoe.folder import CARD, PAGE, REPORT
+from cmoe.reports.card import Published, front_matter
 from cmoe.reports.pages import needing_fields, rendered
 from cmoe.reports.run_charts import run_charts
 from cmoe.reports.run_numbers import run_numbers
@@ -57,6 +58,12 @@ def run_pages(data: Mapping[str, Any], digest: str) -> dict[str, str]:
     """
     shown = {"run": data, "digest": digest, **run_numbers(data)}
     return {
-        CARD: rendered(CARD, shown),
+        CARD: front_matter(_published(data)) + rendered(CARD, shown),
         PAGE: rendered(PAGE, {**shown, **run_charts(data, shown)}),
     }
+
+
+def _published(data: Mapping[str, Any]) -> Published:
+    """A run, as its card's front matter names it."""
+    config, method = data["config"], data["results"]["method"]
+    return Published("store", config["name"], data["base"], config, method, tuple(data["learned"]))

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any, TextIO
 
 from cmoe.common.files import Log
@@ -14,12 +13,13 @@ from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder
 from cmoe.run.remaining_time import Remaining
 from cmoe.run.stalls import stage
+from cmoe.run.trackers import Tracking
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows a run's events on a stream, in the run's `run.log`, and to W&B where it is asked for.
+    """Shows a run's events on a stream and in the run's `run.log`, and tells its trackers.
 
     Control characters are written to a terminal alone.
 
@@ -41,22 +41,21 @@ class Display:
         self.out = out
         self.live = out.isatty()
         self._log = Log(folder.log, lambda text: print(text, file=out, flush=True))
-        self._wandb = _wandb_run(config, folder.path)
         self._phase: tuple[Any, ...] = ()
         self._remaining = remaining
         self._last_line = 0.0
         self._start = time.monotonic()
         self._open_line = False
+        self._trackers = Tracking(config, folder, self.line)
 
     def __enter__(self) -> Display:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Say how the run has ended, and let go of the log and of W&B."""
+        """Let go of the trackers, say how the run has ended, and let go of the log."""
+        self._trackers.close(error)
         self.line(ending(error, time.monotonic() - self._start))
         self._log.close()
-        if self._wandb is not None:
-            self._wandb.finish()
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -84,8 +83,7 @@ class Display:
         phase = event["index"], event["phase"], event.get("of")
         began = phase != self._phase
         self._phase = phase
-        if self._wandb is not None and "loss" in event:
-            self._wandb.log({f"{event['phase']}/{event['task']}/loss": event["loss"]})
+        self._trackers.progress(event)
         text = self._progress(event)
         if self.live:
             self.out.write(f"\r\033[K{text}")
@@ -119,9 +117,7 @@ class Display:
             f"task {index + 1}/{len(self.tasks)} {self.tasks[index]}: {own:.1f}%; "
             f"mean of the {index + 1} so far {mean:.1f}%"
         )
-        if self._wandb is not None:
-            accuracy = {f"accuracy/{self.tasks[j]}": row[j] for j in range(index + 1)}
-            self._wandb.log({"tasks": index + 1, "accuracy/mean": mean, **accuracy})
+        self._trackers.stage(index, results)
 
 
 def ending(error: BaseException | None, passed: float) -> str:
@@ -151,19 +147,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _wandb_run(config: RunConfig, folder: Path) -> Any:
-    if config.wandb.mode == "disabled":
-        return None
-    import wandb
-
-    return wandb.init(
-        mode=config.wandb.mode,
-        project=config.wandb.project,
-        name=config.name,
-        id=config.name,
-        resume="allow",
-        dir=str(folder),
-        config=config.as_dict(),
-    )

@@ -30,6 +30,7 @@ from cmoe.modeling.pretrained import MissingModelError, load_processor, require_
 from cmoe.run.display import Display, refused
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.remaining_time import remaining_of
+from cmoe.run.trackers import require_trackers
 from cmoe.run.worker_group import session, train
 
 
@@ -51,6 +52,7 @@ def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any
         KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     require_lasting(config.runs)
+    require_trackers(config)
     try:
         if (found := read_finished(config)) is not None:
             show(f"{config.url}: this run is finished; another name starts another run")

@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def work(settings: Mapping[str, Any]) -> None:
     heartbeat.start()
     import torch
 
+    from cmoe.evaluation.costs import peak_memory
     from cmoe.run.stream import run_stream
 
     torch.set_num_threads(config.cluster.cpus_per_worker)
@@ -49,7 +51,8 @@ def work(settings: Mapping[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _own_temporary_folder(config.url, rank)
-    link = RayLink(board, f"{config.url}/{TRAIN}", heartbeat, first=rank == 0)
+    memory = partial(peak_memory, device)
+    link = RayLink(board, f"{config.url}/{TRAIN}", heartbeat, memory, first=rank == 0)
     if rank == 0:
         _remove_cut_off()
         if count := ray.get(board.start.remote()):
@@ -135,18 +138,29 @@ class RayLink(Checkpoints):
         board: The board's actor.
         url: Where Ray keeps checkpoints.
         heartbeat: Tells where this worker is.
+        memory: Gives the bytes that it has needed at most; told with every loss.
         first: Whether this worker's events are shown.
     """
 
-    def __init__(self, board: Any, url: str, heartbeat: Heartbeat, *, first: bool) -> None:
+    def __init__(
+        self,
+        board: Any,
+        url: str,
+        heartbeat: Heartbeat,
+        memory: Callable[[], int],
+        *,
+        first: bool,
+    ) -> None:
         self.board, self._url, self._heartbeat, self._first = board, url, heartbeat, first
+        self._memory = memory
         self._told: Any = None
         self._under_way: Path | None = None
 
     def emit(self, event: Mapping[str, Any]) -> None:
         self._heartbeat.reached(event)
         if self._first:
-            self.board.post.remote({"time": time.time(), **event})
+            more = {"memory": self._memory()} if "loss" in event else {}
+            self.board.post.remote({"time": time.time(), **event, **more})
 
     def reached(self, place: Mapping[str, Any]) -> None:
         self._heartbeat.reached(place)

@@ -2,6 +2,7 @@
 
 The gateway speaks HTTP, refuses bad requests, and turns a conversation into a prompt. The locator
 finds the prompt's task by the frozen base's features, many prompts at a time. Executors answer.
+Where a store's locator is placed inline and its executor can locate, the executor is the locator.
 
 A store is only appended to, so that a task answers the same in every version of the store that has
 it. A request sees one version if its executor has at least the tasks that its locator had; an
@@ -46,7 +47,7 @@ def application(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -
         options: Ray's settings of each deployment.
 
     Raises:
-        ValueError: There is no API key, no such executor, or it can't serve this kind of store.
+        ValueError: There is no API key, or no such executor.
         StoreError: There is no store.
     """
 
@@ -57,17 +58,12 @@ def application(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -
     keys = Keys.of(config.auth)
     answers = executor_class(config.engine.kind)
     placement = Store.follow(config.store).header.settings["locator"]["placement"]
-    if placement == "front":
-        executors = deployment(ExecutorReplica, "executor").bind(config, answers)
-        locators = deployment(LocatorReplica, "locator").bind(config)
-    elif issubclass(answers, LocatingExecutor):
+    if placement == "inline" and issubclass(answers, LocatingExecutor):
         executors = deployment(LocatingExecutorReplica, "executor").bind(config, answers)
         locators = None
     else:
-        raise ValueError(
-            f"the executor {config.engine.kind!r} can't locate prompts, and the store's locator is "
-            f"placed {placement!r}; stores whose locator is placed 'front' can be served"
-        )
+        executors = deployment(ExecutorReplica, "executor").bind(config, answers)
+        locators = deployment(LocatorReplica, "locator").bind(config)
     gateway: Application = deployment(Gateway, "gateway").bind(
         config, keys, executors, locators, writes=answers.WRITTEN, samples=answers.SAMPLES
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving.settings import ServeConfig
+from cmoe.store import model
 from cmoe.store.log import Store
 
 if TYPE_CHECKING:
@@ -23,13 +24,7 @@ def unserved(config: PretrainedConfig, why: str) -> UnservedBaseError:
 
 def base_of(store: Store, config: ServeConfig) -> ModelConfig:
     """The configured base, or else the one that the store was written with."""
-    if config.model is not None:
-        return config.model
-    written = store.header.config.get("model")
-    if written is not None:
-        return ModelConfig(**written)
-    base = store.header.base
-    return ModelConfig(base.name, None if base.revision == "default" else base.revision)
+    return config.model or model.base_of(store)
 
 
 def context_of(config: PretrainedConfig) -> int:

@@ -195,10 +195,8 @@ async def _offline(config: ServeConfig, samples: Sequence[Sample]) -> tuple[floa
 
 def _prompt(sample: Sample, collator: Collator) -> TensorPrompt:
     """A sample's prompt, made as the gateway makes it."""
-    if sample.image is None:
-        return collator.conversation([ChatTurn("user", (sample.text,))], None)
-    image = load_image(sample.image, collator.limits)
-    return collator.conversation([ChatTurn("user", (None, sample.text))], image)
+    images = [load_image(image, collator.limits) for image in sample.asked_about]
+    return collator.conversation([ChatTurn("user", sample.question)], images)
 
 
 def _spent(url: str) -> dict[str, float]:
@@ -254,7 +252,7 @@ class InstantExecutor:
         self.tasks = tasks
 
     @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
+    def require_servable(base: PretrainedConfig, images: int) -> None:
         """Every base is."""
 
     @classmethod

@@ -167,7 +167,8 @@ def _require_base(config: ServeConfig) -> None:
     base = base_of(Store.follow(config.store), config)
     try:
         executor = executor_class(config.engine.kind)
-        executor.require_servable(load_config(base.path, revision=base.revision))
+        known = load_config(base.path, revision=base.revision)
+        executor.require_servable(known, config.limits.images)
     except MissingModelError:
         return  # the replicas may run where it is
     except ValueError as error:

@@ -42,12 +42,16 @@ class Outcome:
 
 def request_of(sample: Sample, model: str = "cmoe", tokens: int = 16) -> bytes:
     """A sample as the body of a chat completion."""
-    content: list[dict[str, object]] = [{"type": "text", "text": sample.text}]
-    if sample.image is not None:
-        with sample.image.open("rb") as file:
+    images = iter(sample.asked_about)
+    content: list[dict[str, object]] = []
+    for part in sample.question:
+        if part is not None:
+            content.append({"type": "text", "text": part})
+            continue
+        with next(images).open("rb") as file:
             data = base64.b64encode(file.read()).decode()
         url = f"data:image/png;base64,{data}"  # the service finds the format in the file itself
-        content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+        content.append({"type": "image_url", "image_url": {"url": url}})
     messages = [{"role": "user", "content": content}]
     return json.dumps({"model": model, "messages": messages, "max_tokens": tokens}).encode()
 

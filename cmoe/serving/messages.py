@@ -16,18 +16,29 @@ Prompt = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """An image.
+
+    Attributes:
+        size: Width and height.
+        rgb: Its pixels, row by row.
+    """
+
+    size: tuple[int, int]
+    rgb: bytes
+
+
+@dataclass(frozen=True)
 class WrittenPrompt:
-    """A prompt for an executor that prepares pictures itself.
+    """A prompt for an executor that prepares images itself.
 
     Attributes:
         text: As the base's chat template writes it.
-        size: Width and height of its picture; None without one.
-        pixels: The picture's, in RGB, row by row.
+        images: In the order of their places.
     """
 
     text: str
-    size: tuple[int, int] | None = None
-    pixels: bytes = b""
+    images: tuple[Pixels, ...] = ()
 
 
 AnyPrompt = Prompt | WrittenPrompt

@@ -1,4 +1,4 @@
-"""Prompts as the model reads them: tensors, padded on the left to batches."""
+"""Prompts on their way to an executor: arrays, or text and pixels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from cmoe.modeling.pretrained import squared
-from cmoe.serving.messages import Prompt, WrittenPrompt
+from cmoe.serving.messages import Pixels, Prompt, WrittenPrompt
 
 TensorPrompt = Mapping[str, Tensor]
 """A `Prompt` as tensors."""
@@ -26,55 +25,16 @@ def to_tensors(prompt: Prompt) -> dict[str, Tensor]:
 
 
 def to_written(
-    text: str, picture: Image.Image | None, processor: Any, *, pad: bool
+    text: str, images: Sequence[Image.Image], processor: Any, *, pad: bool
 ) -> WrittenPrompt:
-    """A prompt for an executor that prepares pictures itself, by the base's own settings.
+    """A prompt for an executor that prepares images itself, by the base's own settings.
 
     Args:
         text: As the base's chat template writes it.
-        picture: In RGB.
+        images: In RGB, in the order of their places.
         processor: Of `load_processor`, with this `pad`.
         pad: As of the model's settings: the base's own don't say it.
     """
-    if picture is None:
-        return WrittenPrompt(text)
     if pad:
-        picture = squared(processor.image_processor, picture)
-    return WrittenPrompt(text, picture.size, picture.tobytes())
-
-
-def pad_token(tokenizer: Any) -> int:
-    """The token that pads; a base without one is padded with its end token, which is masked."""
-    pad: int | None = tokenizer.pad_token_id
-    return tokenizer.eos_token_id if pad is None else pad
-
-
-def batched(prompts: Sequence[TensorPrompt], pad: int) -> dict[str, Tensor]:
-    """The inputs of a batch: per-token tensors are padded on the left, per-image ones stacked.
-
-    Images of several sizes or numbers of tiles are filled up with zeros at their ends, as
-    processors do it; the base knows their sizes from its other inputs.
-
-    Args:
-        prompts: At least one.
-        pad: Token that pads.
-    """
-    width = max(p["input_ids"].shape[1] for p in prompts)
-    columns: dict[str, list[Tensor]] = {}
-    for prompt in prompts:
-        shape = prompt["input_ids"].shape
-        for name, tensor in prompt.items():
-            if tensor.shape == shape:
-                fill = pad if name == "input_ids" else 0
-                tensor = F.pad(tensor, (width - shape[1], 0), value=fill)
-            columns.setdefault(name, []).append(tensor)
-    return {name: torch.cat(_same_shape(tensors)) for name, tensors in columns.items()}
-
-
-def _same_shape(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Fill tensors up with zeros to one shape; the first dimension stays as it is."""
-    sides = [max(lengths) for lengths in zip(*(t.shape[1:] for t in tensors), strict=True)]
-    return [
-        F.pad(t, [n for i in range(t.ndim - 1, 0, -1) for n in (0, sides[i - 1] - t.shape[i])])
-        for t in tensors
-    ]
+        images = [squared(processor.image_processor, image) for image in images]
+    return WrittenPrompt(text, tuple(Pixels(image.size, image.tobytes()) for image in images))

@@ -8,13 +8,14 @@ from typing import Any, Self
 
 import torch
 
+from cmoe.data.padding import batched, pad_token
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
 from cmoe.serving.bases import base_of
 from cmoe.serving.messages import Location, Prompt
-from cmoe.serving.prompts import batched, pad_token, to_tensors
+from cmoe.serving.prompts import to_tensors
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store, StoreError
 from cmoe.store.model import load_model

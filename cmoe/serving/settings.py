@@ -71,7 +71,7 @@ class ServeConfig:
     """A service.
 
     Attributes:
-        store: Folder or `s3://` prefix of the store that answers.
+        store: Folder, `s3://` prefix or `hf://owner/name` of the store that answers.
         model: The store's base; null takes the one that the store was written with.
         device: Device of locators and executors; null takes the GPU where a replica has one.
         locate: What a conversation's task is found by: its last `question`, with its image, as

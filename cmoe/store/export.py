@@ -10,15 +10,14 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
-from cmoe.common.storage import explained
-from cmoe.common.storage_errors import LISTED
-from cmoe.store.files import HEADER, Folder, StoreError, record_name, seal, unseal
+from cmoe.common.hub import README
+from cmoe.store.files import HEADER, Folder, StoreError, folder_at, record_name, seal, unseal
 from cmoe.store.log import Record, Store
 
-CARD = "README.md"
 _PATH = re.compile(r"""(?<![^\s"'`(\[{,=|])(?:file://)?~?/[^\s"'`)\]},|]*""")
 
 
@@ -38,7 +37,8 @@ def export(
 
     Args:
         source: The log; every file of it that is copied is checked.
-        url: A path or `s3://bucket/prefix`. Nothing may be there but what this export has left.
+        url: A path, `s3://bucket/prefix` or `hf://owner/name`. Nothing may be there but what this
+            export has left; in a repository of the hub also an earlier export of the same log.
         tasks: How many.
         card: Markdown that becomes `README.md`; absolute paths are replaced in it, too.
         storage_options: Of s3fs.
@@ -52,24 +52,23 @@ def export(
     if not 1 <= count <= len(source):
         raise StoreError(f"{source.url}: has {len(source)} tasks; can't export {count}")
     records = source.records()[:count]
-    out = Folder.at(url, storage_options)
+    out = folder_at(url, storage_options)
     header = {
         "base": asdict(source.header.base),
         "settings": source.header.settings,
         "config": source.header.config,
     }
     sealed = seal(without_paths(header))
-    texts = {} if card is None else {CARD: without_paths_in_text(card).encode()}
+    texts = {} if card is None else {README: without_paths_in_text(card).encode()}
     texts |= _chained(records, unseal(HEADER, sealed)["digest"])
     parts = {
         f"{r.folder}/{file.name}": (r, part) for r in records for part, file in r.files.items()
     }
     _require_nothing_else(out, source.folder, {HEADER, *texts, *parts})
     out.require_exclusive()
-    for name, (record, part) in parts.items():
-        _put(out, name, source.read_data(record, part))
-    for name, data in (*texts.items(), (HEADER, sealed)):
-        _put(out, name, data)
+    contents = ((name, source.read_data(*part)) for name, part in parts.items())
+    if taken := out.create(chain(contents, texts.items(), [(HEADER, sealed)])):
+        raise StoreError(f"{out.url}/{taken}: is of another export; give an empty folder")
     return Store(out)
 
 
@@ -91,18 +90,10 @@ def _require_nothing_else(out: Folder, source: Folder, names: Collection[str]) -
     """
     if out.root == source.root:
         raise StoreError(f"{out.url}: is the store itself; export it to another folder")
-    with explained(out.url, LISTED):
-        there = (path.removeprefix(out.root).lstrip("/") for path in out.fs.find(out.root))
-        others = sorted(n for n in there if n and n not in names and not n.endswith(".tmp"))
-    if others:
+    there = (name for name in out.names() if not name.endswith(".tmp"))
+    if others := sorted(n for n in there if n not in names):
         shown = ", ".join(others[:3]) + (", ..." if others[3:] else "")
         raise StoreError(f"{out.url}: has something else in it ({shown}); give an empty folder")
-
-
-def _put(out: Folder, name: str, data: bytes) -> None:
-    """Create a file, or find it as this export has left it before."""
-    if not out.create(name, data) and out.read(name, "it was there just now") != data:
-        raise StoreError(f"{out.url}/{name}: is of another export; give an empty folder")
 
 
 # What a machine's paths are replaced by

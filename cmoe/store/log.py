@@ -1,4 +1,4 @@
-"""The log of primitives on a local disk or S3: append-only, digest-chained, safetensors and JSON.
+"""The log of primitives on a disk, S3 or a hub: append-only, digest-chained, safetensors and JSON.
 
     <store>/stream.json             the header: the base, the model-wide settings, the run's config
     <store>/000-GQA-1a2b3c4d5e6f/   the first primitive's tensors, one safetensors file per part
@@ -12,8 +12,9 @@ Every file is created whole and only once; a folder without a record, or a tempo
 crash left, and no reader looks at it.
 
 Exclusive creation needs hard links on a local disk, and on S3 a server that honours `If-None-Match`
-as AWS does; one that doesn't is refused before anything is written. A log whose last records are
-gone is a shorter log: nothing in it can tell.
+as AWS does; one that doesn't is refused before anything is written. On the Hugging Face hub it is
+one commit, made for the commit that was read before. A log whose last records are gone is a shorter
+log: nothing in it can tell.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from cmoe.common.instructions import Instructions
 from cmoe.common.reference import Reference
 from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
 from cmoe.store.files import HEADER as HEADER
-from cmoe.store.files import Folder, plain, record_name, seal, unseal
+from cmoe.store.files import Folder, folder_at, plain, record_name, seal, unseal
 from cmoe.store.files import StoreError as StoreError
 
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -132,15 +133,15 @@ class Store:
         config: Mapping[str, Any],
         **storage_options: Any,
     ) -> Store:
-        """Start a log at `url`: a path, or `s3://bucket/prefix` with s3fs's options; StoreError
-        where a store is there already, or a value isn't JSON; StorageError where the storage
-        fails, or would overwrite what another writer creates.
+        """Start a log at `url`: a path, `hf://owner/name`, or `s3://bucket/prefix` with s3fs's
+        options; StoreError where a store is there already, or a value isn't JSON; StorageError
+        where the storage fails, or would overwrite what another writer creates.
         """
-        folder = Folder.at(url, storage_options)
+        folder = folder_at(url, storage_options)
         header = {"base": asdict(base), "settings": settings, "config": config}
         data = seal(plain(header, "header"))
         folder.require_exclusive()
-        if not folder.create(HEADER, data):
+        if folder.create([(HEADER, data)], new=HEADER):
             raise StoreError(f"{folder.url}/{HEADER}: a store is here already; open it instead")
         store = cls(folder)
         store._proven = True
@@ -151,12 +152,12 @@ class Store:
         """Read the log at `url`, without its tensors; StoreError where there is none, its schema
         version is unknown, or a file, the chain of digests or the sequence of indices is broken.
         """
-        return cls(Folder.at(url, storage_options))
+        return cls(folder_at(url, storage_options))
 
     @classmethod
     def follow(cls, url: str | os.PathLike[str], **storage_options: Any) -> Store:
         """As `open`, but no record is read yet: `refresh` does, up to a broken one."""
-        return cls(Folder.at(url, storage_options), read=False)
+        return cls(folder_at(url, storage_options), read=False)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -219,10 +220,12 @@ class Store:
         data = seal(plain(_present(fields), "record"))
         # What a reader would refuse is refused here, before anything is written.
         record = self._parse_record(data, index, self._records)
-        for part, blob in blobs.items():
-            if not self.folder.create(f"{record.folder}/{files[part].name}", blob):
-                self.read_data(record, part)  # A crash left it; the folder's name is a promise.
-        if not self.folder.create(name, data):
+        named = {f"{record.folder}/{files[part].name}": part for part in blobs}
+        contents = ((file, blobs[part]) for file, part in named.items())
+        taken = self.folder.create((*contents, (name, data)), new=name)
+        if taken in named:  # a crash left it; the folder's name is a promise
+            self.read_data(record, named[taken])
+        if taken:
             holder = self._read_record(index, self._records)
             raise StoreError(
                 f"{self.url}/{name}: index {index} is held by another writer's task "

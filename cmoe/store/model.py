@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.settings import LocatorConfig, ModelConfig
 from cmoe.store.log import BaseId, Store, StoreError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def create_store(
     """Start the log of a model that has learned nothing yet.
 
     Args:
-        url: A path or `s3://bucket/prefix`.
+        url: A path, `s3://bucket/prefix` or `hf://owner/name`.
         name: Hub name or path of the model's base.
         revision: The base's revision, as it was loaded.
         config: The run that will write the store, to look up.
@@ -44,6 +44,14 @@ def create_store(
     """
     base = BaseId(name, revision, model.base_digest)
     return Store.create(url, base=base, settings=model.settings(), config=config, **storage_options)
+
+
+def base_of(store: Store) -> ModelConfig:
+    """The base that a store was written with, as its run was told."""
+    if (written := store.header.config.get("model")) is not None:
+        return ModelConfig(**written)
+    base = store.header.base
+    return ModelConfig(base.name, None if base.revision == "default" else base.revision)
 
 
 def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -> GrowingVLM:

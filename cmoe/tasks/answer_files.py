@@ -6,6 +6,9 @@ Answers to a task are read from CoIN's `test.json` or `val.json`, or from the da
     TextVQA     TextVQA_0.5.1_val.json: ten answers to a question
     GQA         testdev_balanced_questions.json
 
+Answers to no task of CoIN's are a list of rows, or JSON lines: {"question_id", "answer"}, or
+"answers" in its place where there are several; a box in pixels adds "size", [width, height].
+
 Predictions are JSON lines: {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}.
 Ids are numbers in some files and text in others, and CoIN joins the one with the other: here all
 are text.
@@ -25,9 +28,17 @@ from typing import Any
 from cmoe.common.errors import DataError
 from cmoe.common.files import whole
 from cmoe.data.documents import parse_document, read_document, read_file
-from cmoe.data.row_rules import RowRule, listed, require_id, require_object, shown
+from cmoe.data.row_rules import (
+    RowRule,
+    listed,
+    require_id,
+    require_object,
+    require_size,
+    shown,
+)
 from cmoe.data.rows import read_samples
-from cmoe.tasks.scorers import ANSWERS, OPTIONS, Target
+from cmoe.tasks.scorer import Target
+from cmoe.tasks.scorers import ANSWERS, OPTIONS
 
 _OPTION = re.compile(r"^[A-E]\. ", re.MULTILINE)
 _ROWS = "a list of rows with question_id, text and answer"
@@ -56,6 +67,49 @@ def read_targets(task: str, file: Path) -> dict[str, Target]:
     else:
         needed = f"{_ROWS}, or {own}" if own else _ROWS
         raise DataError(f"{file}: has no answers to {task}; needed is {needed}")
+    return _by_id(file, rows)
+
+
+def read_answers(file: Path) -> dict[str, Target]:
+    """What predictions of no task in particular are scored against, by question id.
+
+    Args:
+        file: Of a JSON list or of JSON lines; further fields are passed over.
+
+    Raises:
+        DataError: The file is missing, or a row of it can't be used.
+    """
+    rows: Iterable[tuple[str, Any]] = _lines(file)
+    if read_file(file).lstrip().startswith(b"["):
+        rows = ((f"{file}, row {n}", row) for n, row in enumerate(read_document(file)))
+    return _by_id(file, (_answer(where, row) for where, row in rows))
+
+
+def _answer(where: str, row: Any) -> tuple[str, str, Target]:
+    with _at(where):
+        row = require_object(row)
+        return where, require_id(row.get("question_id"), "question_id", row), read_target(row)
+
+
+def read_target(row: Mapping[str, Any]) -> Target:
+    """The target that a row tells: its `answer`, or its `answers`; and its `size`, if any.
+
+    Raises:
+        DataError: It has neither or both, or one of them can't be used.
+    """
+    if ("answer" in row) == ("answers" in row):
+        raise DataError(f"answer or answers is needed, one of them; has {listed(row)}")
+    size = require_size(row["size"]) if row.get("size") is not None else None
+    if "answer" in row:
+        return Target(_text(row, "answer"), size)
+    answers = row["answers"]
+    texts = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
+    if not texts or not answers:
+        raise DataError(f"answers must be texts, at least one, this is {shown(answers)}")
+    return Target(answers[0], size, answers=tuple(answers))
+
+
+def _by_id(file: Path, rows: Iterable[tuple[str, str, Target]]) -> dict[str, Target]:
     targets: dict[str, Target] = {}
     for where, key, target in rows:
         if key in targets:
@@ -164,12 +218,7 @@ def read_predictions(file: Path) -> dict[str, str]:
         DataError: The file is missing, a line can't be used, or an id stands twice.
     """
     said: dict[str, str] = {}
-    # Not `splitlines`: what parts lines for Unicode may stand within a prediction.
-    for number, line in enumerate(read_file(file).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        row = parse_document(line, where)
+    for where, row in _lines(file):
         with _at(where):
             row = require_object(row)
             key, text = require_id(row.get("question_id"), "question_id", row), _text(row, "text")
@@ -201,6 +250,14 @@ def write_predictions(
 
 
 # Their fields
+
+
+def _lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a file of JSON lines, and where each stands; blank lines are passed over."""
+    # Not `splitlines`: what parts lines for Unicode may stand within a text.
+    for number, line in enumerate(read_file(file).split(b"\n"), start=1):
+        if line.strip():
+            yield f"{file}, line {number}", parse_document(line, f"{file}, line {number}")
 
 
 @contextmanager

@@ -1,6 +1,12 @@
-"""Score a prediction file of any method, joined with its answers as CoIN's own scripts do.
+"""Score a prediction file of any method.
 
-cmoe score --task GQA --predictions merge.jsonl --answers test.json
+By a task, joined with its answers as CoIN's own scripts do:
+
+    cmoe score --task GQA --predictions merge.jsonl --answers test.json
+
+Or by a scorer, against a file of answers of your own:
+
+    cmoe score --scorer anls --predictions said.jsonl --answers answers.jsonl
 """
 
 from __future__ import annotations
@@ -13,9 +19,11 @@ from pathlib import Path
 from typing import get_args
 
 from cmoe.common.command_line import Parser
-from cmoe.tasks.answer_files import read_predictions, read_targets
-from cmoe.tasks.registry import score, scorer_of, tasks
-from cmoe.tasks.scorers import Mode, Target
+from cmoe.tasks.answer_files import read_answers, read_predictions, read_targets
+from cmoe.tasks.registry import scorer_of, tasks
+from cmoe.tasks.scorer import AnyScorer, CoinScorer, CorpusScorer, Mode, Target
+from cmoe.tasks.scorer_registry import lacks, scorer_named, scorers
+from cmoe.tasks.scoring import scored_by
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Verdict:
     """What a prediction file is worth.
 
     Attributes:
-        accuracy: Percent of the samples that count.
+        accuracy: The figure of the samples that count, in percent.
         samples: How many count.
         missing: Answers without a prediction.
         unknown: Predictions of ids that have no answer.
@@ -38,28 +46,47 @@ class Verdict:
 def judge(
     task: str, mode: Mode, predictions: Mapping[str, str], targets: Mapping[str, Target]
 ) -> Verdict:
+    """`judge_by` a task's scorer."""
+    return judge_by(scorer_of(task), task, mode, predictions, targets)
+
+
+def judge_by(
+    scorer: AnyScorer,
+    name: str,
+    mode: Mode,
+    predictions: Mapping[str, str],
+    targets: Mapping[str, Target],
+) -> Verdict:
     """Score predictions by question id against targets by question id.
 
-    Officially a missing prediction is wrong in ScienceQA and elsewhere leaves its sample out, and
-    ImageNet's predictions are matched with the answers by their order, whatever their ids (see
-    `Scorer`). Strictly all is matched by id, and a missing prediction is wrong in every task.
+    Officially a missing prediction is wrong in ScienceQA and elsewhere in CoIN leaves its sample
+    out, and ImageNet's predictions are matched with the answers by their order, whatever their ids
+    (see `Scorer`). Strictly, and by scorers that aren't CoIN's, all is matched by id, and a missing
+    prediction is wrong.
+
+    Args:
+        scorer: What judges.
+        name: Of the task or the scorer, for errors.
+        mode: Of CoIN's scorers.
+        predictions: What was said.
+        targets: What would be right.
 
     Raises:
         ValueError: No sample counts, there are more predictions than answers to match by order, or
-            as `score`.
+            as `scored_by`.
     """
     said: list[str | None]
-    scorer = scorer_of(task)
-    if scorer.by_order and mode == "official":
+    coin = scorer if mode == "official" and isinstance(scorer, CoinScorer) else None
+    if coin and coin.by_order:
         if len(predictions) > len(targets):
             raise ValueError(
-                f"{len(predictions)} predictions for {len(targets)} answers: official {task} "
+                f"{len(predictions)} predictions for {len(targets)} answers: official {name} "
                 "matches them by order, and needs an answer for each"
             )
         said = list(predictions.values())
         against = list(targets.values())[: len(said)]
     else:
-        every = mode == "strict" or scorer.counts_missing
+        every = coin is None or coin.counts_missing
         ids = [key for key in targets if every or key in predictions]
         said, against = [predictions.get(key) for key in ids], [targets[key] for key in ids]
     if not said:
@@ -67,10 +94,9 @@ def judge(
             f"none of {len(predictions)} predictions is of a question that has an answer; the "
             "answers must be of the split that was asked"
         )
-    scores = score(task, mode, said, against)
     return Verdict(
-        accuracy=100 * sum(scores) / len(scores),
-        samples=len(scores),
+        accuracy=scored_by(scorer, name, mode, said, against).figure,
+        samples=len(said),
         missing=len(targets.keys() - predictions.keys()),
         unknown=len(predictions.keys() - targets.keys()),
     )
@@ -84,7 +110,9 @@ def main(arguments: Sequence[str], prog: str) -> int:
         description=__doc__,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", required=True, choices=tasks(), help="what was asked")
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--task", choices=tasks(), help="what was asked")
+    judged.add_argument("--scorer", help=f"by name: {', '.join(scorers())}")
     parser.add_argument(
         "--predictions", required=True, type=Path, help="JSON lines, with question_id and text"
     )
@@ -92,26 +120,40 @@ def main(arguments: Sequence[str], prog: str) -> int:
         "--answers",
         required=True,
         type=Path,
-        help="CoIN's test.json or val.json, or the data set's own: problems.json of ScienceQA "
-        "(beside pid_splits.json), TextVQA_0.5.1_val.json, testdev_balanced_questions.json of GQA",
+        help="of a task: CoIN's test.json or val.json, or the data set's own: problems.json of "
+        "ScienceQA (beside pid_splits.json), TextVQA_0.5.1_val.json, "
+        "testdev_balanced_questions.json of GQA; of a scorer: a JSON list or JSON lines with "
+        "question_id and answer or answers",
     )
     parser.add_argument(
         "--mode",
         choices=(*modes, "both"),
         default="both",
-        help="official: as CoIN's scripts, to compare with papers; strict: without their defects",
+        help="official: as CoIN's scripts, to compare with papers; strict: without their defects; "
+        "other scorers than CoIN's have one rule",
     )
     asked = parser.parse_args(arguments)
     try:
+        name = asked.task or asked.scorer
+        scorer = scorer_of(name) if asked.task else scorer_named(name)
+        if asked.scorer and (lack := lacks(name)) is not None:
+            raise ValueError(f"--scorer is {name}, and {lack}")
         predictions = read_predictions(asked.predictions)
-        targets = read_targets(asked.task, asked.answers)
-        for mode in modes if asked.mode == "both" else (asked.mode,):
-            found = judge(asked.task, mode, predictions, targets)
+        answers = read_targets(name, asked.answers) if asked.task else read_answers(asked.answers)
+        two = isinstance(scorer, CoinScorer)
+        for mode in modes[: 2 if two else 1] if asked.mode == "both" else (asked.mode,):
+            found = judge_by(scorer, name, mode, predictions, answers)
             print(
-                f"{asked.task}, {mode}: accuracy {found.accuracy:.2f}%, {found.samples} samples, "
+                f"{name}{f', {mode}' if two else ''}: {_told(scorer, found)}, "
                 f"{found.missing} predictions missing, {found.unknown} of unknown ids"
             )
     except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _told(scorer: AnyScorer, found: Verdict) -> str:
+    if isinstance(scorer, CorpusScorer):
+        return f"{found.accuracy:.2f}, of {found.samples} samples together"
+    return f"accuracy {found.accuracy:.2f}%, {found.samples} samples"

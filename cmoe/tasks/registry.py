@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cmoe.common.nearest import unknown
-from cmoe.tasks.scorers import SCORERS, Mode, Scorer, Target
+from cmoe.tasks.scorer import AnyScorer, CorpusScorer, Mode, Target
+from cmoe.tasks.scorer_registry import lacks, scorer_named
+from cmoe.tasks.scoring import Scored, scored_by, scores_by
 
 _SCORERS: dict[str, str] = {}
 
@@ -16,15 +18,17 @@ def register_task(name: str, *, scorer: str) -> None:
     Raises:
         ValueError: The task has another scorer, or there is no such scorer.
     """
-    if scorer not in SCORERS:
-        raise ValueError(f"task {name!r} has scorer {scorer!r}; {unknown(scorer, SCORERS)}")
+    try:
+        scorer_named(scorer)
+    except ValueError as error:
+        raise ValueError(f"task {name!r}: {error}") from error
     if _SCORERS.setdefault(name, scorer) != scorer:
         raise ValueError(f"task {name!r} is there already, with scorer {_SCORERS[name]!r}")
 
 
 # CoIN's, in its order.
-register_task("ScienceQA", scorer="choice")
-register_task("TextVQA", scorer="vqa")
+register_task("ScienceQA", scorer="scienceqa")
+register_task("TextVQA", scorer="textvqa")
 register_task("ImageNet", scorer="class_name")
 register_task("GQA", scorer="lower_case")
 register_task("VizWiz", scorer="upper_case")
@@ -38,15 +42,24 @@ def tasks() -> tuple[str, ...]:
     return tuple(_SCORERS)
 
 
-def scorer_of(task: str) -> Scorer:
-    """What judges a task.
+def scorer_name(task: str) -> str:
+    """The name of what judges a task.
 
     Raises:
         ValueError: Nothing does; names the tasks that there are, and the nearest.
     """
     if task not in _SCORERS:
         raise ValueError(f"no scorer for task {task!r}; {unknown(task, _SCORERS)}")
-    return SCORERS[_SCORERS[task]]
+    return _SCORERS[task]
+
+
+def scorer_of(task: str) -> AnyScorer:
+    """What judges a task.
+
+    Raises:
+        ValueError: As `scorer_name`.
+    """
+    return scorer_named(scorer_name(task))
 
 
 def require_known(names: Iterable[str], key: str) -> None:
@@ -57,13 +70,15 @@ def require_known(names: Iterable[str], key: str) -> None:
         key: Where they are asked for.
 
     Raises:
-        ValueError: Names one, and those that there are.
+        ValueError: Names one, and those that there are; or a task whose scorer lacks a package.
     """
     for task in names:
         if task not in _SCORERS:
             raise ValueError(
                 f"{key} names {task!r}, which has no scorer; {unknown(task, _SCORERS)}"
             )
+        if (lack := lacks(_SCORERS[task])) is not None:
+            raise ValueError(f"{key} names {task!r}, whose scorer is {_SCORERS[task]}: {lack}")
 
 
 def score(
@@ -74,13 +89,21 @@ def score(
     None is a missing prediction, and wrong. CoIN's own scripts count a missing one in ScienceQA
     only and elsewhere divide by the predictions there are: for that, leave the sample out.
 
-    Raises ValueError for an unknown task or mode, for different lengths, and for a target that
-    cannot be one: a box without four numbers, human answers other than ten.
+    Raises ValueError for an unknown task or mode, for different lengths, for a target that cannot
+    be one (a box without four numbers, human answers other than ten), and where the task's figure
+    isn't made of samples' scores.
     """
-    rule = scorer_of(task).rule(mode)
-    if len(predictions) != len(targets):
-        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets in {task}")
-    return [
-        0.0 if prediction is None else float(rule(prediction, target))
-        for prediction, target in zip(predictions, targets, strict=True)
-    ]
+    scorer = scorer_of(task)
+    if isinstance(scorer, CorpusScorer):
+        raise ValueError(f"{scorer_name(task)} judges all of {task} together, and no sample alone")
+    return scores_by(scorer, task, mode, predictions, targets)
+
+
+def scored(
+    task: str, mode: Mode, predictions: Sequence[str | None], targets: Sequence[Target]
+) -> Scored:
+    """A task's figure in percent, of at least one sample, with the scores that it is the mean of.
+
+    Raises ValueError as `score`; but a figure needn't be made of samples' scores.
+    """
+    return scored_by(scorer_of(task), task, mode, predictions, targets)

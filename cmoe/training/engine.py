@@ -95,6 +95,9 @@ class Engine:
         steps: Length of the schedule.
         workers: Size of the process group.
         converted: Whether `load` will take what `convert` made.
+
+    Attributes:
+        learning_rate: Of the latest update.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class Engine:
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=settings
         )
         self._losses: list[Tensor] = []  # of the micro-batches since the last update
+        self.learning_rate = 0.0
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -149,6 +153,7 @@ class Engine:
 
     def update(self) -> Tensor:
         """One optimizer step on the mean over micro-batches; their mean loss, on the device."""
+        self.learning_rate = float(self.engine.get_lr()[0])
         self.engine.step()
         total = torch.zeros((), device=self.engine.device)
         for loss in self._losses:

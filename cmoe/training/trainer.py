@@ -209,13 +209,13 @@ class TaskTrainer:
         leaving = done % LEAVING_EVERY == 0 and self.link.leaving()
         saving = leaving or done % self.config.checkpoint_every == 0 or done == steps
         if saving or done % self.config.log_every == 0:
-            self._report(phase, done, steps, told)
+            self._report(phase, done, steps, engine.learning_rate, told)
         if saving:
             self._save(phase, done, engine, wait=leaving)
         if leaving:
             self._emit("notice", done, steps)
 
-    def _report(self, phase: str, done: int, steps: int, told: _Told) -> None:
+    def _report(self, phase: str, done: int, steps: int, rate: float, told: _Told) -> None:
         """Bring the losses of the last steps to the host: the only time that a step waits for it.
 
         Raises:
@@ -233,7 +233,8 @@ class TaskTrainer:
                     "float32. What was committed before is untouched"
                 )
         self.progress.loss[phase] += losses
-        self._emit(phase, done, steps, loss=losses[-1])
+        counted = self.progress.tokens[phase]
+        self._emit(phase, done, steps, loss=losses[-1], learning_rate=rate, tokens=counted)
 
     def _save(self, phase: str, step: int, engine: Engine, *, wait: bool) -> None:
         self.progress.phase, self.progress.step = phase, step

@@ -89,7 +89,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     write_mini_coin(root, train=12, test=1)
     tasks = read_tasks(DataConfig(root=str(root)), seed=0)
     chosen = [s for task in tasks for s in task.train[:2]]
-    alone = [s for s in tasks[0].train if s.image is None][:2]
+    alone = [s for s in tasks[0].train if not s.images][:2]
     assert alone
     return [*chosen[:7], *alone, *chosen[7:]]
 
@@ -100,7 +100,7 @@ def collator(processor: Any, max_length: int = 512, max_new_tokens: int = 16) ->
 
 def conversation(processor: Any, sample: Sample) -> dict[str, Tensor]:
     """The outside fact: the template renders the whole conversation, the processor reads it."""
-    picture = [{"type": "image"}] if sample.image else []
+    picture = [{"type": "image"}] if sample.images else []
     turns = [
         {"role": "user", "content": [*picture, {"type": "text", "text": sample.text}]},
         {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]},
@@ -111,7 +111,7 @@ def conversation(processor: Any, sample: Sample) -> dict[str, Tensor]:
             {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
         ]
     text = processor.apply_chat_template(turns)
-    images = [Image.open(sample.image).convert("RGB")] if sample.image else None
+    images = [Image.open(*sample.images).convert("RGB")] if sample.images else None
     return dict(processor(text=[text.rstrip("\n")], images=images, return_tensors="pt"))
 
 
@@ -132,7 +132,7 @@ def test_a_training_row_is_the_whole_conversation_tokenised_at_once(
     for i, sample in enumerate(samples):
         whole = conversation(variant, sample)
         assert row(batch, i) == whole["input_ids"][0].tolist()
-        if sample.image:
+        if sample.images:
             pictures.append(whole["pixel_values"][0])
     assert 0 < len(pictures) < len(samples)
     assert torch.equal(batch["pixel_values"], torch.stack(pictures))

@@ -80,12 +80,11 @@ def test_what_the_generator_writes_is_read_for_all_eight_tasks(root: Path) -> No
             for index, sample in enumerate(samples):
                 made = make_sample(task.name, split, index)
                 assert (sample.text, sample.answer) == (made.text, made.answer)
-                assert (sample.image is None) == (made.image is None)
+                assert (not sample.images) == (made.image is None)
                 if made.image is None:
                     texts_alone += 1
                     continue
-                assert sample.image is not None
-                with Image.open(sample.image) as image:
+                with Image.open(*sample.images) as image:
                     assert image.tobytes() == made.image.tobytes()
         boxed = task.name == "Grounding"
         assert all(s.size == ((SIZE, SIZE) if boxed else None) for s in task.test)
@@ -110,9 +109,9 @@ def test_numbers_and_strings_as_ids_pictures_elsewhere_and_sizes(one: Path) -> N
     (task,) = read_tasks(config(one, images="pictures"), seed=0)
     (sample,) = task.train
     assert (sample.id, sample.size) == ("7", (640, 480))
-    assert sample.image == one / "pictures" / "deep" / "a.png"
+    assert sample.images == (one / "pictures" / "deep" / "a.png",)
     assert sample.text == "Question 7?", "the placeholder and its line break are gone"
-    assert (task.test[0].id, task.test[0].image, task.test[0].text) == ("x/1", None, "No picture?")
+    assert (task.test[0].id, task.test[0].images, task.test[0].text) == ("x/1", (), "No picture?")
 
 
 def test_a_conversation_keeps_its_turns(one: Path) -> None:

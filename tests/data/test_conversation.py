@@ -38,11 +38,11 @@ LATER = [
 ]
 
 
-def rendered(template: str, turns: list[ChatTurn], picture: Any = PICTURE) -> str:
+def rendered(template: str, turns: list[ChatTurn], pictures: Any = (PICTURE,)) -> str:
     """The prompt that a base reads, without how often its picture's token stands in it."""
     made = copy.copy(processor())
     made.chat_template = template
-    ids = Collator(made, 512, 1).conversation(turns, picture)["input_ids"][0]
+    ids = Collator(made, 512, 1).conversation(turns, pictures)["input_ids"][0]
     text: str = made.tokenizer.decode(ids, skip_special_tokens=False)
     while "<image><image>" in text:
         text = text.replace("<image><image>", "<image>")
@@ -67,23 +67,23 @@ def test_what_a_template_refuses_is_told_in_its_words() -> None:
 
 
 def test_a_picture_that_the_template_would_move_is_refused() -> None:
-    with pytest.raises(ConversationError, match="in front of the first question alone"):
+    with pytest.raises(ConversationError, match="show them in front of the first question"):
         rendered(IN_FRONT, LATER)
     first = [ChatTurn("system", ("Be short.",)), ChatTurn("user", ("One?", None))]
     assert rendered(IN_FRONT, first) == "<image>system: Be short. user: One?"
-    assert rendered(IN_FRONT, LATER[:2], None) == "system: Be short. user: One?"
+    assert rendered(IN_FRONT, LATER[:2], ()) == "system: Be short. user: One?"
 
 
 def test_a_question_is_prompted_as_evaluation_prompts_it(tasks: tuple[Task, ...]) -> None:
     """Token for token and pixel for pixel: else the answers would not be those of the reports."""
     for task in tasks:
         for sample in task.test[:4]:
-            picture = None
-            if sample.image is not None:
-                with sample.image.open("rb") as file:
-                    picture = Image.open(file).convert("RGB")
-            parts = (sample.text,) if picture is None else (None, sample.text)
-            made = collator().conversation([ChatTurn("user", parts)], picture)
+            pictures = []
+            if sample.images:
+                with sample.images[0].open("rb") as file:
+                    pictures.append(Image.open(file).convert("RGB"))
+            parts = (*[None] * len(pictures), sample.text)
+            made = collator().conversation([ChatTurn("user", parts)], pictures)
             whole = collator().prompts([sample])
             assert made.keys() == whole.keys()
             assert all(torch.equal(made[name], whole[name]) for name in whole)

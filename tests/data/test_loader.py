@@ -38,7 +38,7 @@ def test_other_processes_make_the_same_batches_and_name_what_they_cannot_read(
     samples: list[Sample], tmp_path: Path
 ) -> None:
     collator = Collating(load_processor(str(MINI_BASE)), 512, 16)
-    bad = Sample("bad/9", "Why?", "no", tmp_path / "gone.png")
+    bad = Sample("bad/9", "Why?", "no", (tmp_path / "gone.png",))
     everyone, numbers = [*samples, bad], [[3, 0], [8], [5, 7, 1], [len(samples)]]
     here, there = Loader(collator), Loader(collator, workers=1)
     processes = []

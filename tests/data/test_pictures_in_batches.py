@@ -31,7 +31,7 @@ def collator(processor: Any) -> Collator:
 
 
 def pictured(file: Path) -> Sample:
-    return Sample("s1", "What is it?", "a cup", file)
+    return Sample("s1", "What is it?", "a cup", (file,))
 
 
 def seen(processor: Any, folder: Path, picture: Image.Image) -> Tensor:
@@ -92,12 +92,12 @@ def test_pictures_that_cannot_be_read_are_named(processor: Any, tmp_path: Path) 
         bad.write_bytes(content)
         for make in (collator(processor).prompts, collator(processor).training):
             with pytest.raises(DataError, match=r"sample 'bad/9': picture .*bad\.png can't"):
-                make([fine, Sample("bad/9", "Why?", "no", bad)])
+                make([fine, Sample("bad/9", "Why?", "no", (bad,))])
     bad.unlink()
     with pytest.raises(DataError, match="'bad/9'"):
-        collator(processor).prompts([Sample("bad/9", "Why?", "no", bad)])
+        collator(processor).prompts([Sample("bad/9", "Why?", "no", (bad,))])
     with pytest.raises(DataError, match="'bad/9'"):
-        collator(processor).prompts([Sample("bad/9", "Why?", "no", tmp_path)])
+        collator(processor).prompts([Sample("bad/9", "Why?", "no", (tmp_path,))])
 
 
 @settings(max_examples=40, deadline=None)
@@ -116,7 +116,7 @@ def test_a_damaged_picture_is_read_or_named(
     file = tmp_path_factory.getbasetemp() / "damaged"
     file.write_bytes(content)
     try:
-        inputs = collator(processor).prompts([Sample("it", "Why?", "no", file)])
+        inputs = collator(processor).prompts([Sample("it", "Why?", "no", (file,))])
         said = f"'it' has {inputs['pixel_values'].shape[1]} channels"
     except DataError as error:
         said = str(error)
@@ -127,5 +127,5 @@ def test_a_damaged_picture_is_read_or_named(
 def test_pictures_of_any_mode_are_three_channels(processor: Any, tmp_path: Path, mode: str) -> None:
     file = tmp_path / "picture.png"
     Image.new(mode, (30, 20)).save(file)
-    inputs = collator(processor).prompts([Sample("1", "Why?", "no", file)])
+    inputs = collator(processor).prompts([Sample("1", "Why?", "no", (file,))])
     assert inputs["pixel_values"].shape == (1, 3, 48, 48)

@@ -67,7 +67,7 @@ def test_a_picture_is_stored_once_with_its_own_bytes(root: Path, shards: Path) -
     assert len(set(digests)) == len(digests) == manifest["images"]["pictures"]
     assert set(digests) == files
     task = read_tasks(DataConfig(root=str(shards), tasks=("GQA",)), seed=0)[0]
-    first, second = task.train[0].image, task.train[1].image
+    first, second = task.train[0].images[0], task.train[1].images[0]
     assert isinstance(first, StoredPicture)
     assert isinstance(second, StoredPicture)
     assert first.name != second.name

@@ -32,7 +32,9 @@ from cmoe.tasks.answer_files import read_targets
         ("a/../../b.png", "image must be a path below data.images"),
         ("", "image must be a path below data.images"),
         (" ", "image must be a path below data.images"),
-        (["a.png"], "image must be a path below data.images"),
+        ([["a.png"]], "image must be a path below data.images"),
+        ({"a": "a.png"}, "image must be a path below data.images"),
+        (["a.png", ""], "image must be a path below data.images"),
         ("gone.png", "gone.png is missing"),
         ("folder", "is missing: this is no regular file"),
         ("pipe", "is missing: this is no regular file"),
@@ -141,8 +143,7 @@ def test_a_folder_may_be_named_like_a_pattern(tmp_path: Path, name: str) -> None
         assert not (folder / "partial").exists()
     (task,) = read_tasks(DataConfig(root=str(out), tasks=("GQA",)), 0, tokens=TOKENS)
     assert [s.text for s in task.train] == ["What?"]
-    assert task.train[0].image is not None
-    with task.train[0].image.open() as opened, Image.open(opened) as image:
+    with task.train[0].images[0].open() as opened, Image.open(opened) as image:
         assert image.size == (40, 30)
 
 
@@ -165,12 +166,12 @@ def test_prepared_rows_that_were_tampered_with_are_named(tmp_path: Path) -> None
             ("answer", "a <s>", "'<s>'"),
             (
                 "further",
-                [{"text": "<image>\nB?", "answer": "no"}],
-                r"further\[0\].text holds '<ima",
+                [{"text": "<image>\nB <image>?", "answer": "no"}],
+                r"further\[0\].text holds '<image>', 2 in all, and the row's images are 1",
             ),
             ("further", None, "prepare the data again"),
             ("question_id", " ", "question_id must be"),
-            ("image", {"shard": 9, "group": 0, "row": 0}, "prepare the data again"),
+            ("images", [{"shard": 9, "group": 0, "row": 0, "name": "a"}], "prepare the data again"),
         ]
     ):
         values = whole.to_pylist()

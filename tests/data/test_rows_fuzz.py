@@ -209,7 +209,7 @@ def test_prepared_rows_say_what_their_json_says(
 
 
 def content(sample: Sample) -> tuple[Any, ...]:
-    image = sample.image
+    image = next(iter(sample.images), None)
     shown = None
     if image is not None:
         with image.open("rb") as file:

@@ -113,11 +113,11 @@ def test_a_dry_run_names_every_problem_at_once_and_writes_nothing(
 def test_a_box_stays_in_its_picture(answer: str, size: Any, wrong: bool) -> None:
     sample, picture = Sample("1", "Where?", answer, size=size), Scan("", 1, 32, 24)
     if not wrong:
-        boxed = with_box(sample, picture)
+        boxed = with_box(sample, [picture])
         assert boxed.size == size or (answer == "[0, 0, 32, 24]" and boxed.size == (32, 24))
         return
     with pytest.raises(DataError, match=r"leaves its picture|must be a box of four numbers"):
-        with_box(sample, picture)
+        with_box(sample, [picture])
 
 
 def test_what_is_mended_is_seen_as_mended(root: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_picture_that_is_replaced_after_an_interruption_is_scanned_again(
         Image.new("RGB", (9, 9)).save(copy / name)
     prepare(job, survey(job, map, keep=True), map)
     (task,) = read_tasks(DataConfig(root=out, tasks=("GQA",)), seed=0)
-    stored = {str(s.image).partition(" ")[0]: content(s)[3] for s in task.train if s.image}
+    stored = {str(s.images[0]).partition(" ")[0]: content(s)[3] for s in task.train if s.images}
     assert stored[name] == (copy / name).read_bytes()
 
 

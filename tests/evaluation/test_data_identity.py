@@ -240,7 +240,7 @@ def test_a_working_directorys_copy_has_new_times_with_every_job(
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     for name in ("gone.png", "a\0b.png"):
-        sample = Sample("1", "?", "x", tmp_path / name)
+        sample = Sample("1", "?", "x", (tmp_path / name,))
         with pytest.raises(DataError, match=r"image .*(gone|b)\.png"):
             image_files([[sample]], str(tmp_path))
 

@@ -118,8 +118,8 @@ def exchanged(tests: list[Sample]) -> list[Sample]:
     ("change", "count"),
     [
         (lambda tests: [replace(tests[0], text="What is it?"), *tests[1:]], 1),
-        (lambda tests: [replace(tests[0], image=tests[1].image), *tests[1:]], 1),
-        (lambda tests: [replace(tests[0], image=None), *tests[1:]], 1),
+        (lambda tests: [replace(tests[0], images=tests[1].images), *tests[1:]], 1),
+        (lambda tests: [replace(tests[0], images=()), *tests[1:]], 1),
         (exchanged, 2),
         (lambda tests: [*tests[:-1]], 0),  # a row was removed
         (lambda tests: tests[1:], 0),
@@ -150,7 +150,7 @@ def test_a_replaced_image_is_another_question(
     answering: Answering, tasks: tuple[Task, ...]
 ) -> None:
     """Also one of the same size in bytes; the survey is looked for again, too."""
-    image, survey = tasks[0].test[0].image, survey_file(answering.folder, 0)
+    image, survey = tasks[0].test[0].images[0], survey_file(answering.folder, 0)
     assert isinstance(image, Path)
     before = survey.read_bytes()
     os.utime(image)

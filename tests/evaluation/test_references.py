@@ -25,8 +25,8 @@ def test_they_are_the_answers_of_the_task_with_their_chances(tasks: tuple[Task, 
     for task in tasks[:2]:
         primitive = make_primitive(model, task)
         prompts = reference_prompts(collator(), primitive.instructions)
-        for (text, picture), reference in zip(prompts, primitive.references, strict=True):
-            inputs = collator().inputs(text, picture)
+        for (text, images), reference in zip(prompts, primitive.references, strict=True):
+            inputs = collator().inputs(text, images)
             length = inputs["input_ids"].shape[1]
             plain = model.generate(inputs, task.name, max_new_tokens=TOKENS, do_sample=False)
             assert plain.sequences[0, length:].tolist() == [*reference.tokens]
@@ -46,7 +46,7 @@ def test_a_prompt_has_its_task_s_usual_instruction(tasks: tuple[Task, ...]) -> N
     _, ending = primitive.instructions.usual
     for text, _ in reference_prompts(collator(), primitive.instructions):
         assert ending.strip() in text
-    assert [p is None for _, p in reference_prompts(collator(), None)] == [False, True]
+    assert [len(images) for _, images in reference_prompts(collator(), None)] == [1, 0]
 
 
 @given(noise=st.lists(st.floats(-0.009, 0.009), min_size=3, max_size=3))

@@ -34,6 +34,8 @@ from cmoe.evaluation.results import results, table
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.evaluation.targets import stream_targets, target
 from cmoe.modeling.routers import BASE
+from cmoe.tasks import registry
+from cmoe.tasks.caption_scorers import cider
 from cmoe.tasks.scorers import Target
 
 
@@ -224,3 +226,19 @@ def test_other_targets_give_other_figures(folder: Path) -> None:
     assert [row[0] for row in found["located"]] == [25, 25, 25]
     assert found["strict"]["located"][2][0] == 25
     assert found["located"][2][1:] == [50, 75], "of the other tasks as before"
+
+
+def test_a_figure_of_all_samples_together_has_no_scores(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task judged by CIDEr stands in the matrix as papers print it, and nowhere by samples."""
+    monkeypatch.setitem(registry._SCORERS, "VQAv2", "cider")
+    found = results(folder, TASKS, TARGETS, FACTS, "official")
+    assert found["scorers"] == {"GQA": "lower_case", "ImageNet": "class_name", "VQAv2": "cider"}
+    assert found["last_scores"].keys() == {"GQA", "ImageNet"}
+    targets = list(TARGETS["VQAv2"].values())
+    figure = 100 * cider(["2", "Yes", "no", "Cat."], targets)
+    assert figure > 100, "which isn't a percentage"
+    assert found["located"][2] == [50, 50, pytest.approx(figure)]
+    assert found["strict"]["located"][2][2] == found["located"][2][2]
+    assert found["metrics"]["last"] == pytest.approx((50 + 50 + figure) / 3)

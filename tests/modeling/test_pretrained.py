@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 from support.paths import ROOT as REPOSITORY
+from support.vllm_bases import FAMILIES, write_base
 
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import (
     MissingModelError,
     load_base,
     load_config,
+    load_processor,
     load_shape,
     require_base,
     squared,
@@ -195,3 +197,27 @@ def test_a_squared_picture_is_what_a_padding_processor_sees(size: tuple[int, int
     padded = padding(images=[picture], return_tensors="pt").pixel_values
     alone = padding(images=[square], do_pad=False, return_tensors="pt").pixel_values
     assert torch.equal(alone, padded)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_are_prepared_with_pillow_whatever_else_is_there(
+    family: str, tmp_path: Path
+) -> None:
+    """torchvision is: without it these processors have no part for videos, and don't load."""
+    write_base(FAMILIES[family], tmp_path)
+    processor = load_processor(str(tmp_path))
+    assert type(processor.image_processor).__name__.endswith("Pil")
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    )
+    made = processor(text=[text], images=[Image.new("RGB", (40, 30))], return_tensors="pt")
+    assert made["pixel_values"].numel()
+
+
+def test_a_package_that_a_processor_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_base(FAMILIES["smolvlm"], tmp_path)
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+    with pytest.raises(UnsupportedModelError, match="num2words"):
+        load_processor(str(tmp_path))

@@ -79,8 +79,7 @@ def test_sections_stand_in_their_order(compared_page: Page) -> None:
 
 def test_rivals_come_by_their_last_and_bounds_apart(compared_page: Page) -> None:
     rivals, apart = ["cmoe", "lora", "zero_shot"], ["multitask", "per_task_lora"]
-    order = [*rivals, "Not rivals: they know more", *apart]
-    assert in_order(compared_page) == order
+    assert in_order(compared_page) == [*rivals, "Not rivals: they know more", *apart]
     curves = [label for label in compared_page.figures if label.startswith("Accuracy of")]
     assert curves == [f"Accuracy of {name} by stage" for name in rivals + apart]
     assert compared_page.row("multitaskknows all tasks at once")
@@ -88,11 +87,9 @@ def test_rivals_come_by_their_last_and_bounds_apart(compared_page: Page) -> None
 
 
 def test_who_goes_back_to_earlier_data_is_no_rival(tmp_path: Path, said: dict[str, Any]) -> None:
-    """However good it is: it is apart, and no headline."""
     replay = said["methods"]["cmoe"] | {"knows": "samples of earlier tasks"}
     said["methods"]["replay"] = replay | {"mean": replay["mean"] | {"last": 99.0}}
-    found = page(tmp_path, said)
-    assert in_order(found)[4] == "replay"
+    assert in_order(found := page(tmp_path, said))[4] == "replay"
     assert found.tiles == page(tmp_path, compared()).tiles
 
 

@@ -321,3 +321,32 @@ def test_the_two_matrices_say_how_the_task_was_found(grown: Path) -> None:
         ("Task located", "Accuracy matrix"),
         ("Task told", "Accuracy matrix, oracle"),
     ]
+
+
+def test_a_task_judged_as_a_whole_is_told_apart(grown: Path, tmp_path: Path) -> None:
+    """It has no interval, its samples no scores; and its figure may be over 100."""
+    folder = Path(shutil.copytree(grown, tmp_path / "captions"))
+    data = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    first, second, third = TASKS
+    results, samples = data["results"], data["samples"]
+    results["scorers"] = {first: "cider", second: "box", third: "scienceqa"}
+    del results["last_scores"][first]
+    for table in ("located", "oracle"):
+        for row in results[table]:
+            row[0] = 123.4
+    for sample in samples[first]:
+        sample["score"] = None
+    write_json(folder / REPORT, data)
+    write_run_page(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"<b>{first}</b> is an exception: <code>cider</code>" in text
+    assert "± " not in text.partition("</dl>")[0], "Last has no interval, either"
+    cells = re.findall(r"<td>123\.4(.*?)</td>", text)
+    assert cells
+    assert not any("of95" in cell for cell in cells)
+    shown = text[text.index('id="samples"') :].partition(f"<h3>{second}</h3>")
+    for part, marked in ((shown[0], False), (shown[2].partition("</section>")[0], True)):
+        assert bool(re.search("[✓✗]", part)) == marked
+    Page(folder / "report.html").has_its_own_ids()
+    card = (folder / "report.md").read_text(encoding="utf-8")
+    assert f"{first} is judged by `cider`" in card

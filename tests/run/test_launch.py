@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from support.jobs import JOB, KILLING, finish, matrix_of, same_run, start, until, write_config
+from support.tracked import of_mlflow, of_tensorboard, of_wandb
 from support.workers import TASKS, run_group, small_config
 
 from cmoe.common.errors import DataError
@@ -30,7 +31,7 @@ MOMENTS = (
     ("driver-training",),
     ("worker-predicting", "worker-committing"),
 )
-QUIET = {"WANDB_SILENT": "true"}
+QUIET = {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,9 @@ def test_another_configuration_of_a_name_is_refused(whole: tuple[Path, str], roo
 
 @pytest.fixture(scope="module")
 def killed(root: Path) -> list[str]:
-    """What a run said that lost its workers and its driver, and that wandb followed: each job's."""
-    config = write_config(root, "killed", wandb=WandbConfig(mode="offline"))
+    """What a run said that lost its workers and its driver, and that was followed: each job's."""
+    wandb = WandbConfig(mode="offline")
+    config = write_config(root, "killed", trackers=("tensorboard", "mlflow"), wandb=wandb)
     said = []
     for moments in MOMENTS:
         job = start(KILLING, ",".join(moments), "--config", config, environment=QUIET)
@@ -133,8 +135,22 @@ def killed(root: Path) -> list[str]:
     return said
 
 
-def test_wandb_offline_keeps_the_run_on_the_disk(killed: list[str], root: Path) -> None:
-    assert list((root / "runs" / "killed" / "wandb").glob("offline-run-*/*.wandb"))
+def test_trackers_get_no_step_twice_whatever_is_killed(killed: list[str], root: Path) -> None:
+    """A kill of the driver may cost a step; the last figures are those of the matrix."""
+    folder = root / "runs" / "killed"
+    metrics = matrix_of(folder)["metrics"]
+    status, mlflow = of_mlflow(f"sqlite:///{root}/runs/mlflow.db")["killed"]
+    assert status == "FINISHED"
+    _, wandb = of_wandb(folder)
+    for kept in (mlflow, wandb, of_tensorboard(folder)):
+        for name, values in kept.items():
+            steps = [step for step, _ in values]
+            assert steps == sorted(set(steps)), name
+        for name in ("loss", "learning_rate", "tokens_per_s", "memory_gib"):
+            assert kept[f"train/{TASKS[-1]}/{name}"][-1][0] == 12
+        for name in ("last", "bwt"):
+            assert kept[f"metrics/{name}"][-1] == (3, pytest.approx(metrics[name], rel=1e-5))
+        assert all(0 < gib < 64 for _, gib in kept[f"train/{TASKS[0]}/memory_gib"])
 
 
 def test_killed_workers_and_drivers_end_in_the_same_matrix(

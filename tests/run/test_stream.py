@@ -312,7 +312,9 @@ def test_real_pictures_give_the_same_from_files_from_shards_and_from_s3(
             assert again[key] == matrix[key], key
     assert all(cell is not None for cell in matrix["located"][-1])
     assert sum(map(sum, matrix["location"]["confusion"])) == 2 * 5
-    images = [s.image for t in read_tasks(data, 0) for s in t.train if isinstance(s.image, Path)]
+    images = [
+        i for t in read_tasks(data, 0) for s in t.train for i in s.images if isinstance(i, Path)
+    ]
     sizes = {Image.open(file).size for file in images}
     assert len({w > h for w, h in sizes}) == 2, "landscape and portrait pictures"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from support.mini_store import collator
 
+from cmoe.data.padding import batched
 from cmoe.data.samples import Sample
-from cmoe.serving.prompts import batched
 
 
 def test_joined_prompts_are_those_of_the_processor(samples: list[Sample]) -> None:

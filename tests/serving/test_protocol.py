@@ -4,40 +4,29 @@ may send (`tests/clients` has the scripts).
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from support.clients import SCRIPTS, TASK, require_answers
 from support.mini_store import collator
-from support.paths import ROOT
 from support.service_client import (
-    KEY,
     ServiceClient,
     answer_alone,
     answer_to,
     ask,
     asking,
-    conversation,
 )
 
 from cmoe.data.batches import ChatTurn
-from cmoe.data.samples import Sample, Task
+from cmoe.data.samples import Task
 from cmoe.mini.tasks import PHRASE
 from cmoe.modeling.growing import GrowingVLM
 
 pytestmark = pytest.mark.ray  # which the service runs on
 
-CLIENTS = ROOT / "tests" / "clients"
-PYTHON = CLIENTS / ".venv" / "bin" / "python"
-SCRIPTS = sorted(CLIENTS.glob("with_*"))
-FURTHER = "And the other?"
-TASK, NAMED = "VizWiz", "cmoe:VizWiz"
-TOKENS = 16  # of an answer; LiteLLM asks for no fewer
+NAMED = f"cmoe:{TASK}"
 CONTEXT = 512  # tokens of the mini base's
 CHATS, RESPONSES = "/v1/chat/completions", "/v1/responses"
 QUESTION = {"role": "user", "content": "Which of them?"}
@@ -46,76 +35,12 @@ QUESTION = {"role": "user", "content": "Which of them?"}
 # Clients
 
 
-def command(script: Path) -> list[str]:
-    """What runs a client's script; a test whose client isn't installed is skipped."""
-    node = shutil.which("node")
-    if script.suffix == ".py":
-        there, program = PYTHON.exists(), str(PYTHON)
-    else:
-        there, program = (CLIENTS / "node_modules").exists() and node is not None, str(node)
-    if not there:
-        pytest.skip(f"no client for {script.name}: `make clients` installs it")
-    return [program, str(script)]
-
-
-def replayed(script: Path, service: ServiceClient, sample: Sample) -> Any:
-    """What a client's script found when it asked the service about a sample."""
-    ((picture, _),) = (message["content"] for message in asking(sample))
-    asked = {
-        "model": NAMED,
-        "tokens": TOKENS,
-        "question": sample.text,
-        "further": FURTHER,
-        "picture": picture["image_url"]["url"],
-    }
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "OPENAI_BASE_URL": f"{service.url}/v1",
-        "OPENAI_API_KEY": KEY,
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # nothing is fetched from elsewhere
-    }
-    done = subprocess.run(
-        command(script),
-        input=json.dumps(asked),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_a_client_gets_the_answers_of_the_model(
     script: Path, service: ServiceClient, answering: GrowingVLM, tasks: tuple[Task, ...]
 ) -> None:
     """To a text, a picture, a stream, and a further turn that repeats the answer before it."""
-    sample = tasks[1].test[0]
-
-    def alone(*turns: tuple[str, str]) -> str:
-        inputs, _ = conversation(sample, turns, 0)
-        return answer_to(answering, inputs, TASK, TOKENS)[0]
-
-    found = replayed(script, service, sample)
-    plain = collator().conversation([ChatTurn("user", (sample.text,))], None)
-    asked = ("user", sample.text)
-    shown = alone(asked)
-    expected = {
-        "text": answer_to(answering, plain, TASK, TOKENS)[0],
-        "picture": shown,
-        "streamed": shown,
-        "further": alone(asked, ("assistant", shown), ("user", f"{FURTHER}\n{PHRASE}")),
-    }
-    for protocol, answers in found["answers"].items():
-        assert answers == expected, protocol
-    (status, told), *others = found["errors"]
-    assert status == 400
-    assert "messages.0.content.0.image_url.url: " in told
-    for status, told in others:
-        assert status == 404
-        assert "POST /v1/chat/completions" in told
+    require_answers(script, service, answering, tasks[1].test[0])
 
 
 # What they may send

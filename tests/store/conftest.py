@@ -1,4 +1,4 @@
-"""The places where a log may lie: a disk, and a server for S3."""
+"""The places where a log may lie: a disk, a server for S3, and a hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from s3fs import S3FileSystem
-from support.logs import Place, two_in
+from support.hub import HubServer
+from support.logs import HubPlace, Place, two_in
 
 
 @pytest.fixture
@@ -23,8 +24,18 @@ def s3(s3_server: Any) -> Place:
     return Place(f"s3://{bucket}/runs/store", s3_server.storage_options)
 
 
+@pytest.fixture
+def on_hub(hub: HubServer) -> Place:
+    return HubPlace("hf://me/store", {}, hub)
+
+
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest) -> Place:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["local", "s3", "on_hub"])
+def anywhere(request: pytest.FixtureRequest) -> Place:
     return request.getfixturevalue(request.param)
 
 

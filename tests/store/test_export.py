@@ -118,14 +118,14 @@ def test_interrupted_anywhere_it_is_no_store_and_goes_on(
     store = store_at(str(tmp_path / "store"), {"runs": "/home/a/runs"})
     whole = files(export(store, tmp_path / "whole", card=CARD).url)
     out = tmp_path / "cut"
-    create, written = store_files.Folder.create, itertools.count()
+    create, written = store_files.DiskFolder.create_file, itertools.count()
 
-    def cut(folder: store_files.Folder, name: str, data: bytes) -> bool:
+    def cut(folder: store_files.DiskFolder, name: str, data: bytes) -> bool:
         if next(written) == limit:
             raise KeyboardInterrupt
         return create(folder, name, data)
 
-    monkeypatch.setattr(store_files.Folder, "create", cut)
+    monkeypatch.setattr(store_files.DiskFolder, "create_file", cut)
     for limit in range(len(whole)):
         written = itertools.count()
         with pytest.raises(KeyboardInterrupt):

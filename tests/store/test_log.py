@@ -35,39 +35,39 @@ from cmoe.store.log import Store, StoreError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_round_trip_is_exact_to_the_bit(place: Place, dtype: torch.dtype) -> None:
+def test_round_trip_is_exact_to_the_bit(anywhere: Place, dtype: torch.dtype) -> None:
     special = torch.tensor([float("nan"), -0.0, float("inf"), 1e-40], dtype=dtype)
     want = replace(primitive("GQA", dtype=dtype), locator={"special": special})
-    place.create().append(want)
-    assert_same(place.open().read(0), want)
+    anywhere.create().append(want)
+    assert_same(anywhere.open().read(0), want)
 
 
-def test_a_tasks_instructions_come_back(place: Place) -> None:
+def test_a_tasks_instructions_come_back(anywhere: Place) -> None:
     told = Instructions({"Look: ": 0.07}, {"Say it.": 0.9, "In \u00e9 word.": 0.1})
-    plain, store = primitive("VQAv2"), place.create()
+    plain, store = primitive("VQAv2"), anywhere.create()
     store.append(replace(primitive("GQA"), instructions=told))
     store.append(plain)
-    read = place.open()
+    read = anywhere.open()
     assert [read.read(index).instructions for index in range(2)] == [told, None]
     assert [record.instructions for record in read.records()] == [told, None]
 
 
-def test_empty_parts_and_empty_tensors_round_trip(place: Place) -> None:
+def test_empty_parts_and_empty_tensors_round_trip(anywhere: Place) -> None:
     want = Primitive("GQA", 4, 8, experts={}, routers={"layers.0": torch.ones(0, 3)}, locator={})
-    place.create().append(want)
-    got = place.open()
+    anywhere.create().append(want)
+    got = anywhere.open()
     assert_same(got.read(0), want)
     assert got.records()[0].parameters == {"experts": 0, "routers": 0, "locator": 0}
 
 
-def test_what_only_learning_goes_back_to_is_a_part_of_its_own(place: Place) -> None:
+def test_what_only_learning_goes_back_to_is_a_part_of_its_own(anywhere: Place) -> None:
     special = torch.tensor([float("nan"), -0.0, float("inf"), 1e-40])
     plain = primitive("GQA")
     want = replace(plain, memory={"layers.0.A": torch.rand(2, 3), "special": special})
-    store = place.create()
+    store = anywhere.create()
     store.append(want)
     store.append(primitive("VQAv2"))
-    read = place.open()
+    read = anywhere.open()
     assert_same(read.read(0), want)
     assert read.read(1).memory == {}
     counts = plain.parameter_counts()
@@ -79,8 +79,8 @@ def test_what_only_learning_goes_back_to_is_a_part_of_its_own(place: Place) -> N
         assert first.files[part] == second.files[part]
     assert first.folder.rpartition("-")[2] != second.folder.rpartition("-")[2]
     name = f"{first.folder}/memory.safetensors"
-    place.write(name, place.files()[name][:-1])
-    assert f"{place.url}/{name}: damaged" in refusal(place)
+    anywhere.write(name, anywhere.files()[name][:-1])
+    assert f"{anywhere.url}/{name}: damaged" in refusal(anywhere)
 
 
 def test_views_that_share_memory_round_trip(local: Place) -> None:
@@ -112,28 +112,28 @@ def test_any_json_decision_round_trips(decision: dict[str, Any]) -> None:
         assert Store.open(folder).read(0).decision == decision
 
 
-def test_header_comes_back_and_create_is_exclusive(place: Place) -> None:
-    place.create()
-    before = place.files()
-    header = place.open().header
+def test_header_comes_back_and_create_is_exclusive(anywhere: Place) -> None:
+    anywhere.create()
+    before = anywhere.files()
+    header = anywhere.open().header
     assert (header.base, header.settings, header.config) == (BASE, SETTINGS, CONFIG)
     with pytest.raises(StoreError, match=r"stream\.json: a store is here already"):
-        place.create()
-    assert place.files() == before
+        anywhere.create()
+    assert anywhere.files() == before
 
 
-def test_append_changes_no_earlier_file_and_refresh_shows_the_new(place: Place) -> None:
-    writer, reader = place.create(), place.open()
+def test_append_changes_no_earlier_file_and_refresh_shows_the_new(anywhere: Place) -> None:
+    writer, reader = anywhere.create(), anywhere.open()
     for index, task in enumerate(["ScienceQA", "OCR-VQA", "VQA_v2.1"]):
-        before = place.files()
+        before = anywhere.files()
         record = writer.append(primitive(task, seed=index))
-        assert before.items() <= place.files().items()
+        assert before.items() <= anywhere.files().items()
         assert len(reader) == index
         assert reader.refresh() == (record,)
         assert_same(reader.read(index), primitive(task, seed=index))
     assert reader.refresh() == ()
     assert reader.tasks == writer.tasks == ("ScienceQA", "OCR-VQA", "VQA_v2.1")
-    assert reader.records() == writer.records() == place.open().records()
+    assert reader.records() == writer.records() == anywhere.open().records()
     parents = [record.parent for record in reader.records()]
     assert parents == [reader.header.digest, *(record.digest for record in reader.records()[:-1])]
     reader.verify()
@@ -204,6 +204,6 @@ def test_unfit_primitive(local: Place, change: dict[str, Any], message: str) -> 
 def test_unfit_config_and_place(local: Place) -> None:
     with pytest.raises(StoreError, match=r"header\.config\.out: a PosixPath"):
         Store.create(local.url, base=BASE, settings={}, config={"out": Path("runs")})
-    with pytest.raises(StoreError, match="local path or s3://"):
+    with pytest.raises(StoreError, match="local path, s3:// or hf://"):
         Store.open("memory://store")
     assert not os.path.exists(local.url)

@@ -30,7 +30,7 @@ def test_writer_overtaken_before_its_first_or_its_last_file(
     """Another writer commits the same task and tensors, other tensors, or another task."""
     place.create().append(primitive("GQA"))
     loser, winner = place.open(), place.open()
-    create, count = store_files.Folder.create, itertools.count()
+    create, count = store_files.DiskFolder.create_file, itertools.count()
 
     def overtaken(self: Any, name: str, data: bytes) -> bool:
         if next(count) == turn:
@@ -39,7 +39,7 @@ def test_writer_overtaken_before_its_first_or_its_last_file(
         return create(self, name, data)
 
     files: dict[str, bytes] = {}
-    monkeypatch.setattr(store_files.Folder, "create", overtaken)
+    monkeypatch.setattr(store_files.DiskFolder, "create_file", overtaken)
     with pytest.raises(StoreError, match=rf"001\.json: index 1 is held by .*{task!r}"):
         loser.append(primitive("VQAv2", 2))
     assert files.items() <= place.files().items()

@@ -75,10 +75,20 @@ BAD_REQUESTS: dict[str, tuple[Any, int, str]] = {
     "a private address": (showing("http://127.0.0.1:8265/"), 400, "isn't public"),
     "a private name": (showing("http://localhost:8265/"), 400, "isn't public"),
     "a user in a URL": (showing("http://me@localhost/a.png"), 400, "aren't fetched from"),
-    "two pictures": (
+    "five pictures": (
+        [{"role": "user", "content": showing(png(4, 4))[0]["content"] * 5}],
+        400,
+        "5 images; at most 4",
+    ),
+    "pictures apart": (
         [{"role": "user", "content": showing(png(4, 4))[0]["content"] * 2}],
         400,
-        "one at most",
+        "doesn't show images where they stand",
+    ),
+    "pictures that are large together": (
+        [{"role": "user", "content": showing(png(450, 450))[0]["content"] * 2}],
+        400,
+        "the images together have",
     ),
     "an assistant's picture": (
         [{"role": "assistant", "content": showing(png(4, 4))[0]["content"]}],

@@ -97,6 +97,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "training.zero": st.sampled_from([0, 1, 2, 3]),
     "evaluation.cache": st.booleans(),
     "cluster.gpu": st.none() | st.booleans(),
+    "trackers": st.lists(st.sampled_from(["tensorboard", "mlflow"]), unique=True),
+    "mlflow.uri": st.none() | st.just("http://127.0.0.1:5000"),
     "wandb.mode": st.sampled_from(["online", "offline", "disabled"]),
 }
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fsspec.core import url_to_fs
 from s3fs import S3FileSystem
+from support.hub import HubServer
 
 from cmoe.modeling.primitive import Primitive
 from cmoe.store.log import BaseId, Store, StoreError
@@ -53,6 +54,26 @@ class Place:
     def remove(self, name: str) -> None:
         fs, root = self._fs()
         fs.rm_file(f"{root}/{name}")
+
+
+@dataclass(frozen=True)
+class HubPlace(Place):
+    """A repository of the stand-in of the hub."""
+
+    server: HubServer
+
+    @property
+    def repo(self) -> str:
+        return self.url.removeprefix("hf://")
+
+    def files(self) -> dict[str, bytes]:
+        return self.server.files(self.repo) if self.repo in self.server.repos else {}
+
+    def write(self, name: str, data: bytes) -> None:
+        self.server.put(self.repo, {name: data})
+
+    def remove(self, name: str) -> None:
+        self.server.put(self.repo, {name: None})
 
 
 def primitive(task: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Primitive:

@@ -1,4 +1,4 @@
-"""Packages that bring methods, installed where a process of a test finds them."""
+"""Packages that bring methods or scorers, installed where a process of a test finds them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ def install(package: Path, folder: Path) -> dict[str, str]:
     return visible(folder)
 
 
-def write_package(folder: Path, name: str, source: str) -> dict[str, str]:
-    """A package of one module, as if it were installed; gives the environment to see it."""
+def write_package(
+    folder: Path, name: str, source: str, group: str = "cmoe.methods", points: str = ""
+) -> dict[str, str]:
+    """A package of one module, as if it were installed; gives the environment to see it.
+
+    Args:
+        folder: To write it to.
+        name: The package's.
+        source: Of its module.
+        group: Of its entry points.
+        points: These; without, its module is the only one.
+    """
     module = name.replace("-", "_")
     info = folder / f"{module}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[cmoe.methods]\n{module} = {module}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{points or f'{module} = {module}'}\n")
     (folder / f"{module}.py").write_text(source)
     return visible(folder)
 

@@ -22,8 +22,8 @@ def prepared(root: Path, out: str, tasks: tuple[str, ...] = TASKS) -> dict[str, 
 def content(sample: Sample) -> tuple[Any, ...]:
     """What a sample says, wherever it is kept."""
     picture = None
-    if sample.image is not None:
-        with sample.image.open("rb") as file:
+    if sample.images:
+        with sample.images[0].open("rb") as file:
             picture = file.read()
     return sample.id, sample.text, sample.answer, picture, sample.size, sample.further
 

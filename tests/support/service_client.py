@@ -114,8 +114,8 @@ class ServiceClient:
 def asking(sample: Sample) -> list[Any]:
     """A sample's question as messages."""
     content: list[Any] = [{"type": "text", "text": sample.text}]
-    if sample.image is not None:
-        with sample.image.open("rb") as file:
+    if sample.images:
+        with sample.images[0].open("rb") as file:
             url = "data:image/png;base64," + base64.b64encode(file.read()).decode()
         content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     return [{"role": "user", "content": content}]
@@ -131,9 +131,8 @@ def conversation(
     ]
     messages: list[Any] = [{"role": role, "content": text} for role, text in turns]
     (messages[shown],) = asking(replace(sample, text=turns[shown][1]))
-    assert sample.image is not None
-    with sample.image.open("rb") as file:
-        return collator().conversation(spoken, Image.open(file).convert("RGB")), messages
+    with sample.images[0].open("rb") as file:
+        return collator().conversation(spoken, [Image.open(file).convert("RGB")]), messages
 
 
 def ask(client: openai.OpenAI, sample: Sample, model: str = "cmoe", **more: Any) -> Any:

@@ -38,7 +38,15 @@ SETTINGS = {
     "DO_NOT_TRACK": "1",
 }
 CAPACITY = Capacity(tasks=8, experts=16, rows=128, adapter_rows=32)
-SIZES: tuple[tuple[int, int] | None, ...] = ((40, 30), (64, 64), None, (30, 90), (150, 20), None)
+SIZES: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((40, 30),),
+    ((64, 64),),
+    (),
+    ((30, 90), (64, 40)),
+    ((150, 20),),
+    (),
+)
+"""Of each question's images."""
 TEXTS = ("What is it?", "Which colours does it have, and where?", "Name the things on the left.")
 
 
@@ -47,13 +55,13 @@ class Question(NamedTuple):
 
     Attributes:
         text: The prompt in the base's chat template.
-        image: Its picture.
+        images: Its images.
         inputs: The base's own inputs.
         task: Index of the task, or `BASE`.
     """
 
     text: str
-    image: Image.Image | None
+    images: list[Image.Image]
     inputs: dict[str, Tensor]
     task: int
 
@@ -83,22 +91,27 @@ def write_stream(family: Family, folder: Path, gates: Any) -> tuple[GrowingVLM, 
     return model, store
 
 
-def asked(folder: Path) -> list[Question]:
-    """Each prompt is asked of the base and of three of the four tasks."""
+def asked(folder: Path, most: int = 2) -> list[Question]:
+    """Each prompt is asked of the base and of three of the four tasks.
+
+    Args:
+        folder: Of the base.
+        most: Images of a prompt.
+    """
     prepare_pictures_as_trained()
     collator = Collator(load_processor(str(folder)), CONTEXT, TOKENS)
     assert type(collator.processor.image_processor).__name__.endswith("Pil")
     questions = []
     for number, place in product(range(len(SIZES)), range(4)):
-        size, text = SIZES[number], TEXTS[number % len(TEXTS)]
-        image = None if size is None else picture(number, size)
-        parts = (text,) if image is None else (None, text)
+        sizes, text = SIZES[number], TEXTS[number % len(TEXTS)]
+        images = [picture(10 * at + number, size) for at, size in enumerate(sizes[:most])]
+        parts = (*[None] * len(images), text)
         content = [{"type": "text", "text": p} if p else {"type": "image"} for p in parts]
         turns = [{"role": "user", "content": content}]
         chat = collator.processor.apply_chat_template(turns, add_generation_prompt=True)
         task = ((BASE, 0, 1, 3), (BASE, 1, 2, 3))[number % 2][place]
-        inputs = collator.conversation([ChatTurn("user", parts)], image)
-        questions.append(Question(chat, image, inputs, task))
+        inputs = collator.conversation([ChatTurn("user", parts)], images)
+        questions.append(Question(chat, images, inputs, task))
     return questions
 
 
@@ -113,22 +126,43 @@ def by_generate(model: GrowingVLM, question: Question) -> list[int]:
 
 
 def by_vllm(
-    folder: Path, store: Store, questions: Sequence[Question], **settings: Any
+    folder: Path,
+    store: Store,
+    questions: Sequence[Question],
+    *,
+    arrivals: int | None = None,
+    **settings: Any,
 ) -> list[Answer]:
-    """Answers that run together, in an engine that is gone afterwards."""
+    """Answers that run together, in an engine that is gone afterwards.
+
+    Args:
+        folder: Of the base.
+        store: Of its primitives.
+        questions: What is asked.
+        arrivals: How many questions come before each step; None lets all come before the first.
+        settings: What else vLLM is told.
+    """
     sampling = SamplingParams(temperature=0, max_tokens=TOKENS)
     records = store.records()
-    prompts: list[Any] = []
-    tasks = []
-    for question in questions:
-        shown = {} if question.image is None else {"multi_modal_data": {"image": question.image}}
-        prompts.append({"prompt": question.text, **shown})
+    waiting: list[dict[str, Any]] = []
+    for number, question in enumerate(questions):
+        shown = {"multi_modal_data": {"image": question.images}} if question.images else {}
         digest = records[question.task].digest
         request = LoRARequest(digest, question.task + 1, store.url) if question.task >= 0 else None
-        tasks.append(request)
+        prompt = {"prompt": question.text, **shown}
+        waiting.append({"request_id": str(number), "prompt": prompt, "lora_request": request})
+    found: dict[str, Answer] = {}
     with engine(folder, store, **settings) as llm:
-        found = llm.generate(prompts, sampling, lora_request=tasks, use_tqdm=False)
-        return [Answer(each.prompt_token_ids, [*each.outputs[0].token_ids]) for each in found]
+        steps = llm.llm_engine
+        while waiting or steps.has_unfinished_requests():
+            for arrived in waiting[:arrivals]:
+                steps.add_request(params=sampling, **arrived)
+            del waiting[:arrivals]
+            for each in steps.step():
+                if each.finished:
+                    tokens = [*each.outputs[0].token_ids]
+                    found[each.request_id.partition("-")[0]] = Answer(each.prompt_token_ids, tokens)
+    return [found[str(number)] for number in range(len(questions))]
 
 
 @contextmanager
@@ -143,7 +177,7 @@ def engine(folder: Path, store: Store, **settings: Any) -> Iterator[LLM]:
             max_num_seqs=16,
             block_size=32,
             enforce_eager=True,
-            **arguments_of_worker(store, CAPACITY),
+            **arguments_of_worker(store, CAPACITY, 2),
             **settings,
         )
         try:

@@ -264,3 +264,68 @@ def test_the_program_needs_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not {"torch", "transformers", "pyarrow", "numpy", "PIL", "fsspec"} & loaded
+
+
+# By a scorer
+
+OWN = [
+    {"question_id": 1, "answers": ["Total amount", "amount"], "more": "passed over"},
+    {"question_id": "2", "answer": "12/15/88"},
+    {"question_id": 3, "answer": "unanswered"},
+]
+
+
+def own_files(folder: Path, said: Mapping[Any, str], rows: Any, *, lines: bool) -> tuple[str, ...]:
+    found = files(folder, said, rows)
+    if lines:
+        Path(found[3]).write_text("\n\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_the_program_scores_by_a_scorer_and_a_file_of_answers(tmp_path: Path, lines: bool) -> None:
+    """A missing prediction is wrong: (1 + 7/8 + 0) / 3."""
+    given = own_files(tmp_path, {"1": "total  amount", 2: "12/15/89", 9: "?"}, OWN, lines=lines)
+    done = program("--scorer", "anls", *given)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = "3 samples, 1 predictions missing, 1 of unknown ids\n"
+    assert done.stdout == f"anls: accuracy 62.50%, {told}", "once: it has one rule"
+    done = program("--scorer", "cider", *given)
+    assert done.stdout.endswith("of 3 samples together, 1 predictions missing, 1 of unknown ids\n")
+    done = program("--scorer", "upper_case", *given)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "upper_case, official",
+        "upper_case, strict",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question_id": 1}, "row 0: answer or answers is needed, one of them; has question_id"),
+        ({"question_id": 1, "answer": "a", "answers": ["a"]}, "answer or answers is needed, one"),
+        ({"question_id": 1, "answers": []}, "row 0: answers must be texts, at least one, this is"),
+        ({"question_id": 1, "answers": ["a", 2]}, "answers must be texts, at least one"),
+        ({"question_id": 1, "answer": 2}, "row 0: answer must be text, this is 2"),
+        ({"question_id": 1, "answer": "a", "size": [4]}, "row 0: size must be width and height"),
+        ({"answer": "a"}, "row 0: question_id must be"),
+        (3, "row 0: an object is needed, this is int: 3"),
+    ],
+)
+def test_a_row_of_answers_that_cannot_be_used_is_named(tmp_path: Path, row: Any, said: str) -> None:
+    given = files(tmp_path, {1: "a"}, [row])
+    done = program("--scorer", "exact", *given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"answers.json, {said}" in done.stderr or said in done.stderr
+
+
+def test_either_a_task_or_a_scorer_is_asked_for(tmp_path: Path) -> None:
+    given = files(tmp_path, {1: "a"}, OWN)
+    for words in ((), ("--task", "GQA", "--scorer", "anls")):
+        done = program(*words, *given)
+        assert done.returncode == 2
+        assert "--scorer" in done.stderr
+    done = program("--scorer", "anlss", *given)
+    assert done.returncode == 2
+    assert "no scorer 'anlss'; there are scienceqa, " in done.stderr
+    assert done.stderr.endswith("the nearest is anls\n")

@@ -45,7 +45,7 @@ def test_a_task_has_one_scorer_that_is_there() -> None:
     register_task("Mine", scorer="vqa")
     with pytest.raises(ValueError, match="task 'Mine' is there already, with scorer 'vqa'"):
         register_task("Mine", scorer="box")
-    with pytest.raises(ValueError, match=r"task 'Other' has scorer 'vqaa'; .* the nearest is vqa"):
+    with pytest.raises(ValueError, match=r"task 'Other': no scorer 'vqaa'; .* the nearest is vqa"):
         register_task("Other", scorer="vqaa")
     assert tasks() == (*TASKS, "Mine")
 

@@ -162,8 +162,9 @@ def _learn(
         mine |= summed(mine["runs"])
         if "last_scores" in found:  # not in those of earlier versions
             scores.setdefault(method, {})[seed] = found["last_scores"]
-            mine["last_interval"] = last_interval(scores[method])
-    comparison["paired"] = paired(STUDIED, scores) if STUDIED in scores else None
+            mine["last_interval"] = last_interval(scores[method], found["tasks"])
+    if STUDIED in scores:
+        comparison["paired"] = paired(STUDIED, scores, config.data.tasks)
 
 
 def _studied(

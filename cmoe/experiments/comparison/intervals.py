@@ -19,25 +19,34 @@ CHUNK = 100
 """Resamples at a time: a large test's would fill the memory."""
 
 Scores = Mapping[int, Mapping[str, Sequence[float]]]
-"""By seed and task, what each test sample scored in the end, 0 to 1, in the samples' order."""
+"""By seed and task, what each test sample scored in the end, 0 to 1, in the samples' order.
+
+A task whose figure isn't a mean of such scores is missing, and nothing is said of its noise.
+"""
 
 
-def last_interval(scores: Scores) -> list[float]:
-    """Of a method's Last, percent."""
-    interval: list[float] = _summed(_tables(scores))["interval"]
+def last_interval(scores: Scores, tasks: Sequence[str]) -> list[float] | None:
+    """Of a method's Last over these tasks, percent; None where a task has no scores."""
+    tables = _tables(scores)
+    if tables.keys() != set(tasks):
+        return None
+    interval: list[float] = _summed(tables)["interval"]
     return interval
 
 
-def paired(reference: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
+def paired(reference: str, scores: Mapping[str, Scores], tasks: Sequence[str]) -> dict[str, Any]:
     """By how much a method's Last exceeds each other's, in points, with intervals.
+
+    Tasks without scores are left out of Last here.
 
     Args:
         reference: The method.
         scores: By method. Methods that share no seed with it are left out.
+        tasks: The comparison's.
 
     Returns:
-        `reference`, and `others` by name: `difference`, `interval`, whether it is `beyond` noise
-        (the interval leaves 0 out), and the same by task.
+        `reference`; `without`, the tasks left out; and `others` by name: `difference`, `interval`,
+        whether it is `beyond` noise (the interval leaves 0 out), and the same by task.
     """
     mine, others = scores[reference], {}
     for name, theirs in scores.items():
@@ -45,17 +54,22 @@ def paired(reference: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
         if name == reference or not seeds:
             continue
         a, b = (_tables({seed: each[seed] for seed in seeds}) for each in (mine, theirs))
-        falls = {task: a[task] - b[task] for task in a if task in b}
+        if not (falls := {task: a[task] - b[task] for task in a if task in b}):
+            continue
         others[name] = _summed(falls) | {
             "tasks": {task: _summed({task: fall}) for task, fall in falls.items()}
         }
-    return {"reference": reference, "others": others}
+    known = {task for of in scores[reference].values() for task in of}
+    without = [task for task in tasks if task not in known]
+    return {"reference": reference, "without": without, "others": others}
 
 
 def in_words(found: Mapping[str, Any]) -> list[str]:
     """The paired differences in sentences, the largest first."""
     rows = sorted(found["others"].items(), key=lambda item: -item[1]["difference"])
-    return [f"{found['reference']} and {name}: {_told(one)}" for name, one in rows]
+    without = found.get("without")
+    left = f", without {', '.join(without)}" if without else ""
+    return [f"{found['reference']} and {name}{left}: {_told(one)}" for name, one in rows]
 
 
 def _told(one: Mapping[str, Any]) -> str:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import RunError
 from cmoe.common.exclusive import require_exclusive
+from cmoe.common.packages import lacking
 from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
@@ -268,10 +268,9 @@ def require_installed(search: SearchConfig) -> None:
     Raises:
         RunError: Says how it is installed.
     """
-    if search.by == "optuna" and find_spec("optuna") is None:
+    if search.by == "optuna" and (lack := lacking("Optuna", "optuna", "sweep")):
         raise RunError(
-            "search.by is optuna, and Optuna isn't installed; `pip install 'cmoe[sweep]'` installs "
-            "it, and search.by grid and random need nothing more"
+            f"search.by is optuna, and {lack}, and search.by grid and random need nothing more"
         )
 
 

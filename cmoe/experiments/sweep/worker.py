@@ -32,7 +32,7 @@ from cmoe.methods.probe import Probing
 from cmoe.modeling.primitive import Primitive
 from cmoe.run.stream import load, make_method, session_of, start_store
 from cmoe.store.log import Store
-from cmoe.tasks.registry import score
+from cmoe.tasks.registry import scored
 from cmoe.training.engine import gathering
 from cmoe.training.link import Link
 from cmoe.training.trainer import TaskTrainer
@@ -97,23 +97,22 @@ class Bench:
         write_json(folder / RESULT, values)
 
     def accuracy(self) -> float:
-        """Percent of the selection split answered right by the task's own router."""
+        """The task's figure on the selection split, in percent, by its own router."""
         samples = self.task.test
         lengths = [padded(n) for n in self._lengths(samples)]
-        scores: list[float] = []
+        said: dict[int, str] = {}
         order = sorted(range(len(samples)), key=lengths.__getitem__)
         size = self.config.evaluation.batch_size
         with gathering(self.method.module, self.config.training.zero):
             for batch in alike(order, lengths.__getitem__, size):
-                scores += self._scored([samples[i] for i in batch], lengths[batch[0]])
-        return 100 * sum(scores) / len(scores)
+                asked = [samples[i] for i in batch]
+                said |= zip(batch, self._said(asked, lengths[batch[0]]), strict=True)
+        answers, targets = [said[i] for i in range(len(samples))], [target(s) for s in samples]
+        return scored(self.task.name, self.config.evaluation.scoring, answers, targets).figure
 
-    def _scored(self, asked: Sequence[Sample], length: int) -> list[float]:
-        evaluation = self.config.evaluation
-        answers = texts(
-            self.method, self.judging, asked, self.index, length, evaluation.max_new_tokens
-        )
-        return score(self.task.name, evaluation.scoring, answers, [target(s) for s in asked])
+    def _said(self, asked: Sequence[Sample], length: int) -> list[str]:
+        limit = self.config.evaluation.max_new_tokens
+        return texts(self.method, self.judging, asked, self.index, length, limit)
 
     def _lengths(self, samples: Sequence[Sample]) -> list[int]:
         rows = self.judging.over(

@@ -143,8 +143,8 @@ def drawn(
 
 
 def over_stages(ax: Axes, count: int) -> None:
-    """The axes of accuracies over so many stages, alike in every figure."""
-    ax.set_ylim(0, 100)
+    """The axes of accuracies over so many stages, alike in every figure that has none over 100."""
+    ax.set_ylim(0, max(100.0, ax.dataLim.y1))
     ax.set_xlim(0.7, count + 0.3)
     ax.set_xticks(range(1, count + 1))
     ax.set_yticks((0, 50, 100))

@@ -42,8 +42,12 @@ class Executor(Protocol):
     def waiting(self) -> int: ...
 
     @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
+    def require_servable(base: PretrainedConfig, images: int) -> None:
         """Refuse a base by its configuration alone, before anything is loaded.
+
+        Args:
+            base: Its configuration.
+            images: That a conversation may have.
 
         Raises:
             UnservedBaseError: Names the base's type, and why it can't be served.
@@ -96,7 +100,7 @@ class Executor(Protocol):
 class LocatingExecutor(Protocol):
     """An executor that can also locate prompts without answering them.
 
-    A store whose locator is placed inline needs one: its service has no other locator.
+    Where a store's locator is placed inline, its service then has no other locator.
     """
 
     async def locate(self, prompts: Sequence[Prompt]) -> list[Location]:

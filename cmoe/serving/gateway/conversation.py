@@ -151,9 +151,9 @@ def conversation(
             else:
                 told = f"a picture in a message of the {message.role}; only users show them"
                 refuse(told, path=part.at)
-    if len(images) > 1:
-        told = f"{len(images)} pictures; a conversation is about one at most"
-        refuse(told, "too_many_images", images[1].at)
+    if len(images) > limits.images:
+        told = f"{len(images)} images; at most {limits.images}"
+        refuse(told, "too_many_images", images[limits.images].at)
     if (size := sum(len(part.text.encode()) for part in texts)) > limits.text_bytes:
         refuse(f"{size:,} bytes of text; at most {limits.text_bytes:,}", "text_too_long")
     rules = [message for message in messages if message.role in SYSTEM]
@@ -173,11 +173,31 @@ def conversation(
     return Conversation(turns, texts, images, at)
 
 
-def question(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
-    """The last question alone, behind the conversation's image: what a task is learned from."""
+class Question(NamedTuple):
+    """A question alone: what a task is learned from.
+
+    Attributes:
+        turns: One.
+        images: Which of the conversation's images it is about.
+    """
+
+    turns: list[ChatTurn]
+    images: slice
+
+
+def question(turns: Sequence[ChatTurn]) -> Question:
+    """The last question, about the images that were shown last.
+
+    Several stay where they stand in it. One, and those of a turn before it, stand in front.
+    """
+    shown = [turn.parts.count(None) for turn in turns]
+    last = max((at for at, count in enumerate(shown) if count), default=0)
+    images = slice(sum(shown[:last]), sum(shown[: last + 1]))
+    if shown[-1] > 1:
+        return Question([ChatTurn("user", turns[-1].parts)], images)
     said = question_text(turns)
-    image = (None,) if any(None in turn.parts for turn in turns) else ()
-    return [ChatTurn("user", (*image, said) if said else image)]
+    front = (None,) * shown[last]
+    return Question([ChatTurn("user", (*front, said) if said else front)], images)
 
 
 def question_text(turns: Sequence[ChatTurn]) -> str:
@@ -205,7 +225,7 @@ def instructed(turns: Sequence[ChatTurn], opening: str, ending: str) -> Sequence
 
 
 def _turn_parts(messages: Iterable[Message]) -> tuple[str | None, ...]:
-    """A turn's texts, and None in its image's place; texts that follow each other become one."""
+    """A turn's texts, and None in its images' places; texts that follow each other become one."""
     joined: list[str | None] = []
     for part in (part for message in messages for part in message.parts):
         if isinstance(part, ImageUrl):

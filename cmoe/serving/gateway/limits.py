@@ -37,10 +37,11 @@ class LimitsConfig:
         answers: Answers of a request (`n`), where the executor gives more than one.
         schema_bytes: Bytes of the JSON schema that an answer must fulfil, where the executor heeds
             one, and of its description.
+        images: Images of a conversation.
         picture_bytes: Bytes of an image's file.
-        picture_pixels: Pixels of an image, and of the largest one that the base's processor makes
-            of it when it pads it to a square or scales its shorter side up. A pixel takes three
-            bytes when it is decoded, and more while it is prepared.
+        picture_pixels: Pixels of a conversation's images together, of each the largest that the
+            base's processor makes of it when it pads it to a square or scales its shorter side up.
+            A pixel takes three bytes when it is decoded, and more while it is prepared.
         picture_side: Pixels that each side of an image needs at least.
         picture_work: Pixels that decoding an image may go over, each as often as it does, a
             progressive JPEG's with every scan: 100 million take about a second.
@@ -68,6 +69,7 @@ class LimitsConfig:
     answer_default: int = 64
     answers: int = 8
     schema_bytes: int = 16_384
+    images: int = 4
     picture_bytes: int = 8 * 2**20
     picture_pixels: int = 16_000_000
     picture_side: int = 2

@@ -1,4 +1,4 @@
-"""A conversation becomes a prompt: its image is loaded, and the base's processor reads both."""
+"""A conversation becomes a prompt: its images are loaded, and the base's processor reads both."""
 
 from __future__ import annotations
 
@@ -30,17 +30,21 @@ SMALL = 200_000  # pixels that are prepared in a few milliseconds
 
 
 class Loaded(NamedTuple):
-    """A conversation whose texts are fit to be read, and whose image is decoded.
+    """A conversation whose texts are fit to be read, and whose images are decoded.
 
     Attributes:
-        image: Stands where the turns have its place; None without one.
-        pixels: That the base's processor makes of it.
+        images: Stand where the turns have their places.
+        pixels: That the base's processor makes of them.
         at: Path of the messages in the body.
     """
 
-    image: Image.Image | None
+    images: tuple[Image.Image, ...]
     pixels: int
     at: str
+
+    def only(self, images: slice) -> Loaded:
+        """With some of the images."""
+        return self._replace(images=self.images[images])
 
 
 class CountedPrompt(NamedTuple):
@@ -50,7 +54,7 @@ class CountedPrompt(NamedTuple):
         prompt: The base's inputs.
         tokens: Number of its tokens.
         room: Tokens that the base's context leaves for an answer; at least 1.
-        written: The same for an executor that prepares pictures itself; None for others.
+        written: The same for an executor that prepares images itself; None for others.
     """
 
     prompt: Prompt
@@ -65,7 +69,7 @@ class PromptBuilder:
     Args:
         base: The base that reads them.
         limits: The limits of a request.
-        writes: Whether the executor prepares pictures itself.
+        writes: Whether the executor prepares images itself.
     """
 
     def __init__(self, base: ModelConfig, limits: LimitsConfig, *, writes: bool) -> None:
@@ -78,21 +82,26 @@ class PromptBuilder:
         self._resizing, self._decoders = image_limits.resizing, Decoders(limits, image_limits)
 
     async def load(self, conversation: Conversation) -> Loaded:
-        """Check a conversation's texts, and decode its image.
+        """Check a conversation's texts, and decode its images.
 
         Raises:
-            RequestError: The image or a text can't be used.
+            RequestError: An image or a text can't be used.
         """
         for text in conversation.texts:
             if told := self._collator.texts.wrong(text.text):
                 raise RequestError(400, f"the text {told}", code="invalid_text").about(text.at)
-        image, pixels = None, 0
+        images, pixels, most = [], 0, self._limits.picture_pixels
         for each in conversation.images:
-            image, pixels = await self._load_image(each)
-        return Loaded(image, pixels, conversation.at)
+            image, more = await self._load_image(each)
+            images.append(image)
+            pixels += more
+            if len(images) > 1 and pixels > most:
+                told = f"the images together have {pixels:,} pixels when prepared; at most {most:,}"
+                raise RequestError(400, told, code="image_too_large").about(each.at)
+        return Loaded(tuple(images), pixels, conversation.at)
 
     async def prompt(self, loaded: Loaded, turns: Sequence[ChatTurn]) -> CountedPrompt:
-        """A prompt about a loaded image.
+        """A prompt about loaded images.
 
         Args:
             loaded: What is loaded of the conversation.
@@ -104,7 +113,7 @@ class PromptBuilder:
         at = loaded.at
         try:
             text = self._collator.written(turns)
-            inputs = await _run(loaded.pixels, self._collator.inputs, text, loaded.image)
+            inputs = await _run(loaded.pixels, self._collator.inputs, text, loaded.images)
         except (ReservedTokenError, ConversationError) as error:
             raise RequestError(400, str(error), code="invalid_text").about(at) from error
         except ValueError as error:  # the processor's own, about whatever it met
@@ -117,7 +126,7 @@ class PromptBuilder:
             raise RequestError(400, told, code=TOO_LONG).about(at)
         written = None
         if self._writes:
-            written = to_written(text, loaded.image, self._collator.processor, pad=self._pad)
+            written = to_written(text, loaded.images, self._collator.processor, pad=self._pad)
         return CountedPrompt(to_arrays(inputs), tokens, self._context - tokens, written)
 
     async def _load_image(self, image: ImageUrl) -> tuple[Image.Image, int]:

@@ -71,8 +71,8 @@ class Routing:
             index = await self._replicas.index(task)
             count, prompt = index + 1, None
         else:
-            first = self._located_by(turns)
-            prompt = await self._prompts.prompt(loaded, first)
+            first, images = self._located_by(turns)
+            prompt = await self._prompts.prompt(loaded.only(images), first)
             if self._replicas.inline and first == turns and not await self._may_instruct(turns):
                 return self._routed(prompt, None, 0, sampling)
             located = await self._replicas.locate(prompt.prompt)
@@ -86,7 +86,8 @@ class Routing:
     async def locate(self, conversation: Conversation) -> Located:
         """The location of a conversation; errors as in `route`."""
         loaded = await self._prompts.load(conversation)
-        prompt = await self._prompts.prompt(loaded, self._located_by(conversation.turns))
+        turns, images = self._located_by(conversation.turns)
+        prompt = await self._prompts.prompt(loaded.only(images), turns)
         return await self._replicas.locate(prompt.prompt)
 
     def _routed(
@@ -96,8 +97,9 @@ class Routing:
         asked = prompt.prompt if prompt.written is None else prompt.written
         return Route(AnswerRequest(asked, task, min_tasks, bounded), prompt.tokens, None, False)
 
-    def _located_by(self, turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
-        return question(turns) if self._by_question else turns
+    def _located_by(self, turns: Sequence[ChatTurn]) -> tuple[Sequence[ChatTurn], slice]:
+        """What a conversation is located by: turns, and which of the images they have."""
+        return question(turns) if self._by_question else (turns, slice(None))
 
     async def _may_instruct(self, turns: Sequence[ChatTurn]) -> bool:
         """Whether the question may get an instruction once its task is found."""

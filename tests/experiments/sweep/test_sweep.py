@@ -20,8 +20,8 @@ import ray
 import torch
 from support.workers import METHOD, small_config
 
+from cmoe.common import packages
 from cmoe.common.errors import RunError
-from cmoe.experiments.sweep import sweep as sweep_module
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Probed, candidate, points
 from cmoe.experiments.sweep.sweep import SweepConfig, require_affordable, sweep, task_work
@@ -349,7 +349,7 @@ def test_optuna_and_asha_find_winners_too(root: Path, swept: Swept) -> None:
 def test_proposals_by_optuna_are_refused_where_it_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_module, "find_spec", lambda name: None if name == "optuna" else name)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "optuna" else name)
     config = small_sweep(tmp_path, "alone")
     with pytest.raises(RunError, match=r"`pip install 'cmoe\[sweep\]'`"):
         sweep(replace(config, search=replace(config.search, by="optuna")))

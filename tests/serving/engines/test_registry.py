@@ -34,7 +34,7 @@ class LengthExecutor:
         self.reason: str | None = None
 
     @staticmethod
-    def require_servable(base: Any) -> None:
+    def require_servable(base: Any, images: int) -> None:
         """Every base is."""
 
     @classmethod
@@ -98,12 +98,18 @@ def test_a_replica_answers_grows_and_reports_by_the_interface_alone(
     asyncio.run(answers())
 
 
-def test_a_store_located_in_the_answering_pass_needs_an_executor_that_locates(
+def test_the_executor_locates_where_it_can_and_the_store_says_so(
     length: type[LengthExecutor], stores: dict[str, Store]
 ) -> None:
+    """Else a locator stands in front, which finds the same."""
     assert issubclass(BuiltinExecutor, LocatingExecutor)
     assert not issubclass(length, LocatingExecutor)
-    with pytest.raises(ValueError, match=r"'length' can't locate prompts.* placed 'inline'"):
-        application(config(stores["inline"]), {})
-    application(config(stores["inline"], "builtin"), {})
-    application(config(stores["front"]), {})
+
+    def in_front(placement: str, *kind: str) -> bool:
+        gateway: Any = application(config(stores[placement], *kind), {})
+        return gateway._bound_deployment.init_args[3] is not None
+
+    assert not in_front("inline", "builtin")
+    assert in_front("inline")
+    assert in_front("front", "builtin")
+    assert in_front("front")

@@ -162,9 +162,10 @@ def test_what_no_answer_can_follow_is_refused_by_its_path() -> None:
     assert "must be a user's" in refusal({"role": "system", "content": "a"}).message
     for nothing in (empty, {"role": "user", "content": None}):
         assert refusal(QUESTION, yes, nothing).param == "messages.2.content"
-    two = {"role": "user", "content": [PICTURE, {"type": "text", "text": "a"}, PICTURE]}
-    error = refusal(two)
-    assert (error.param, error.code) == ("messages.0.content.2.image_url.url", "too_many_images")
+    many = {"role": "user", "content": [part("a"), *[PICTURE] * (LIMITS.images + 1)]}
+    error = refusal(many)
+    place = f"messages.0.content.{LIMITS.images + 1}.image_url.url"
+    assert (error.param, error.code) == (place, "too_many_images")
     error = refusal(yes | {"content": [PICTURE]}, QUESTION)
     assert error.param == "messages.0.content.0.image_url.url"
     with pytest.raises(RequestError, match="33 messages; at most 32"):
@@ -196,7 +197,22 @@ def message(role: str, content: Any) -> dict[str, Any]:
 def test_a_task_is_found_by_the_last_question_behind_the_picture(
     messages: list[Any], parts: tuple[str | None, ...]
 ) -> None:
-    assert question(talk(*messages).turns) == [ChatTurn("user", parts)]
+    found = question(talk(*messages).turns)
+    assert found.turns == [ChatTurn("user", parts)]
+    assert found.images == slice(0, parts.count(None))
+
+
+def test_a_question_is_about_what_was_shown_last() -> None:
+    first = [message("user", [PICTURE, PICTURE]), message("assistant", "Rings.")]
+    asked = message("user", [part("Is"), PICTURE, part("like"), PICTURE])
+    own = ("Is", None, "like", None)
+    for messages, parts, images in (
+        ([*first, message("user", "Which?")], (None, None, "Which?"), slice(0, 2)),
+        ([*first, message("user", [part("This?"), PICTURE])], (None, "This?"), slice(2, 3)),
+        ([*first, asked], own, slice(2, 4)),
+        ([asked], own, slice(0, 2)),
+    ):
+        assert question(talk(*messages).turns) == ([ChatTurn("user", parts)], images)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmoe.data.padding import batched
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import Location
 from cmoe.modeling.outputs import GrowingOutput
 from cmoe.modeling.routers import Routing
 from cmoe.serving.engines.builtin.decoding import positions_of
-from cmoe.serving.prompts import TensorPrompt, batched
+from cmoe.serving.prompts import TensorPrompt
 
 
 class Batch:

@@ -43,13 +43,13 @@ class BuiltinExecutor:
         self._scheduler = Scheduler(served.model, served.processor.tokenizer, config)
 
     @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
+    def require_servable(base: PretrainedConfig, images: int) -> None:
         decoding.require_servable(base)
 
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
         named = base_of(store, config)
-        cls.require_servable(load_config(named.path, revision=named.revision))
+        cls.require_servable(load_config(named.path, revision=named.revision), config.limits.images)
         served = await ServedModel.load(store, config)
         await served.grow(store)
         model, context = served.model, context_of(served.model.base.config)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from cmoe.data.padding import pad_token
 from cmoe.modeling import locator
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.serving.engines.answer_text import AnswerText
@@ -24,7 +25,7 @@ from cmoe.serving.engines.builtin.batch import Batch
 from cmoe.serving.engines.builtin.decoding import Decoding, scores_of
 from cmoe.serving.engines.builtin.sampling import Choice, draw
 from cmoe.serving.messages import AnswerPart, Finish, Location, Sampling
-from cmoe.serving.prompts import TensorPrompt, pad_token
+from cmoe.serving.prompts import TensorPrompt
 from cmoe.serving.settings import EngineConfig
 
 T = TypeVar("T")

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from cmoe.data.batches import ChatTurn, Collator
+from cmoe.data.padding import pad_token
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
 from cmoe.serving.bases import UnservedBaseError, unserved
 from cmoe.serving.engines.builtin.batch import Batch
 from cmoe.serving.engines.builtin.decoding import Decoding, scores_of
-from cmoe.serving.prompts import TensorPrompt, pad_token
+from cmoe.serving.prompts import TensorPrompt
 
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
 ROUNDING_16_BITS = 0.2
@@ -90,11 +91,10 @@ def _prompts(collator: Collator, tasks: int) -> list[list[_Row]]:
     """Rows of the newest task and of the base, which join together; and rows that join later."""
 
     def prompt(text: str, size: tuple[int, int] | None = None) -> TensorPrompt:
-        image = None
+        images = []
         if size is not None:
-            image = Image.linear_gradient("L").resize(size).convert("RGB")
-        parts = (text,) if image is None else (None, text)
-        return collator.conversation([ChatTurn("user", parts)], image)
+            images.append(Image.linear_gradient("L").resize(size).convert("RGB"))
+        return collator.conversation([ChatTurn("user", (*[None] * len(images), text))], images)
 
     located = None if tasks else BASE
     colours = "Which colours does it have, and where are they?"

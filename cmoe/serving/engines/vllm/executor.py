@@ -88,8 +88,8 @@ class VllmExecutor:
         self._primitives: list[tuple[str, LoRARequest]] = []
 
     @staticmethod
-    def require_servable(base: PretrainedConfig) -> None:
-        families.require_servable(base)
+    def require_servable(base: PretrainedConfig, images: int) -> None:
+        families.require_servable(base, images)
 
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
@@ -104,7 +104,7 @@ class VllmExecutor:
 
         base, load = base_of(store, config), Load()
         known = load_config(base.path, revision=base.revision)
-        cls.require_servable(known)
+        cls.require_servable(known, config.limits.images)
         arguments = await asyncio.to_thread(_arguments, store, config, context_of(known))
         engine = await asyncio.to_thread(
             AsyncLLM.from_engine_args, arguments, stat_loggers=[load.logger]
@@ -228,8 +228,8 @@ class VllmExecutor:
             prompts = reference_prompts(collator, record.instructions)
             told = await asyncio.gather(
                 *(
-                    differs(task, reference, to_written(text, picture, processor, pad=base.pad))
-                    for (text, picture), reference in zip(prompts, record.references, strict=True)
+                    differs(task, reference, to_written(text, images, processor, pad=base.pad))
+                    for (text, images), reference in zip(prompts, record.references, strict=True)
                 )
             )
             if why := next(filter(None, told), None):
@@ -250,14 +250,20 @@ class VllmExecutor:
         self._engine.shutdown()
 
 
-def arguments_of_worker(store: Store, capacity: Capacity) -> dict[str, Any]:
-    """What vLLM is told so that its decoder has the store's experts."""
+def arguments_of_worker(store: Store, capacity: Capacity, images: int) -> dict[str, Any]:
+    """What vLLM is told so that its decoder has the store's experts.
+
+    Args:
+        store: The store.
+        capacity: What there is room for.
+        images: Of a prompt at most.
+    """
     from cmoe.serving.engines.vllm.loading import FORMAT
 
     return {
         "load_format": FORMAT,
         "worker_cls": WORKER,
-        "limit_mm_per_prompt": {"image": 1},
+        "limit_mm_per_prompt": {"image": images},
         "enable_lora": True,
         "max_loras": capacity.tasks,
         "max_lora_rank": RANK,
@@ -291,15 +297,15 @@ def _arguments(store: Store, config: ServeConfig, context: int) -> AsyncEngineAr
         # JSON in one line: white space would be endless where it is likely.
         structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         disable_log_stats=True,
-        **arguments_of_worker(store, engine.capacity),
+        **arguments_of_worker(store, engine.capacity, limits.images),
     )
 
 
 def _inputs(prompt: WrittenPrompt) -> Any:
-    if prompt.size is None:
+    if not prompt.images:
         return {"prompt": prompt.text}
-    picture = Image.frombytes("RGB", prompt.size, prompt.pixels)
-    return {"prompt": prompt.text, "multi_modal_data": {"image": picture}}
+    images = [Image.frombytes("RGB", each.size, each.rgb) for each in prompt.images]
+    return {"prompt": prompt.text, "multi_modal_data": {"image": images}}
 
 
 class _Answer:

@@ -32,11 +32,13 @@ class Family:
         vision: Types of vision towers.
         text: Types of language models, and the activation of each.
         features: Layers of the tower that give features; None where any may, or several.
+        several: Whether several images of a conversation are read as the base itself reads them.
     """
 
     vision: tuple[str, ...]
     text: Mapping[str, str]
     features: tuple[int, ...] | None = None
+    several: bool = True
 
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -44,7 +46,8 @@ ONEVISION = {name: act for name, act in ACTIVATIONS.items() if name != "granite"
 FAMILIES: Mapping[str, Family] = {
     "llava": Family(TOWERS, ACTIVATIONS, (-1, -2)),
     "llava_next": Family(TOWERS, ACTIVATIONS),
-    "llava_onevision": Family(TOWERS[1:], ONEVISION, (-1,)),
+    # It cuts a single image into tiles, and several not; vLLM prepares each as a single one.
+    "llava_onevision": Family(TOWERS[1:], ONEVISION, (-1,), several=False),
     "internvl": Family(("internvl_vision",), ACTIVATIONS, (-1,)),
     "idefics3": Family(("idefics3_vision",), {"llama": "silu"}),
     "smolvlm": Family(("smolvlm_vision",), {"llama": "silu"}),
@@ -59,8 +62,12 @@ REFUSED: Mapping[str, str] = {
 }
 
 
-def require_servable(config: PretrainedConfig) -> None:
+def require_servable(config: PretrainedConfig, images: int) -> None:
     """Refuse a base that vLLM wasn't tried with, or was seen to answer wrongly.
+
+    Args:
+        config: Of the base.
+        images: That a conversation may have.
 
     Raises:
         UnservedBaseError: Names the base's type and what it has.
@@ -70,6 +77,12 @@ def require_servable(config: PretrainedConfig) -> None:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise unserved(config, f"vLLM was tried with {', '.join(FAMILIES)}")
+    if images > 1 and not family.several:
+        raise unserved(
+            config,
+            f"limits.images is {images}, and vLLM reads several images of a conversation otherwise "
+            "than this base itself; set it to 1",
+        )
     text = config.get_text_config(decoder=True)
     act = getattr(text, "hidden_act", None) or getattr(text, "hidden_activation", None)
     rope = getattr(text, "rope_parameters", None) or {}

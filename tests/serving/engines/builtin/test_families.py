@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from queue import Queue
 from threading import Event as Signal
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from support.mini_store import processor
 from support.serving_bases import SERVED, make_prompt, make_served
+from support.vllm_bases import FAMILIES, write_base
 
+from cmoe.data.batches import ChatTurn, Collator
+from cmoe.data.padding import batched
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.routers import BASE
 from cmoe.serving.engines.builtin.scheduler import Job, Scheduler
 from cmoe.serving.messages import AnswerPart, Sampling
-from cmoe.serving.prompts import batched
+from cmoe.serving.prompts import to_arrays, to_tensors
 from cmoe.serving.settings import EngineConfig
 
 TOKENS = 10
@@ -30,9 +36,12 @@ def by_generate(model: GrowingVLM, one: Job) -> list[int]:
     return found.sequences[0, one.prompt["input_ids"].shape[1] :].tolist()
 
 
-def by_scheduler(model: GrowingVLM, jobs: list[Job], **limits: Any) -> list[tuple[str, int]]:
+def by_scheduler(
+    model: GrowingVLM, jobs: list[Job], tokenizer: Any = None, **limits: Any
+) -> list[tuple[str, int]]:
     """Texts and numbers of tokens of answers that run together; the first join in their order."""
-    scheduler, there = Scheduler(model, processor().tokenizer, EngineConfig(**limits)), Signal()
+    tokenizer = tokenizer or processor().tokenizer
+    scheduler, there = Scheduler(model, tokenizer, EngineConfig(**limits)), Signal()
     scheduler.between(there.wait)
     came: list[Queue[AnswerPart]] = [Queue() for _ in jobs]
     for one, queue in zip(jobs, came, strict=True):
@@ -68,6 +77,26 @@ def test_a_batch_says_what_generate_says(family: str) -> None:
     together = model.features(batched(prompts, pad=0))
     alone = torch.cat([model.features(prompt) for prompt in prompts])
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_may_have_any_number_of_images(family: str, tmp_path: Path) -> None:
+    write_base(FAMILIES[family], tmp_path)
+    base, own = load_base(str(tmp_path))
+    model, collator = GrowingVLM(base), Collator(own, 4096, 1)
+    jobs = []
+    for number, sizes in enumerate([[(40, 30), (64, 64)], [(30, 90)], [], [(96, 40)] * 3]):
+        images = [Image.linear_gradient("L").resize(size).convert("RGB") for size in sizes]
+        turn = ChatTurn("user", (*[None] * len(images), f"What is it{'?' * number}"))
+        prompt = to_arrays(collator.conversation([turn], images))
+        jobs.append(Job(to_tensors(prompt), BASE, Sampling(TOKENS)))
+    found = by_scheduler(model, jobs, own.tokenizer, join_at_once=4, max_batch=4)
+    ends, skipped = {base.generation_config.eos_token_id}, own.tokenizer.all_special_ids
+    for (text, count), one in zip(found, jobs, strict=True):
+        tokens = by_generate(model, one)
+        said = own.tokenizer.decode([t for t in tokens if t not in ends], skip_special_tokens=True)
+        assert (text, count) == (said.strip(), len(tokens))
+        assert any(token not in skipped for token in tokens)
 
 
 # What a base's own settings ask for

@@ -89,8 +89,8 @@ class Asked:
 
 def written(sample: Sample) -> Any:
     made = collator()
-    picture = None if sample.image is None else load_image(sample.image, made.limits)
-    return to_written(made._chat(sample.text, image=picture is not None), picture, None, pad=False)
+    images = [load_image(image, made.limits) for image in sample.images]
+    return to_written(made._chat(sample.question), images, None, pad=False)
 
 
 def alone(model: GrowingVLM, asked: Sequence[tuple[Sample, int]]) -> list[str]:

@@ -19,9 +19,9 @@ SERVED = [family for name, family in FAMILIES.items() if name != "gemma3"]
 
 
 def test_bases_that_were_tried_are_taken() -> None:
-    require_servable(load_config(str(MINI_BASE)))
+    require_servable(load_config(str(MINI_BASE)), 4)
     for family in (*SERVED, *map(llava_of, TEXTS)):
-        require_servable(make_config(family))
+        require_servable(make_config(family), 1)
 
 
 def altered(name: str, part: str = "", **values: Any) -> Callable[[], PretrainedConfig]:
@@ -71,4 +71,12 @@ def rope(name: str, **values: Any) -> Callable[[], PretrainedConfig]:
 )
 def test_others_are_refused_by_name(make: Callable[[], PretrainedConfig], why: str) -> None:
     with pytest.raises(UnservedBaseError, match=why):
-        require_servable(make())
+        require_servable(make(), 1)
+
+
+def test_several_images_need_a_base_whose_images_vllm_reads_as_it_does() -> None:
+    for name, family in FAMILIES.items():
+        if name not in ("gemma3", "llava_onevision"):
+            require_servable(make_config(family), 4)
+    with pytest.raises(UnservedBaseError, match=r"limits\.images is 2, .* set it to 1"):
+        require_servable(make_config(FAMILIES["llava_onevision"]), 2)

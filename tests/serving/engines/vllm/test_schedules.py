@@ -14,15 +14,19 @@ import vllm.v1.core.kv_cache_utils as kept
 from support.vllm_engine import asked, by_generate, by_vllm, write_stream
 
 
-def test_prompts_are_read_in_pieces(tmp_path: Path) -> None:
-    """A step reads no more than 40 tokens, of one prompt or of several."""
+@pytest.mark.parametrize(("tokens", "arrivals"), [(40, None), (512, 2), (40, 2)])
+def test_prompts_are_read_in_pieces_and_as_they_come(
+    tokens: int, arrivals: int | None, tmp_path: Path
+) -> None:
+    """A step reads no more than 40 tokens, of one prompt or of several; or two come before each."""
     model, store = write_stream(llava_of("llama"), tmp_path, "residual")
     questions = asked(tmp_path)
     found = by_vllm(
         tmp_path,
         store,
         questions,
-        max_num_batched_tokens=40,
+        arrivals=arrivals,
+        max_num_batched_tokens=tokens,
         enable_prefix_caching=False,
         disable_chunked_mm_input=False,
     )

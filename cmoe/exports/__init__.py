@@ -1,0 +1,1 @@
+"""What leaves cmoe for other tools: LoRAs for PEFT, models for transformers."""
