@@ -26,7 +26,8 @@ _WHY = {
     "zero_shot": "it has learned nothing: the base alone answers",
     "moelora": "each of its maps has a router that weighs experts token by token, and a LoRA adds "
     "the same to all tokens",
-    "hide_llava": "its last layer's LoRA depends on the sample that is asked",
+    "hide_llava": "its last layer weighs the tasks' LoRAs by sample, and a LoRA adds the same "
+    "to all samples",
 }
 
 

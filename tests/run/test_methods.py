@@ -197,7 +197,7 @@ def test_interrupted_in_a_training_every_method_ends_the_same(
     """Bit for bit: also what a method keeps for itself (Fisher values, the adapter before), and
     what it goes back to.
     """
-    again = ("ewc", "lwf", "olora", "moelora", "hide_llava", "replay", "per_task_lora")
+    again = ("ewc", "lwf", "olora", "moelora", "replay", "per_task_lora")
     configs = {method: configured(tmp_path, method, method) for method in again}
     run_group(1, streams, list(configs.values()), True)
     for method, config in configs.items():
