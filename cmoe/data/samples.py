@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -194,9 +195,14 @@ def _group(shard: str, group: int) -> Any:
         return _file(shard).read_row_group(group, columns=["bytes"]).column(0)
 
 
-@lru_cache(maxsize=64)
 def arrow_table(file: str) -> Any:
-    """The table of an Arrow file, mapped into memory."""
+    """The table of an Arrow file, mapped into memory; of the file as it is now."""
+    found = os.stat(file)
+    return _mapped(file, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _mapped(file: str, time: int, number: int) -> Any:
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.memory_map(file)).read_all()
