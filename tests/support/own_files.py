@@ -31,6 +31,13 @@ class Said(NamedTuple):
     images: tuple[str, ...]
 
 
+ROWS = [
+    Said("1", ((f"Is {PLACEHOLDER} like {PLACEHOLDER}?", "yes"),), ("a.png", "b.png")),
+    Said("2", (("What is it?", "a thing"),), ("folder/c.png",)),
+    Said("3", (("And without?", "no"),), ()),
+]
+
+
 def write_pictures(root: Path) -> None:
     (root / "folder").mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(PICTURES):

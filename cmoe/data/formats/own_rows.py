@@ -161,6 +161,8 @@ class OwnRows:
         images = _images(row)
         if self._format in _TALKS:
             assert self._format is not None
+            if self._format not in row:
+                raise DataError(f"has no {self._format}, as the first row has; has {listed(row)}")
             for key in (*_TALKS, "text", "answer", "answer_bbox"):
                 if key in row and key != self._format:
                     raise DataError(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.own_files import (
     PICTURES,
+    ROWS,
     Said,
     prepared_own,
     read_own,
@@ -90,13 +91,6 @@ def test_conversations_say_the_same(root: Path, rows: list[Said]) -> None:
     first = found["llava.json"]
     assert [len(row[3]) for row in first] == [len(said.turns) - 1 for said in rows]
     assert [name for name, each in found.items() if each != first] == []
-
-
-ROWS = [
-    Said("1", ((f"Is {PLACEHOLDER} like {PLACEHOLDER}?", "yes"),), ("a.png", "b.png")),
-    Said("2", (("What is it?", "a thing"),), ("folder/c.png",)),
-    Said("3", (("And without?", "no"),), ()),
-]
 
 
 def test_prepared_it_says_the_same(root: Path, tmp_path: Path) -> None:
