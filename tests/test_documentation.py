@@ -266,7 +266,7 @@ def test_the_task_of_the_page_is_scored_then() -> None:
     """In a process of its own: a task that is registered stays so."""
     snippet, _ = snippets("docs/own-task.md")
     ask = "from cmoe.tasks.registry import score\nfrom cmoe.tasks.scorers import Target\n"
-    ask += "assert score('MyVQA', 'official', ['Two.'], [Target('2')]) == [1.0]\n"
+    ask += "assert score('MyTask', 'official', ['Two.'], [Target('2')]) == [1.0]\n"
     subprocess.run([sys.executable, "-c", snippet + ask], check=True)
 
 

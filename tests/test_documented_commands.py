@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import S3Server
 from support.documented import (
@@ -35,6 +38,7 @@ from support.documented import (
 from support.forking import PYTHONPATH
 from support.heads import Head, running_head
 from support.hub import TOKEN, running_hub
+from support.own_files import PICTURES, Said, table, write_all, write_pictures
 from support.ports import free_port
 
 from cmoe.mini.tasks import write_mini_coin
@@ -83,6 +87,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Itera
     for name in ("README.md", "docs", ".gitignore", "cmoe", "configs", "cluster", "ray_jobs"):
         (folder / name).symlink_to(ROOT / name)
     write_mini_coin(folder / "data" / "coin", train=8, test=4)
+    write_own(folder)
     home = folder / "home"
     home.mkdir()
     made = urllib.request.Request(f"{s3_server.endpoint}/bucket", method="PUT")
@@ -104,6 +109,28 @@ def walk(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Itera
     }
     with running_hub() as hub:
         yield Walk(folder, environment | {"HF_ENDPOINT": hub.url})
+
+
+def write_own(folder: Path) -> None:
+    """The page's configuration of tasks of one's own, and files as it names them."""
+    (text,) = [each for each in snippets("docs/own-data.md", "yaml") if "name: mine" in each]
+    (folder / "mine.yaml").write_text(text)
+    root = folder / "my_data"
+    write_pictures(root)
+    write_pictures(root / "pictures")
+    answers = ("3", "4", "a dog")
+    rows = [Said(str(n), ((f"What is {n}?", answers[n % 3]),), (PICTURES[0],)) for n in range(12)]
+    written = write_all(root, rows)
+    for split in ("train", "test"):
+        shutil.copy(root / written["data.jsonl"].file(split), root / f"{split}.jsonl")
+    names = ("id", "query", "label", "img")
+    (root / "charts.csv").write_text(table(rows, ",", names))
+    columns = {"id": [r.id for r in rows], "img": [[*r.images] for r in rows]}
+    for number, name in enumerate(("query", "label")):
+        columns[name] = [row.turns[0][number] for row in rows]
+    pq.write_table(pa.table(columns), root / "charts-test.parquet")
+    said = [json.dumps({"question_id": row.id, "text": row.turns[0][1]}) for row in rows]
+    (folder / "said.jsonl").write_text("\n".join(said))
 
 
 @pytest.fixture(scope="module")

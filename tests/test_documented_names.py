@@ -39,6 +39,7 @@ def test_paths_and_links_are_there(page: str) -> None:
     for name in re.findall(r"`(\w+\.yaml)`", text):
         assert [*(ROOT / "configs").glob(name), *(ROOT / "cluster").glob(name)] or name in (
             "config.yaml",
+            "mine.yaml",
         ), name
 
 
@@ -136,7 +137,7 @@ def test_rows_of_the_page_are_rows(tmp_path: Path) -> None:
     from cmoe.data.coin import read_tasks
     from cmoe.data.settings import DataConfig
 
-    train, test = map(json.loads, snippets("docs/own-data.md", "json"))
+    *_, train, test = map(json.loads, snippets("docs/own-data.md", "json"))
     folder = tmp_path / "Instructions_Original" / "GQA"
     folder.mkdir(parents=True)
     for name, row in (("train", train), ("test", test)):
@@ -147,6 +148,33 @@ def test_rows_of_the_page_are_rows(tmp_path: Path) -> None:
     (task,) = read_tasks(DataConfig(root=str(tmp_path), tasks=("GQA",)), seed=0)
     assert (task.train[0].text, task.train[0].answer) == ("Is the car red?", "yes")
     assert (task.test[0].text, task.test[0].answer) == ("Is the car red?", "no")
+
+
+def test_rows_of_every_format_of_the_page_say_what_the_page_means(tmp_path: Path) -> None:
+    """Each of its examples is a file of a task of one's own."""
+    from PIL import Image
+
+    from cmoe.data.coin import read_tasks
+    from cmoe.data.settings import DataConfig, OwnTask
+
+    (tmp_path / "pictures").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name)
+    *rows, _, _ = map(json.loads, snippets("docs/own-data.md", "json"))
+    (table,) = snippets("docs/own-data.md", "csv")
+    (tmp_path / "table.csv").write_text(table)
+    files = ["table.csv"]
+    for number, row in enumerate(rows):
+        files.append(f"{number}.json")
+        (tmp_path / files[-1]).write_text(json.dumps([row]))
+    said: list[str] = []
+    for file in files:
+        data = DataConfig(root=str(tmp_path), own={"Mine": OwnTask(file, file, "exact")})
+        (task,) = read_tasks(data, seed=0, say=said.append)
+        assert task.test[0].text == "Is the car red?"
+        assert len(task.test[0].images) == 1
+    kinds = [re.sub(r".*: (\w+) .*", r"\1", line) for line in said[::2]]
+    assert kinds == ["table", "conversations", "messages", "messages", "text"]
 
 
 @pytest.mark.skipif(

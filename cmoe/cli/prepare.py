@@ -1,4 +1,4 @@
-"""Check CoIN's files and convert them to Parquet.
+"""Check files of rows and convert them to Parquet: CoIN's, or those of `--config`'s data section.
 
 Rows are checked and images are read, hashed and decoded on all cores of the Ray cluster. All
 problems are reported at once; shards are written only if there are none. Killed and started again,
@@ -13,26 +13,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmoe.common.command_line import Parser
-from cmoe.data.settings import TASKS
+from cmoe.data.settings import DataConfig
 from cmoe.tasks.registry import require_known
 
 if TYPE_CHECKING:
     from cmoe.data.survey import Preparation
+    from cmoe.modeling.settings import ModelConfig
 
 
 def main(words: Sequence[str], prog: str) -> int:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="has Instructions_Original/")
-    parser.add_argument("--images", default=".", help="image paths are relative to it; in root")
-    parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="in their order")
+    parser.add_argument("--config", help="of a run; its data section and its base")
+    parser.add_argument("--root", help="has Instructions_Original/, or files of own tasks")
+    parser.add_argument("--images", help="image paths are relative to it; in root")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="in their order")
     parser.add_argument("--out", help="a folder or a URL such as s3://bucket/prefix")
-    parser.add_argument("--model", default="mini", help="whose tokens no text may hold")
+    parser.add_argument("--model", help="whose tokens no text may hold")
     parser.add_argument("--dry-run", action="store_true", help="report problems, write nothing")
     asked = parser.parse_args(words)
     if not asked.out and not asked.dry_run:
         parser.error("--out is needed, or --dry-run")
+    if not asked.config and not asked.root:
+        parser.error("--root is needed, or --config")
+    data, model = _configured(asked.config, prog)
+    tasks = data.tasks if asked.tasks is None else tuple(asked.tasks)
     try:
-        require_known(asked.tasks, "--tasks")
+        require_known((task for task in tasks if task not in data.own), "--tasks")
     except ValueError as error:
         parser.error(str(error))
     if not asked.dry_run and is_prepared(asked.out):
@@ -43,10 +49,30 @@ def main(words: Sequence[str], prog: str) -> int:
     from cmoe.modeling.settings import ModelConfig
     from cmoe.run.all_cores import ray_here
 
-    tokens = reserved_tokens(load_processor(ModelConfig(asked.model).path))
-    job = Preparation(asked.root, asked.images, tuple(asked.tasks), asked.out or "", tokens)
+    if asked.model is not None:
+        model = ModelConfig(asked.model)
+    tokens = reserved_tokens(load_processor(model.path, revision=model.revision))
+    job = Preparation(
+        Path(asked.root or data.root),
+        asked.images or data.images,
+        tasks,
+        asked.out or "",
+        tokens,
+        own={name: own for name, own in data.own.items() if name in tasks},
+    )
     with ray_here():
         return run(job, dry=asked.dry_run)
+
+
+def _configured(file: str | None, prog: str) -> tuple[DataConfig, ModelConfig]:
+    """The data and the base of a run's configuration; without one, CoIN and the mini base."""
+    from cmoe.config.parse import parse
+    from cmoe.modeling.settings import ModelConfig
+
+    if file is None:
+        return DataConfig(), ModelConfig()
+    found = parse(["--name", "prepared", "--config", file], prog)
+    return found.data, found.model
 
 
 def is_prepared(out: str) -> bool:
@@ -75,6 +101,8 @@ def run(job: Preparation, *, dry: bool) -> int:
 
     start = time.monotonic()
     found = survey(job, on_all_cores("scanned"), keep=not dry)
+    for line in found.formats:
+        print(line)
     for problem in found.problems:
         print(problem)
     what = f"{found.rows:,} rows, {len(found.pictures):,} pictures"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from cmoe.common.nearest import did_you_mean, near
@@ -68,7 +69,7 @@ def nearest(key: str, tree: Tree) -> list[str]:
 def key_type(tree: Tree, key: str) -> Any:
     """The type of a key's value, or the tree of a section; None where there is no such key.
 
-    Below a key whose value is a mapping any key is one of its.
+    Below a key whose value is a mapping any key is one of its; a mapping's value may be a section.
     """
     found: Any = tree
     for name in key.split("."):
@@ -76,6 +77,7 @@ def key_type(tree: Tree, key: str) -> Any:
             found = found.get(name)
         elif get_origin(found) is dict:
             found = get_args(found)[1]
+            found = tree_of(found) if isinstance(found, type) and is_dataclass(found) else found
         else:
             return None
     return found
@@ -107,6 +109,8 @@ def wrong_type(written: str, hint: Any, value: Any, *, text: bool = False) -> st
     if isinstance(hint, dict):
         shown = "null" if value is None else repr(value)
         return f"{written} is {shown}; a section is needed, with its keys: {', '.join(hint)}"
+    if get_origin(hint) is dict and is_dataclass(kind := get_args(hint)[1]):
+        return _wrong_sections(written, kind, yaml.safe_load(value) if text else value)
     parser = _one_value(hint)
     try:
         parser.parse_args([f"--value={value}"]) if text else parser.parse_object({"value": value})
@@ -114,6 +118,27 @@ def wrong_type(written: str, hint: Any, value: Any, *, text: bool = False) -> st
         choices = [str(c) for c in get_args(hint)] if get_origin(hint) is Literal else []
         meant = did_you_mean(near(str(value), choices))
         return f"{written} is {value!r}; {described(hint)} is needed{meant}"
+    return None
+
+
+def _wrong_sections(written: str, kind: Any, value: Any) -> str | None:
+    """The sentence about a mapping of names to sections, if something in it is wrong."""
+    keys = tree_of(kind)
+    if not isinstance(value, dict):
+        return f"{written} is {value!r}; a mapping of names is needed, each with {', '.join(keys)}"
+    needed = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]
+    for name, section in value.items():
+        here = f"{written}.{name}"
+        if not isinstance(section, dict):
+            return wrong_type(here, keys, section)
+        for key, each in section.items():
+            if key not in keys:
+                meant = did_you_mean(near(str(key), keys)) or f"; there are {', '.join(keys)}"
+                return f"{here}: unknown key {key}{meant}"
+            if problem := wrong_type(f"{here}.{key}", keys[key], each):
+                return problem
+        if missing := [key for key in needed if key not in section]:
+            return f"{here} has no {missing[0]}; {', '.join(needed)} are needed"
     return None
 
 

@@ -26,7 +26,7 @@ from cmoe.methods.settings import (
     ProbeConfig,
 )
 from cmoe.modeling.settings import MIN_SAMPLES, LocatorConfig, ModelConfig
-from cmoe.tasks.registry import require_known
+from cmoe.tasks.registry import require_judged
 from cmoe.training.settings import TrainingConfig
 
 
@@ -94,7 +94,7 @@ class RunConfig:
             raise ValueError(f"name is {self.name!r}; one folder's name is needed")
         if is_remote(self.runs) and not self.runs.startswith(S3):
             raise ValueError(f"runs is {self.runs!r}; a folder, or {S3}bucket/prefix")
-        require_known(self.data.tasks, "data.tasks")
+        require_judged(self.data)
         if self.entry.whole_weights and self.training.zero == 3:
             raise ValueError(
                 f"training.zero is 3; method {self.method} needs whole weights: 0, 1 or 2"

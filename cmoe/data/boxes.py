@@ -1,6 +1,6 @@
 """Boxes as text: `[left, top, right, bottom]`, in parts of the picture or in pixels.
 
-CoIN's are in parts of the picture. One rule says what may stand as Grounding's answer, for reading,
+CoIN's are in parts of the picture. One rule says what may stand as such an answer, for reading,
 preparing and scoring.
 """
 
@@ -19,8 +19,8 @@ Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 """Width and height of a picture, in pixels."""
 
-BOXED = "Grounding"
-"""The task whose answers are boxes."""
+BOXED = ("box", "iou")
+"""The scorers by which answers are boxes."""
 
 _NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?"
 _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
@@ -67,7 +67,7 @@ def in_pixels(box: Box) -> bool:
 
 
 def read_answer(text: str, field: str = "answer") -> Box:
-    """The box of a Grounding answer: four numbers between commas, with or without brackets.
+    """The box of an answer: four numbers between commas, with or without brackets.
 
     Args:
         text: The answer.
@@ -86,7 +86,7 @@ def read_answer(text: str, field: str = "answer") -> Box:
 
 
 def checked(sample: Sample, own: Callable[[], Size | None]) -> Sample:
-    """A sample of Grounding whose answer is a box in its picture.
+    """A sample of boxes whose answer is a box in its picture.
 
     A box in pixels needs the picture's size: the row's, or else the picture's own, which the sample
     then has. The row's is the original picture's, and the picture may have been made smaller since:

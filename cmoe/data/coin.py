@@ -1,7 +1,8 @@
-"""CoIN's tasks, from its own files or from the Parquet that was made of them.
+"""A stream's tasks: CoIN's, the user's own, and what was prepared of them.
 
 <root>/Instructions_Original/<Task>/train.json, test.json or val.json: a list of questions per
-split, with pictures under one folder; or <root>/manifest.json (`shards`).
+split, with pictures under one folder; or <root>/manifest.json (`shards`). The files of the user's
+own tasks are those that `data.own` names (`formats`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
 from cmoe.common.errors import DataError
 from cmoe.data.boxes import Size
-from cmoe.data.documents import read_document
+from cmoe.data.formats.coin_rows import coin_rows
+from cmoe.data.formats.documents import read_document
+from cmoe.data.formats.own_rows import OwnRows
+from cmoe.data.formats.parsed import usable
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import image_size
 from cmoe.data.paraphrases import Paraphrased
 from cmoe.data.row_rules import RowRule, Split
-from cmoe.data.rows import read_samples
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.data.shards import (
@@ -40,9 +44,14 @@ _NAMES: Mapping[Split, tuple[str, ...]] = {
 
 
 def read_tasks(
-    config: DataConfig, seed: int, *, tokens: Sequence[str] | None = None, least: int = 1
+    config: DataConfig,
+    seed: int,
+    *,
+    tokens: Sequence[str] | None = None,
+    least: int = 1,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Task, ...]:
-    """All tasks of a stream, from CoIN's own files or from what was prepared of them.
+    """All tasks of a stream, from their files or from what was prepared of them.
 
     Args:
         config: Where they are.
@@ -50,14 +59,23 @@ def read_tasks(
         tokens: Of the base (`reserved_tokens`), which no text may hold. None where that was seen to
             before: then prepared rows aren't read through, either.
         least: Training samples that each task needs.
+        say: Told of each file of the user's own tasks, which format it has.
 
     Raises:
         DataError: A file, a row or a picture is missing or can't be used, or a split has too few.
     """
     root = find_root(config.root)
     manifest = read_manifest(root)
-    source: Source = _Prepared(root, manifest, tokens) if manifest else _Files(config, tokens or ())
-    return tuple(_read_task(config, source, name, seed, least) for name in config.tasks)
+    files = _Files(config, tokens or (), say=say)
+    stored = _Prepared(config, root, manifest, tokens) if manifest else None
+
+    def source(task: str) -> Source:
+        """What was prepared, or the files; of own tasks they may be beside what was prepared."""
+        if stored is None or (task in config.own and task not in stored.manifest["tasks"]):
+            return files
+        return stored
+
+    return tuple(_read_task(config, source(name), name, seed, least) for name in config.tasks)
 
 
 def _read_task(config: DataConfig, source: Source, name: str, seed: int, least: int) -> Task:
@@ -77,7 +95,7 @@ def _read_task(config: DataConfig, source: Source, name: str, seed: int, least: 
     if config.paraphrase:
         how = f"{seed}/{name}/paraphrase"
         train = Paraphrased(train, config.paraphrase, how, instructed=True)
-    return Task(name, train, judged)
+    return Task(name, train, judged, config.scorer(name))
 
 
 def held_out(samples: int, config: DataConfig, name: str) -> int:
@@ -159,44 +177,70 @@ class _Prepared:
     """Parquet, as `coin_prepare.py` writes it."""
 
     def __init__(
-        self, root: str, manifest: Mapping[str, Any], tokens: Sequence[str] | None
+        self,
+        config: DataConfig,
+        root: str,
+        manifest: Mapping[str, Any],
+        tokens: Sequence[str] | None,
     ) -> None:
-        self.root, self.manifest, self.tokens = root, manifest, tokens
+        self.config, self.root, self.manifest, self.tokens = config, root, manifest, tokens
 
     def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
         rows = read_rows(self.root, self.manifest, task, split)[:limit]
         if not len(rows):
             raise DataError(f"{self.root}: {task}/{split} has no sample; one at least is needed")
         if self.tokens is not None:  # they may have been prepared for another base
-            rule = RowRule(task, split, tuple(self.tokens))
+            rule = RowRule(task, split, tuple(self.tokens), self.config.scorer(task))
             require_usable_rows(rows, self.root, self.manifest, rule)
         return rows
 
 
 class _Files:
-    """CoIN's own JSON; whether its pictures must be there, too."""
+    """CoIN's own JSON, and files of the user's own; whether their pictures must be there, too."""
 
-    def __init__(self, config: DataConfig, tokens: Sequence[str], *, pictures: bool = True) -> None:
-        self.config, self.tokens, self.pictures = config, tokens, pictures
+    def __init__(
+        self,
+        config: DataConfig,
+        tokens: Sequence[str],
+        *,
+        pictures: bool = True,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.config, self.tokens, self.pictures, self.say = config, tokens, pictures, say
 
     def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
+        rule = RowRule(task, split, tuple(self.tokens), self.config.scorer(task))
+        return self._own(rule, limit) if task in self.config.own else self._coin(rule, limit)
+
+    def _own(self, rule: RowRule, limit: int | None) -> Sequence[Sample]:
+        rows = OwnRows(self.config, rule)
+        found = islice(rows.parsed(), limit)
+        samples = tuple(usable(found, rule, own_size, pictures=self.pictures))
+        if not samples:
+            file = self.config.own[rule.task].file(rule.split)
+            raise DataError(f"{file}: has no rows; {rule.task}/{rule.split} needs one at least")
+        if self.say is not None:
+            self.say(rows.told(len(samples)))
+        return samples
+
+    def _coin(self, rule: RowRule, limit: int | None) -> Sequence[Sample]:
+        task, split = rule.task, rule.split
         file = split_file(Path(self.config.root), task, split)
         images = Path(self.config.root) / self.config.images
-        rule = RowRule(task, split, tuple(self.tokens))
         rows = read_json(file)
         if limit is not None and self.config.generate and len(rows) < limit:
             raise DataError(
                 f"{file}: {len(rows)} samples, {limit} are asked for; remove {self.config.root}, "
                 "and they will be generated"
             )
-        samples = read_samples(file, rows[:limit], images, rule, own_size, pictures=self.pictures)
-        return tuple(samples)
+        found = coin_rows(file, rows[:limit], images, rule)
+        return tuple(usable(found, rule, own_size, pictures=self.pictures))
 
 
 def count_rows(
     config: DataConfig, task: str, split: Split, tokens: Callable[[], Sequence[str]]
 ) -> int | None:
-    """How many rows of a split a run would read; None where CoIN's file isn't there.
+    """How many rows of a split a run would read; None where a file of CoIN's isn't there.
 
     Args:
         config: Where the files are; the pictures needn't be.
@@ -207,7 +251,7 @@ def count_rows(
     Raises:
         DataError: A row can't be used.
     """
-    if not _split_files(Path(config.root), task, split):
+    if task not in config.own and not _split_files(Path(config.root), task, split):
         return None
     limit = config.train_samples if split == "train" else config.test_samples
     return len(_Files(config, tokens(), pictures=False).split(task, split, limit))

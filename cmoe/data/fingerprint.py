@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from cmoe.common.errors import DataError
 from cmoe.common.files import WORKING_COPIES
-from cmoe.data.samples import Picture, Sample, StoredPicture
+from cmoe.data.samples import EmbeddedPicture, InlinePicture, Picture, Sample, StoredPicture
 from cmoe.data.shards import StoredSamples
 
 CODE = 2  # bytes kept of each sample's digest: enough to say which one changed
@@ -98,18 +98,22 @@ def _of_one(values: list[Any]) -> Any:
 
 
 def _namer(root: str) -> Callable[[Picture], Any]:
-    """What gives an image's name: its path relative to the root, or its place in a shard."""
+    """What gives an image's name: its path relative to the root, or its place in what holds it."""
     prefix = f"{Path(root)}{os.sep}"
 
     def name(image: Picture) -> Any:
         if isinstance(image, StoredPicture):  # a shard's own name holds its digest
             return [Path(image.shard).name, image.group, image.row]
+        if isinstance(image, EmbeddedPicture | InlinePicture):
+            return image.name
         return str(image).removeprefix(prefix)
 
     return name
 
 
 def _file(image: Picture, files: Mapping[Path, ImageFile]) -> ImageFile | None:
+    if isinstance(image, EmbeddedPicture):
+        return ImageFile(image.size, 0)
     return files.get(image) if isinstance(image, Path) else None
 
 

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from cmoe.common.errors import DataError
 from cmoe.data.image_headers import UnusableError, header_of
 from cmoe.data.image_limits import ImageLimits
-from cmoe.data.samples import StoredPicture, name_of
+from cmoe.data.samples import Picture, name_of
 
 PICTURE = "the picture"  # what errors call one without a file
 SIDE = 65_535  # pixels: the longest side of any JPEG or GIF; longer lines cost without bound
@@ -57,7 +57,7 @@ class TooMuchWorkError(ImageTooLargeError):
 # A picture's file
 
 
-def read_image(file: Path | StoredPicture, limits: ImageLimits) -> bytes:
+def read_image(file: Picture, limits: ImageLimits) -> bytes:
     """A picture's file.
 
     Raises:
@@ -65,7 +65,7 @@ def read_image(file: Path | StoredPicture, limits: ImageLimits) -> bytes:
     """
     name = name_of(file)
     try:
-        data = file.open().read() if isinstance(file, StoredPicture) else _read(file, limits, name)
+        data = _read(file, limits, name) if isinstance(file, Path) else file.open().read()
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -168,12 +168,12 @@ def _too_large_file(name: str, limits: ImageLimits) -> ImageError:
     return ImageTooLargeError(f"{name} has a file larger than {limits.file_bytes:,} bytes")
 
 
-def image_size(file: Path | StoredPicture, limits: ImageLimits) -> tuple[int, int]:
+def image_size(file: Picture, limits: ImageLimits) -> tuple[int, int]:
     """Width and height in pixels; errors as in `read_image` and `open_image`."""
     return open_image(read_image(file, limits), limits, name_of(file)).size
 
 
-def load_image(file: Path | StoredPicture, limits: ImageLimits) -> Image.Image:
+def load_image(file: Picture, limits: ImageLimits) -> Image.Image:
     """A picture in three channels; errors as in `read_image`, `open_image` and `to_rgb`."""
     name = name_of(file)
     return to_rgb(open_image(read_image(file, limits), limits, name), name)

@@ -1,4 +1,4 @@
-"""From CoIN's files to Parquet shards: checked, every picture stored once, whole or not at all.
+"""From files of rows to Parquet shards: checked, every picture stored once, whole or not at all.
 
 Pictures are scanned (read, hashed, decoded) and stored in parallel by whoever `each` is; rows are
 few bytes and go through one process, a split at a time. What was finished before an interruption is
@@ -27,10 +27,10 @@ from cmoe.common.errors import DataError
 from cmoe.common.files import publish
 from cmoe.common.storage import exists, explained, filesystem
 from cmoe.common.storage_errors import READ, WRITTEN
-from cmoe.data.boxes import BOXED
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import read_image
 from cmoe.data.row_rules import Split
+from cmoe.data.samples import Picture, name_of
 from cmoe.data.shards import FORMAT, IMAGE_SCHEMA, IMAGES, MANIFEST, ROW_SCHEMA, ROWS
 from cmoe.data.survey import PARTIAL, SPLITS, Each, Preparation, Scan, Survey, usable_rows, with_box
 
@@ -48,8 +48,8 @@ class Place(NamedTuple):
     row: int
 
 
-Group = tuple[tuple[str, str], ...]
-"""Pictures that share a row group: path and digest of each."""
+Group = tuple[tuple[Picture, str], ...]
+"""Pictures that share a row group: each with its digest."""
 
 
 def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
         DataError: A picture changed after it was scanned.
     """
     shards, places = plan(found.pictures)
-    stored = list(each(partial(store, job.pictures, job.out, job.limits), shards))
+    stored = list(each(partial(store, job.out, job.limits), shards))
     manifest = {
         "format": FORMAT,
         "tasks": {t: {s: _store_rows(job, t, s, places, found) for s in SPLITS} for t in job.tasks},
@@ -87,16 +87,18 @@ def prepare(job: Preparation, found: Survey, each: Each) -> dict[str, Any]:
     return manifest
 
 
-def plan(pictures: Mapping[str, Scan]) -> tuple[list[tuple[Group, ...]], dict[str, Place]]:
-    """What goes into which shard and row group, and where each path's picture is then found.
+def plan(
+    pictures: Mapping[Picture, Scan],
+) -> tuple[list[tuple[Group, ...]], dict[Picture, Place]]:
+    """What goes into which shard and row group, and where each picture is then found.
 
     Pictures of the same bytes are stored once. Those first used together lie together.
     """
-    shards: list[list[list[tuple[str, str]]]] = []
-    places: dict[str, Place] = {}
+    shards: list[list[list[tuple[Picture, str]]]] = []
+    places: dict[Picture, Place] = {}
     by_digest: dict[str, Place] = {}
     in_group = in_shard = 0
-    for name, one in pictures.items():
+    for picture, one in pictures.items():
         if one.sha256 not in by_digest:
             if not shards or (in_group + one.bytes > GROUP_BYTES and shards[-1][-1]):
                 if not shards or in_shard + one.bytes > SHARD_BYTES:
@@ -106,16 +108,14 @@ def plan(pictures: Mapping[str, Scan]) -> tuple[list[tuple[Group, ...]], dict[st
                 in_group = 0
             group = shards[-1][-1]
             by_digest[one.sha256] = Place(len(shards) - 1, len(shards[-1]) - 1, len(group))
-            group.append((name, one.sha256))
+            group.append((picture, one.sha256))
             in_group += one.bytes
             in_shard += one.bytes
-        places[name] = by_digest[one.sha256]
+        places[picture] = by_digest[one.sha256]
     return [tuple(tuple(group) for group in shard) for shard in shards], places
 
 
-def store(
-    pictures: Path, out: str, limits: ImageLimits, groups: tuple[Group, ...]
-) -> dict[str, Any]:
+def store(out: str, limits: ImageLimits, groups: tuple[Group, ...]) -> dict[str, Any]:
     """Write a shard of pictures, a row group at a time.
 
     Raises:
@@ -133,7 +133,7 @@ def store(
             with explained(file, WRITTEN):
                 with pq.ParquetWriter(file, IMAGE_SCHEMA, compression="none") as writer:
                     for group in groups:
-                        table = _picture_table(pictures, limits, group)
+                        table = _picture_table(limits, group)
                         writer.write_table(table, row_group_size=len(group))
                 digest, size = _digest(file.open("rb"))
             publish(file, f"{out}/{name}")
@@ -141,24 +141,25 @@ def store(
     return {"file": name, "pictures": count, "bytes": size, "sha256": digest}
 
 
-def _picture_table(pictures: Path, limits: ImageLimits, group: Group) -> pa.Table:
-    data = [read_image(pictures / name, limits) for name, _ in group]
-    for (name, digest), found in zip(group, data, strict=True):
+def _picture_table(limits: ImageLimits, group: Group) -> pa.Table:
+    data = [read_image(picture, limits) for picture, _ in group]
+    for (picture, digest), found in zip(group, data, strict=True):
         if hashlib.sha256(found).hexdigest() != digest:
-            raise DataError(f"picture {pictures / name} changed while it was prepared; start again")
+            raise DataError(f"{name_of(picture)} changed while it was prepared; start again")
     return pa.table([[digest for _, digest in group], data], schema=IMAGE_SCHEMA)
 
 
 def _store_rows(
-    job: Preparation, task: str, split: Split, places: Mapping[str, Place], found: Survey
+    job: Preparation, task: str, split: Split, places: Mapping[Picture, Place], found: Survey
 ) -> dict[str, Any]:
     """Write a split's rows; what the manifest says of them."""
     answers: Counter[str] = Counter()
     shards: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    for _, sample, names in usable_rows(job, task, split):
-        if task == BOXED:
-            sample = with_box(sample, [found.pictures[name] for name in names])
+    boxed, folder = job.rule(task, split).boxed, job.pictures(task)
+    for _, sample in usable_rows(job, task, split):
+        if boxed:
+            sample = with_box(sample, [found.pictures[picture] for picture in sample.images])
         answers[sample.answer] += 1
         rows.append(
             {
@@ -167,7 +168,10 @@ def _store_rows(
                 "answer": sample.answer,
                 "answers": sample.answers,
                 "further": [turn._asdict() for turn in sample.further],
-                "images": [places[name]._asdict() | {"name": name} for name in names],
+                "images": [
+                    places[picture]._asdict() | {"name": _name(picture, folder)}
+                    for picture in sample.images
+                ],
                 "size": sample.size,
             }
         )
@@ -186,6 +190,11 @@ def _store_rows(
         },
         "shards": shards,
     }
+
+
+def _name(picture: Picture, folder: Path) -> str:
+    """What a data set calls a picture: its path, where it has one."""
+    return picture.relative_to(folder).as_posix() if isinstance(picture, Path) else picture.name
 
 
 def _store_shard(out: str, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

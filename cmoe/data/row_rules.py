@@ -1,6 +1,6 @@
 """Whether a row can be used: one rule for reading, preparing, planning and scoring.
 
-A row is an object of a task's JSON file (`rows`), or a sample that was prepared from one. What
+A row is one of a file in any of the `formats`, or a sample that was prepared from one. What
 can't be used is a `DataError`, whatever the file holds; the caller says in which file and row.
 """
 
@@ -19,6 +19,7 @@ from cmoe.common.errors import DataError
 from cmoe.data import boxes
 from cmoe.data.boxes import BOXED, Size
 from cmoe.data.samples import PLACEHOLDER, Sample, name_of
+from cmoe.data.settings import SCORERS
 from cmoe.data.texts import TextRule, is_blank
 
 Split = Literal["train", "test"]
@@ -51,11 +52,13 @@ class RowRule:
         split: `train` rows are conversations or a question with its answer; `test` rows are the
             latter, as CoIN's own scripts read them.
         tokens: Of the base, which no text may hold.
+        scorer: The name of what judges the task; "" is the one registered for the task's name.
     """
 
     task: str
     split: Split
     tokens: tuple[str, ...] = ()
+    scorer: str = ""
     texts: TextRule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +67,7 @@ class RowRule:
     @property
     def boxed(self) -> bool:
         """Whether the answers are boxes."""
-        return self.task == BOXED
+        return (self.scorer or SCORERS.get(self.task)) in BOXED
 
 
 def require_object(row: Any) -> Mapping[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -44,7 +45,64 @@ class StoredPicture:
         return f"{self.name} ({self.shard})"
 
 
-Picture = Path | StoredPicture
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture in a cell of an Arrow file, which is mapped into memory and read when it is opened.
+
+    Attributes:
+        file: The Arrow file, on this machine.
+        column: Of the cell.
+        row: Of the file.
+        index: In the cell's list; None where the cell holds one picture.
+        size: Of the picture's file, in bytes.
+        name: What the data set calls it, and its row: the same on every machine.
+    """
+
+    file: str
+    column: str
+    row: int
+    index: int | None
+    size: int
+    name: str
+
+    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
+        """The picture's file, as the data set holds it; as `Path.open`."""
+        cell = arrow_table(self.file).column(self.column)[self.row]
+        if self.index is not None:
+            cell = cell.values[self.index]
+        found = cell.as_py()
+        return BytesIO(found["bytes"] if isinstance(found, dict) else found)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class InlinePicture:
+    """A picture that its row holds itself, as a `data:` URL. It stays in memory.
+
+    Attributes:
+        digest: sha256 of its file, by which it is compared.
+        data: Its file.
+    """
+
+    digest: str
+    data: bytes = field(compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The same on every machine."""
+        return f"data:{self.digest}"
+
+    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
+        """The picture's file; as `Path.open`."""
+        return BytesIO(self.data)
+
+    def __str__(self) -> str:
+        return f"of a data: URL (sha256 {self.digest[:12]})"
+
+
+Picture = Path | StoredPicture | EmbeddedPicture | InlinePicture
 """An image's file."""
 
 Parts = tuple[str | None, ...]
@@ -112,11 +170,19 @@ def parts_of(text: str) -> Parts:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of the stream: what it is trained and what it is judged on."""
+    """One task of the stream.
+
+    Attributes:
+        name: Its name.
+        train: What it is trained on.
+        test: What it is judged on.
+        scorer: The name of what judges it; "" is the one registered for the task's name.
+    """
 
     name: str
     train: Sequence[Sample]
     test: Sequence[Sample]
+    scorer: str = ""
 
 
 # A group holds about a megabyte, and neighbours are often asked for together.
@@ -127,6 +193,19 @@ def _group(shard: str, group: int) -> Any:
 
     with explained(shard, READ):
         return _file(shard).read_row_group(group, columns=["bytes"]).column(0)
+
+
+def arrow_table(file: str) -> Any:
+    """The table of an Arrow file, mapped into memory; of the file as it is now."""
+    found = os.stat(file)
+    return _mapped(file, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _mapped(file: str, time: int, number: int) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(file)).read_all()
 
 
 @lru_cache(maxsize=64)

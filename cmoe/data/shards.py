@@ -23,7 +23,7 @@ from cmoe.common.errors import DataError
 from cmoe.common.files import whole
 from cmoe.common.storage import exists, explained, filesystem, is_local
 from cmoe.common.storage_errors import READ, WRITTEN
-from cmoe.data.documents import parse_document
+from cmoe.data.formats.documents import parse_document
 from cmoe.data.row_rules import Ids, RowRule, require_usable, shown
 from cmoe.data.samples import Sample, StoredPicture, Turn
 

@@ -15,7 +15,7 @@ from cmoe.evaluation.targets import Targets
 from cmoe.folder import MATRIX as MATRIX
 from cmoe.modeling.primitive import MEMORY
 from cmoe.modeling.routers import BASE
-from cmoe.tasks.registry import scored, scorer_name
+from cmoe.tasks.registry import judged_by, scored
 from cmoe.tasks.scorer import Mode
 from cmoe.tasks.scoring import Scored
 
@@ -89,7 +89,7 @@ def results(
         "method": facts.method,
         "told": facts.told,
         "scoring": scoring,
-        "scorers": {t.name: scorer_name(t.name) for t in tasks},
+        "scorers": {t.name: judged_by(t) for t in tasks},
         **tables[scoring],
         other: {key: value for key, value in tables[other].items() if key != "last_scores"},
         "location": _location(tasks[: len(stages)], found.stages[stages[-1]])
@@ -169,7 +169,7 @@ def _tables(
                 found.text(name, question, facts.digests[a])
                 for question, a in zip(targets[name], answering, strict=True)
             ]
-            known[key] = scored(name, mode, texts, list(targets[name].values()))
+            known[key] = scored(tasks[task], mode, texts, list(targets[name].values()))
         return known[key]
 
     def cell(task: int, answering: Sequence[int]) -> float:

@@ -58,7 +58,7 @@ def shown_samples(
         predictions.text(task.name, sample.id, digests[by])
         for sample, by in zip(task.test, stage.by, strict=True)
     ]
-    scores = scored(task.name, found["scoring"], texts, wanted).each
+    scores = scored(task, found["scoring"], texts, wanted).each
     own = found["tasks"].index(task.name)
     locates = found["location"] is not None
     return [

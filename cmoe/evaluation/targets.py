@@ -10,8 +10,9 @@ from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.tasks.answer_files import choices, read_targets
-from cmoe.tasks.registry import scorer_of
+from cmoe.tasks.registry import judged_by
 from cmoe.tasks.scorer import Target
+from cmoe.tasks.scorer_registry import scorer_named
 from cmoe.tasks.scoring import require_targets
 
 Targets = Mapping[str, Mapping[str, Target]]
@@ -36,8 +37,8 @@ def stream_targets(
         else {sample.id: target(sample) for sample in task.test}
         for task in tasks
     }
-    for name, each in targets.items():
-        require_targets(scorer_of(name), name, each)
+    for task in tasks:
+        require_targets(scorer_named(judged_by(task)), task.name, targets[task.name])
     return targets
 
 
@@ -61,4 +62,4 @@ def _answered(task: Task, file: Path) -> dict[str, Target]:
 
 def target(sample: Sample) -> Target:
     """What a scorer needs of a sample that nothing else is known of."""
-    return Target(sample.answer, sample.size, choices(sample.text))
+    return Target(sample.answer, sample.size, choices(sample.text), sample.answers)

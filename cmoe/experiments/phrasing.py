@@ -76,8 +76,8 @@ def asked_naturally(
             figures = [
                 100 * fmean(right for right, _, _, _ in found),
                 100 * fmean(unknown for _, unknown, _, _ in found),
-                scored(name, mode, [said for _, _, said, _ in found], wanted).figure,
-                scored(name, mode, [said for _, _, _, said in found], wanted).figure,
+                scored(task, mode, [said for _, _, said, _ in found], wanted).figure,
+                scored(task, mode, [said for _, _, _, said in found], wanted).figure,
             ]
             sums = [total + figure for total, figure in zip(sums, figures, strict=True)]
         yield Asked(way, *(total / len(tasks) for total in sums))

@@ -316,6 +316,8 @@ def ensure_data(config: DataConfig) -> None:
         DataError: There is no data, and none is to be generated.
         StorageError: It can't be read, or not be written.
     """
+    if config.only_own:  # their files are looked for when they are read
+        return
     if not config.root.startswith(HUB):
         require_reachable(config.root)
     if read_manifest(find_root(config.root)) or (Path(config.root) / INSTRUCTIONS).is_dir():

@@ -122,7 +122,7 @@ def _claimed(
         show(f"{config.url}: reading {len(config.data.tasks)} tasks from {config.data.root}")
         require_uploaded(config)
         ensure_data(config.data)
-        tasks = read_stream(config)
+        tasks = read_stream(config, show)
         targets = stream_targets(tasks, config.data, config.evaluation)
         if folder.config.is_file() and not folder.data.is_file():
             show(f"{config.url}: has no {DATA}; the run goes on with the data as it is now")
@@ -210,13 +210,18 @@ def check_model(config: RunConfig) -> None:
         )
 
 
-def read_stream(config: RunConfig) -> tuple[Task, ...]:
+def read_stream(config: RunConfig, show: Callable[[str], None] | None = None) -> tuple[Task, ...]:
     """The tasks of a run, held to what its base and its method need of them.
 
     Workers read them again, and needn't look.
+
+    Args:
+        config: The run.
+        show: Told which formats the files of own tasks have.
 
     Raises:
         DataError: As `read_tasks`.
     """
     tokens = reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
-    return read_tasks(config.data, config.seed, tokens=tokens, least=config.least_samples)
+    least = config.least_samples
+    return read_tasks(config.data, config.seed, tokens=tokens, least=least, say=show)

@@ -27,7 +27,9 @@ from typing import Any
 
 from cmoe.common.errors import DataError
 from cmoe.common.files import whole
-from cmoe.data.documents import parse_document, read_document, read_file
+from cmoe.data.formats.coin_rows import coin_rows
+from cmoe.data.formats.documents import parse_document, read_document, read_file
+from cmoe.data.formats.parsed import usable
 from cmoe.data.row_rules import (
     RowRule,
     listed,
@@ -36,7 +38,6 @@ from cmoe.data.row_rules import (
     require_size,
     shown,
 )
-from cmoe.data.rows import read_samples
 from cmoe.tasks.scorer import Target
 from cmoe.tasks.scorers import ANSWERS, OPTIONS
 
@@ -126,7 +127,8 @@ _Rows = Iterator[tuple[str, str, Target]]
 
 def _coin_rows(task: str, file: Path, found: list[Any]) -> _Rows:
     rule = RowRule(task, "test")
-    samples = read_samples(file, found, file.parent, rule, lambda _: None, pictures=False)
+    rows = coin_rows(file, found, file.parent, rule)
+    samples = usable(rows, rule, lambda _: None, pictures=False)
     for number, sample in enumerate(samples):
         target = Target(sample.answer, sample.size, choices(sample.text))
         yield f"{file}, row {number}", sample.id, target

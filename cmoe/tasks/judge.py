@@ -7,13 +7,17 @@ By a task, joined with its answers as CoIN's own scripts do:
 Or by a scorer, against a file of answers of your own:
 
     cmoe score --scorer anls --predictions said.jsonl --answers answers.jsonl
+
+Or by a task of your own, which a configuration names, against its own test rows:
+
+    cmoe score --config mine.yaml --task MyVQA --predictions said.jsonl
 """
 
 from __future__ import annotations
 
 import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -102,8 +106,18 @@ def judge_by(
     )
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """The program; returns its exit status, 2 where a file can't be used."""
+Own = Callable[[str, str], tuple[str, Mapping[str, Target]]]
+"""Of a task in a configuration's file: the scorer's name, and the targets of its test."""
+
+
+def main(arguments: Sequence[str], prog: str, own: Own) -> int:
+    """The program; returns its exit status, 2 where a file can't be used.
+
+    Args:
+        arguments: Its command line.
+        prog: Its name.
+        own: Reads a task of a configuration.
+    """
     modes = get_args(Mode)
     parser = Parser(
         prog=prog,
@@ -111,14 +125,17 @@ def main(arguments: Sequence[str], prog: str) -> int:
         formatter_class=RawDescriptionHelpFormatter,
     )
     judged = parser.add_mutually_exclusive_group(required=True)
-    judged.add_argument("--task", choices=tasks(), help="what was asked")
+    configured = any(word.partition("=")[0] == "--config" for word in arguments)
+    named = None if configured else tasks()
+    judged.add_argument("--task", choices=named, help="what was asked")
     judged.add_argument("--scorer", help=f"by name: {', '.join(scorers())}")
     parser.add_argument(
         "--predictions", required=True, type=Path, help="JSON lines, with question_id and text"
     )
+    parser.add_argument("--config", help="of a run that has the task; tells its test rows, too")
     parser.add_argument(
         "--answers",
-        required=True,
+        required=not configured,
         type=Path,
         help="of a task: CoIN's test.json or val.json, or the data set's own: problems.json of "
         "ScienceQA (beside pid_splits.json), TextVQA_0.5.1_val.json, "
@@ -135,11 +152,10 @@ def main(arguments: Sequence[str], prog: str) -> int:
     asked = parser.parse_args(arguments)
     try:
         name = asked.task or asked.scorer
-        scorer = scorer_of(name) if asked.task else scorer_named(name)
-        if asked.scorer and (lack := lacks(name)) is not None:
-            raise ValueError(f"--scorer is {name}, and {lack}")
+        if asked.config and not asked.task:
+            raise ValueError("--config needs --task, one of its tasks")
         predictions = read_predictions(asked.predictions)
-        answers = read_targets(name, asked.answers) if asked.task else read_answers(asked.answers)
+        scorer, answers = _judging(asked, own)
         two = isinstance(scorer, CoinScorer)
         for mode in modes[: 2 if two else 1] if asked.mode == "both" else (asked.mode,):
             found = judge_by(scorer, name, mode, predictions, answers)
@@ -151,6 +167,18 @@ def main(arguments: Sequence[str], prog: str) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _judging(asked: Namespace, own: Own) -> tuple[AnyScorer, Mapping[str, Target]]:
+    """What judges, and what it judges by."""
+    if asked.config:
+        name, answers = own(asked.config, asked.task)
+        return scorer_named(name), read_answers(asked.answers) if asked.answers else answers
+    if asked.task:
+        return scorer_of(asked.task), read_targets(asked.task, asked.answers)
+    if (lack := lacks(asked.scorer)) is not None:
+        raise ValueError(f"--scorer is {asked.scorer}, and {lack}")
+    return scorer_named(asked.scorer), read_answers(asked.answers)
 
 
 def _told(scorer: AnyScorer, found: Verdict) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cmoe.common.nearest import unknown
+from cmoe.data.samples import Task
+from cmoe.data.settings import SCORERS, DataConfig
 from cmoe.tasks.scorer import AnyScorer, CorpusScorer, Mode, Target
 from cmoe.tasks.scorer_registry import lacks, scorer_named
 from cmoe.tasks.scoring import Scored, scored_by, scores_by
 
-_SCORERS: dict[str, str] = {}
+_SCORERS = SCORERS
 
 
 def register_task(name: str, *, scorer: str) -> None:
@@ -26,17 +28,6 @@ def register_task(name: str, *, scorer: str) -> None:
         raise ValueError(f"task {name!r} is there already, with scorer {_SCORERS[name]!r}")
 
 
-# CoIN's, in its order.
-register_task("ScienceQA", scorer="scienceqa")
-register_task("TextVQA", scorer="textvqa")
-register_task("ImageNet", scorer="class_name")
-register_task("GQA", scorer="lower_case")
-register_task("VizWiz", scorer="upper_case")
-register_task("Grounding", scorer="box")
-register_task("VQAv2", scorer="upper_case")
-register_task("OCRVQA", scorer="ocr")
-
-
 def tasks() -> tuple[str, ...]:
     """The names of all registered tasks."""
     return tuple(_SCORERS)
@@ -51,6 +42,15 @@ def scorer_name(task: str) -> str:
     if task not in _SCORERS:
         raise ValueError(f"no scorer for task {task!r}; {unknown(task, _SCORERS)}")
     return _SCORERS[task]
+
+
+def judged_by(task: Task) -> str:
+    """The name of what judges a stream's task: its own, or the one that is registered.
+
+    Raises:
+        ValueError: As `scorer_name`.
+    """
+    return task.scorer or scorer_name(task.name)
 
 
 def scorer_of(task: str) -> AnyScorer:
@@ -81,6 +81,29 @@ def require_known(names: Iterable[str], key: str) -> None:
             raise ValueError(f"{key} names {task!r}, whose scorer is {_SCORERS[task]}: {lack}")
 
 
+def require_judged(data: DataConfig) -> None:
+    """Refuse a stream with tasks that nothing could score, and own tasks whose scorer isn't there.
+
+    Raises:
+        ValueError: As `require_known`; or names the task of `data.own`.
+    """
+    for name, own in data.own.items():
+        key = f"data.own.{name}.scorer is {own.scorer!r}"
+        try:
+            lack = lacks(own.scorer)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+        if lack is not None:
+            raise ValueError(f"{key}, and {lack}")
+    known = [*_SCORERS, *data.own]
+    for task in data.tasks:
+        if task not in known:
+            raise ValueError(
+                f"data.tasks names {task!r}, which has no scorer; {unknown(task, known)}"
+            )
+    require_known((task for task in data.tasks if task not in data.own), "data.tasks")
+
+
 def score(
     task: str, mode: Mode, predictions: Sequence[str | None], targets: Sequence[Target]
 ) -> list[float]:
@@ -100,10 +123,10 @@ def score(
 
 
 def scored(
-    task: str, mode: Mode, predictions: Sequence[str | None], targets: Sequence[Target]
+    task: Task, mode: Mode, predictions: Sequence[str | None], targets: Sequence[Target]
 ) -> Scored:
     """A task's figure in percent, of at least one sample, with the scores that it is the mean of.
 
     Raises ValueError as `score`; but a figure needn't be made of samples' scores.
     """
-    return scored_by(scorer_of(task), task, mode, predictions, targets)
+    return scored_by(scorer_named(judged_by(task)), task.name, mode, predictions, targets)

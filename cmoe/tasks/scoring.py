@@ -99,8 +99,8 @@ def _require_pairs(name: str, predictions: Sequence[str | None], targets: Sequen
 def require_targets(scorer: AnyScorer, name: str, targets: Mapping[str, Target]) -> None:
     """Refuse targets that a scorer can't judge by, before anything is trained.
 
-    Every target is scored with its own answer. CoIN's scorers are left out: who reads CoIN's files
-    looks at their targets. A corpus scorer is tried on the first target alone.
+    Every target is scored with its own answer. Of CoIN's scorers those with several answers are:
+    who reads rows looks at the rest. A corpus scorer is tried on the first target alone.
 
     Args:
         scorer: What will judge.
@@ -111,7 +111,7 @@ def require_targets(scorer: AnyScorer, name: str, targets: Mapping[str, Target])
         DataError: Names the sample, and what is wrong with its target or with the scorer.
     """
     if isinstance(scorer, CoinScorer):
-        return
+        targets = {key: target for key, target in targets.items() if target.answers}
     whole = isinstance(scorer, CorpusScorer)
     for key, target in list(targets.items())[: 1 if whole else None]:
         try:

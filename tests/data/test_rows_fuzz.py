@@ -20,8 +20,8 @@ from PIL import Image
 
 from cmoe.common.errors import DataError
 from cmoe.data.coin import count_rows, read_tasks
+from cmoe.data.formats.coin_rows import KEYS, METADATA
 from cmoe.data.prepare import prepare
-from cmoe.data.rows import KEYS, METADATA
 from cmoe.data.samples import Sample, StoredPicture
 from cmoe.data.settings import DataConfig
 from cmoe.data.survey import Preparation, survey

@@ -27,6 +27,7 @@ from support.reported_runs import (
     write_report_data,
 )
 
+from cmoe.cli.score import main as score_file
 from cmoe.common.run_files import RunFileError, write_json
 from cmoe.evaluation.report_data import report_data
 from cmoe.folder import MATRIX, REPORT, RunFolder
@@ -35,7 +36,6 @@ from cmoe.modeling.settings import MINI_BASE
 from cmoe.reports.run_page import write_run_page
 from cmoe.store.log import Store
 from cmoe.store.model import load_model
-from cmoe.tasks.judge import main as score_file
 
 
 @pytest.fixture(params=["grown", "overwritten", "begun", "single"])

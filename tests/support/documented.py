@@ -24,6 +24,7 @@ SHORT = (
     "--training.steps 2 --training.global_batch 16 --training.micro_batch 8 --probe.steps 2 "
     "--locator.steps 20 --cluster.workers 1 --wandb.mode disabled"
 )
+SHORT_OWN = SHORT.replace("--data.tasks '[GQA, VizWiz]' ", "")
 ON_THE_MINI_BASE = "--model.name mini --model.revision null --model.dtype float32"
 LEARNING = "cmoe run --config coin_mini"
 KEYS = "read -rs CMOE_API_KEYS && export CMOE_API_KEYS"
@@ -35,6 +36,9 @@ RUN = {
     f"{LEARNING} --print_config": "",
     "cmoe run --help( all)?": "",
     "cmoe plan --config coin_llava_7b --plan.gpus 8 --plan.memory 80": ON_THE_MINI_BASE,
+    "cmoe run --config mine.yaml": SHORT_OWN,
+    "cmoe plan --config mine.yaml": "",
+    "cmoe prepare --config mine.yaml --out my_shards": "",
     "cmoe locate --config coin_mini": SHORT,
     "cmoe prepare --root data/coin --dry-run": "",
     "cmoe prepare --root data/coin --out .*": "",

@@ -67,7 +67,7 @@ def test_a_function_of_ones_own_is_a_scorer_of_samples() -> None:
     for mode in ("official", "strict"):
         said = ["red", "blue", None]
         assert score("Mine", mode, said, targets) == [1, 1, 0]  # type: ignore[arg-type]
-        assert scored("Mine", mode, said, targets).figure == pytest.approx(200 / 3)  # type: ignore[arg-type]
+        assert scored(Task("Mine", (), ()), mode, said, targets).figure == pytest.approx(200 / 3)  # type: ignore[arg-type]
     assert first_word("red", Target("red")) == 1, "it stays a function"
 
 
@@ -77,14 +77,14 @@ def test_a_function_of_ones_own_may_judge_all_together() -> None:
         return len(set(predictions)) / len(targets)
 
     register_task("Mine", scorer="distinct")
-    found = scored("Mine", "official", ["a", "a", None, None], [Target("b")] * 4)
+    found = scored(Task("Mine", (), ()), "official", ["a", "a", None, None], [Target("b")] * 4)
     assert found == (50, None), "a missing prediction counts as an empty one"
     with pytest.raises(ValueError, match="distinct judges all of Mine together, and no sample"):
         score("Mine", "official", ["a"], [Target("b")])
     with pytest.raises(ValueError, match="1 predictions for 2 targets in Mine"):
-        scored("Mine", "strict", ["a"], [Target("b")] * 2)
+        scored(Task("Mine", (), ()), "strict", ["a"], [Target("b")] * 2)
     with pytest.raises(ValueError, match="no mode 'Strict'"):
-        scored("Mine", "Strict", ["a"], [Target("b")])  # type: ignore[arg-type]
+        scored(Task("Mine", (), ()), "Strict", ["a"], [Target("b")])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["vqa", "upper_case", "mine"])
@@ -119,7 +119,7 @@ def test_a_score_out_of_bounds_is_refused(wrong: float) -> None:
     register_scorer("all", corpus=True)(lambda predictions, targets: wrong - 2)
     register_task("All", scorer="all")
     with pytest.raises(ValueError, match=r"All: the scorer's figure is .*; a number, 0 or more"):
-        scored("All", "official", ["a"], [Target("a")])
+        scored(Task("All", (), ()), "official", ["a"], [Target("a")])
 
 
 # Before a run begins

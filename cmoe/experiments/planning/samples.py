@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from cmoe.common.errors import DataError
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import count_rows, held_out, require_enough
 from cmoe.data.shards import HUB, read_manifest
@@ -58,7 +59,7 @@ def samples_of(config: RunConfig) -> dict[str, Samples]:
         return reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
 
     for task in data.tasks:
-        if manifest is not None:
+        if manifest is not None and not (task in data.own and task not in manifest["tasks"]):
             splits = manifest["tasks"].get(task, {})
             train, test = (splits.get(s, {}).get("rows") for s in ("train", "test"))
         else:
@@ -67,6 +68,11 @@ def samples_of(config: RunConfig) -> dict[str, Samples]:
                 None if data.evaluate_on == "selection" else count_rows(data, task, "test", tokens)
             )
         published = train is None
+        if train is None and task not in COIN_SAMPLES:
+            raise DataError(
+                f"{data.root}: has no rows of {task}, and how many there are isn't published; put "
+                "its files there, or name them in data.own"
+            )
         if train is None:
             train = data.train_samples if data.generate else COIN_SAMPLES[task]
             test = data.test_samples if data.generate else None

@@ -152,7 +152,7 @@ def _swept(
     if config.branch.store is not None:  # before hours of trials
         require_exclusive(*filesystem(config.store), config.store)
     ensure_data(run.data)
-    _claim_data(config)
+    _claim_data(config, show)
     write_json(run.folder / SWEEP, found)
     run = rooted(run)
     with cluster(run):
@@ -166,7 +166,7 @@ def _swept(
     return found
 
 
-def _claim_data(config: SweepConfig) -> None:
+def _claim_data(config: SweepConfig, show: Callable[[str], None]) -> None:
     """Refuse rows that can't be used, and other data than the sweep began with.
 
     Candidates learn and are judged on training rows; the winners' stream is judged on the test's.
@@ -174,7 +174,7 @@ def _claim_data(config: SweepConfig) -> None:
     run = config.run
     data = replace(run.data, tasks=config.tasks, evaluate_on="selection")
     tokens = reserved_tokens(load_processor(run.model.path, revision=run.model.revision))
-    tasks = read_tasks(data, run.seed, tokens=tokens, least=run.least_samples)
+    tasks = read_tasks(data, run.seed, tokens=tokens, least=run.least_samples, say=show)
     for task in config.tasks:
         count_rows(run.data, task, "test", lambda: tokens)
     RunFolder(run.folder, run.url).claim(run.as_dict())

@@ -108,7 +108,7 @@ class Bench:
                 asked = [samples[i] for i in batch]
                 said |= zip(batch, self._said(asked, lengths[batch[0]]), strict=True)
         answers, targets = [said[i] for i in range(len(samples))], [target(s) for s in samples]
-        return scored(self.task.name, self.config.evaluation.scoring, answers, targets).figure
+        return scored(self.task, self.config.evaluation.scoring, answers, targets).figure
 
     def _said(self, asked: Sequence[Sample], length: int) -> list[str]:
         limit = self.config.evaluation.max_new_tokens

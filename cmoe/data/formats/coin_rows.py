@@ -11,16 +11,15 @@ could say what was meant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import DataError
 from cmoe.common.nearest import unknown
 from cmoe.data import boxes
-from cmoe.data.boxes import BOXED, Size
+from cmoe.data.formats.parsed import Parsed, parsed
 from cmoe.data.row_rules import (
-    Ids,
     RowRule,
     Split,
     listed,
@@ -28,7 +27,6 @@ from cmoe.data.row_rules import (
     require_id,
     require_object,
     require_path,
-    require_picture,
     require_questions,
     require_size,
     require_text,
@@ -63,53 +61,21 @@ METADATA = (
 """What public files in LLaVA's and CoIN's layout say beside that; it is not read."""
 
 _KNOWN = frozenset({*KEYS, *METADATA})
+_BOXED = "Grounding"  # CoIN's task of boxes
 _TURN = ("from", "value")
 
 
-def read_samples(
-    file: Path,
-    rows: Sequence[Any],
-    images: Path,
-    rule: RowRule,
-    size_of: Callable[[Sample], Size | None],
-    *,
-    pictures: bool = True,
-) -> Iterator[Sample]:
-    """The samples that a file's rows are.
+def coin_rows(file: Path, rows: Sequence[Any], images: Path, rule: RowRule) -> Parsed:
+    """What the rows of a file of CoIN's are.
 
     Args:
         file: Where they stand, for errors.
         rows: Unread, from the first.
         images: What picture paths are relative to.
         rule: Of their split.
-        size_of: The size of a sample's picture, asked where a box needs it; None if not known.
-        pictures: Whether each picture must be there.
-
-    Raises:
-        DataError: One of them can't be used; names the file, the row and its id.
     """
-    ids = Ids(rule.split)
-    for number, row in enumerate(rows):
-        try:
-            sample = read_row(row, images, rule)
-            ids.add(sample.id, number)
-            if pictures or rule.boxed:
-                sample = _with_picture(sample, rule, size_of, needed=pictures)
-            yield sample
-        except DataError as error:
-            raise DataError(f"{file}, row {number}: {error}") from error
-
-
-def _with_picture(
-    sample: Sample, rule: RowRule, size_of: Callable[[Sample], Size | None], *, needed: bool
-) -> Sample:
-    try:
-        for image in sample.images if needed else ():
-            if isinstance(image, Path):
-                require_picture(image)
-        return boxes.checked(sample, lambda: size_of(sample)) if rule.boxed else sample
-    except DataError as error:
-        raise named(error, sample.id) from None
+    placed = ((f"{file}, row {number}", row) for number, row in enumerate(rows))
+    return parsed(placed, lambda _, row: read_row(row, images, rule), rule.split)
 
 
 def read_row(row: Any, images: Path, rule: RowRule) -> Sample:
@@ -139,7 +105,7 @@ def _sample(known: str, row: Mapping[str, Any], images: Path, rule: RowRule) -> 
     for path in paths:
         require_path(path)
     conversed = row.get("conversations") is not None
-    asked, said = _conversation(row, rule) if conversed else _question(row, rule)
+    asked, said = _conversation(row, rule) if conversed else asked_and_answered(row, rule)
     texts = require_questions(asked, len(paths), rule)
     return Sample(
         known,
@@ -204,12 +170,12 @@ def _conversation(row: Mapping[str, Any], rule: RowRule) -> tuple[Asked, list[st
     return asked, said
 
 
-def _question(row: Mapping[str, Any], rule: RowRule) -> tuple[Asked, list[str]]:
+def asked_and_answered(row: Mapping[str, Any], rule: RowRule) -> tuple[Asked, list[str]]:
     """Question and answer of a row without a conversation."""
     answered = "answer"
     if row.get("answer_bbox") is not None:
         if not rule.boxed:
-            raise DataError(f"answer_bbox belongs to {BOXED}, and this is a row of {rule.task}")
+            raise DataError(f"answer_bbox belongs to {_BOXED}, and this is a row of {rule.task}")
         answered = "answer_bbox"  # CoIN scores a box against this field, where there are both
     if "text" not in row and answered not in row:
         raise DataError(f"neither conversations nor text and answer; has {listed(row)}")

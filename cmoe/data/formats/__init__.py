@@ -1,0 +1,1 @@
+"""Files of rows: one reader a format, all behind the one rule of what a row may be."""
