@@ -15,7 +15,7 @@ from cmoe.common.nearest import unknown
 from cmoe.config.parse import parse, parse_job
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
-from cmoe.data.settings import TASKS, DataConfig
+from cmoe.data.settings import SCORERS, TASKS, DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
 from cmoe.experiments.comparison.runs import require_possible
 from cmoe.experiments.comparison.settings import CompareConfig
@@ -24,7 +24,7 @@ from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchCo
 from cmoe.experiments.sweep.sweep import SweepConfig, sweep
 from cmoe.mini.tasks import ensure_data
 from cmoe.run.launch import read_stream, run
-from cmoe.tasks.registry import score, tasks
+from cmoe.tasks.registry import register_task, score, tasks
 
 WANTED = "names 'MyTask', which has no scorer; there are ScienceQA, TextVQA, ImageNet, GQA, "
 
@@ -160,6 +160,16 @@ def test_a_plan_refuses_the_rows_that_a_run_refuses(tmp_path: Path) -> None:
             with pytest.raises(DataError, match=cause) as refused:
                 refusing(config)
             assert str(file) in str(refused.value)
+
+
+def test_a_plan_names_a_registered_task_that_has_no_files(tmp_path: Path) -> None:
+    register_task("Registered", scorer="exact")
+    try:
+        config = RunConfig("x", data=DataConfig(root=str(tmp_path), tasks=("Registered",)))
+        with pytest.raises(DataError, match="has no rows of Registered, and how many there are"):
+            samples_of(config)
+    finally:
+        del SCORERS["Registered"]
 
 
 def test_a_wrong_row_ends_a_run_before_it_begins(tmp_path: Path) -> None:

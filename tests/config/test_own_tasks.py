@@ -9,7 +9,7 @@ import pytest
 from cmoe.config.changes import changed
 from cmoe.config.parse import parse
 from cmoe.config.tree import RunConfig
-from cmoe.data.settings import TASKS, DataConfig, OwnTask
+from cmoe.data.settings import SCORERS, TASKS, DataConfig, OwnTask
 
 MINE = "{train: a.jsonl, test: b.jsonl, scorer: vqa}"
 
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_told_by_its_key(
 def test_a_registered_name_and_a_task_that_is_nowhere_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from cmoe.tasks.registry import _SCORERS, register_task
+    from cmoe.tasks.registry import register_task
 
     said = refusal(capsys, "--data.own.A", MINE, "--data.tasks", "[A, Bb]")
     assert "data.tasks names 'Bb', which has no scorer; there are ScienceQA, " in said
@@ -92,4 +92,4 @@ def test_a_registered_name_and_a_task_that_is_nowhere_are_refused(
         with pytest.raises(ValueError, match="'Registered', which is a task already"):
             RunConfig("x", data=DataConfig(own={"Registered": OwnTask("a", "b", "vqa")}))
     finally:
-        del _SCORERS["Registered"]
+        del SCORERS["Registered"]
