@@ -62,4 +62,7 @@ def _answered(task: Task, file: Path) -> dict[str, Target]:
 
 def target(sample: Sample) -> Target:
     """What a scorer needs of a sample that nothing else is known of."""
-    return Target(sample.answer, sample.size, choices(sample.text), sample.answers)
+    image = sample.images[0].name if sample.images else ""
+    return Target(
+        sample.answer, sample.size, choices(sample.text), sample.answers, sample.text, image
+    )

@@ -7,7 +7,8 @@ Answers to a task are read from CoIN's `test.json` or `val.json`, or from the da
     GQA         testdev_balanced_questions.json
 
 Answers to no task of CoIN's are a list of rows, or JSON lines: {"question_id", "answer"}, or
-"answers" in its place where there are several; a box in pixels adds "size", [width, height].
+"answers" in its place where there are several; a box in pixels adds "size", [width, height]. What
+was asked, "text", and "image" are read for the rules that go by them.
 
 Predictions are JSON lines: {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}.
 Ids are numbers in some files and text in others, and CoIN joins the one with the other: here all
@@ -93,7 +94,7 @@ def _answer(where: str, row: Any) -> tuple[str, str, Target]:
 
 
 def read_target(row: Mapping[str, Any]) -> Target:
-    """The target that a row tells: its `answer`, or its `answers`; and its `size`, if any.
+    """The target that a row tells: `answer` or `answers`; `size`, `text` and `image`, if any.
 
     Raises:
         DataError: It has neither or both, or one of them can't be used.
@@ -101,13 +102,14 @@ def read_target(row: Mapping[str, Any]) -> Target:
     if ("answer" in row) == ("answers" in row):
         raise DataError(f"answer or answers is needed, one of them; has {listed(row)}")
     size = require_size(row["size"]) if row.get("size") is not None else None
+    question, image = (found if type(found := row.get(k)) is str else "" for k in ("text", "image"))
     if "answer" in row:
-        return Target(_text(row, "answer"), size)
+        return Target(_text(row, "answer"), size, question=question, image=image)
     answers = row["answers"]
     texts = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
     if not texts or not answers:
         raise DataError(f"answers must be texts, at least one, this is {shown(answers)}")
-    return Target(answers[0], size, answers=tuple(answers))
+    return Target(answers[0], size, None, tuple(answers), question, image)
 
 
 def _by_id(file: Path, rows: Iterable[tuple[str, str, Target]]) -> dict[str, Target]:

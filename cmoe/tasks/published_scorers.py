@@ -50,12 +50,12 @@ def anls(prediction: str, target: Target) -> float:
 
 def _similarity(said: str, answer: str) -> float:
     length = max(len(said.upper()), len(answer.upper()))
-    distance = _levenshtein(" ".join(said.lower().split()), " ".join(answer.lower().split()))
+    distance = levenshtein(" ".join(said.lower().split()), " ".join(answer.lower().split()))
     similarity = 1 - distance / length if length else 1.0
     return similarity if similarity >= ANLS_LEAST else 0.0
 
 
-def _levenshtein(one: str, other: str) -> int:
+def levenshtein(one: str, other: str) -> int:
     """Insertions, deletions and substitutions that make one text of the other."""
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):

@@ -19,12 +19,16 @@ class Target:
         choices: The number of a ScienceQA question's options, where known.
         answers: All reference answers, where there are several: they decide then, and `answer` is
             the first of them.
+        question: What was asked, where a rule goes by it; "" if not known.
+        image: The picture's path, where a rule goes by it; "" if not known.
     """
 
     answer: str
     size: tuple[int, int] | None = None
     choices: int | None = None
     answers: tuple[str, ...] = ()
+    question: str = ""
+    image: str = ""
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -19,6 +19,13 @@ from typing import Any, TypeVar
 
 from cmoe.common.nearest import unknown
 from cmoe.common.packages import CMOE, Packages, RegistryError, lacking
+from cmoe.tasks.benchmark_scorers import (
+    dcl_choice,
+    dcl_contains,
+    dcl_science,
+    dcl_words,
+    edit_similarity,
+)
 from cmoe.tasks.caption_scorers import bleu4, cider
 from cmoe.tasks.published_scorers import anls, choice, contains, exact, iou, relaxed
 from cmoe.tasks.scorer import AnyScorer, CorpusScorer, Scorer, Target
@@ -46,6 +53,11 @@ _PUBLISHED: Mapping[str, AnyScorer] = {
     "anls": Scorer(anls),
     "relaxed": Scorer(relaxed),
     "iou": Scorer(iou),
+    "edit_similarity": Scorer(edit_similarity),
+    "dcl_words": Scorer(dcl_words),
+    "dcl_contains": Scorer(dcl_contains),
+    "dcl_science": Scorer(dcl_science),
+    "dcl_choice": Scorer(dcl_choice),
     "cider": CorpusScorer(cider),
     "bleu4": CorpusScorer(bleu4, requires=("sacrebleu", "captions")),
 }
