@@ -45,6 +45,9 @@ class OwnTask:
         scorer: The name of what judges the answers.
         images: Folder that the rows' picture paths are relative to, itself relative to `data.root`;
             null takes `data.images`.
+        captions: File with the reference answers of the test rows, as COCO has its captions:
+            `{"annotations": [{"image_id", "caption"}]}`, where image 1 is of the first row; null
+            takes the rows' own.
         columns: Of a table, where its columns aren't called so: by `id`, `question`, `answer`,
             `answers` and `image` the column's name.
     """
@@ -53,6 +56,7 @@ class OwnTask:
     test: str
     scorer: str
     images: str | None = None
+    captions: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,8 @@ The format is that of a file's first row, and all its rows have it:
     messages        OpenAI's (`talks`)
     text            {"question_id"?, "text", "answer" | "answers", "image"?}, as CoIN's tests
     table           columns `id`?, `question`, `answer` | `answers`, `image`?, by any names
+
+Where several answers stand under `answer`, they are `answers`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from cmoe.common.errors import DataError
 from cmoe.common.nearest import unknown
 from cmoe.common.parsing import parse_json
 from cmoe.data import boxes
+from cmoe.data.formats.captions import Captions
 from cmoe.data.formats.coin_rows import KEYS, METADATA, asked_and_answered
 from cmoe.data.formats.containers import open_rows
 from cmoe.data.formats.own_images import own_image
@@ -69,6 +72,8 @@ class OwnRows:
         except OSError as error:
             raise DataError(f"{own.file(rule.split)}: can't be read: {error.strerror}") from error
         self._format: str | None = None
+        tested = rule.split == "test" and own.captions is not None
+        self._captions = Captions(self._root / str(own.captions)) if tested else None
 
     def parsed(self) -> Parsed:
         """Every row, once."""
@@ -102,6 +107,8 @@ class OwnRows:
             )
         known = self._id(number, row)
         try:
+            if self._captions is not None:
+                row = self._captions.answered(number, found, row)
             return self._sample(known, row)
         except DataError as error:
             raise named(error, known) from None
@@ -153,6 +160,7 @@ class OwnRows:
                 for key in row:
                     if key not in (*_KEYS, *METADATA):
                         raise DataError(f"unknown key {shown(key)}; {unknown(str(key), _KEYS)}")
+            row = _apart(row)
             answers, size = _answers(row.get("answers"), "answers"), require_size(row.get("size"))
             talk = self._talk(row, answers)
         return self._made(known, talk, answers, size)
@@ -223,6 +231,15 @@ class OwnRows:
             raise DataError(f"answer is {shown(said[0])}, and answers hasn't it")
         further = tuple(map(Turn, texts[1:], said[1:]))
         return Sample(known, texts[0], said[0], pictures, size, further, answers)
+
+
+def _apart(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row with its several answers under `answers`, where they stand under `answer`."""
+    if not isinstance(row.get("answer"), list):
+        return row
+    if "answers" in row:
+        raise DataError("both answers, and several under answer; a row has the one or the other")
+    return {("answers" if key == "answer" else key): value for key, value in row.items()}
 
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
