@@ -168,6 +168,8 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe run .* --data.root data/mine .*": ("needs the task of the page", lambda _: None),
     "cmoe run --config coin_mini --name .*": ("the same job with another method", parses),
     "cmoe run --config coin_mini --trackers .*": ("the same job, followed", parses),
+    "cmoe (run|plan) --config (ucit|mllm_dcl|trigap)_llava_7b": ("needs their files", parses),
+    "cmoe prepare --config ucit_llava_7b --dry-run": ("needs its files", lambda _: None),
     "cmoe run --config coin_llava_7b.*": ("needs GPUs", parses),
     "cmoe run --config coin_real .*": ("needs the reader's data", parses),
     "cmoe plan --config coin_llava_(7|13)b": ("the same for another base", parses),
