@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmoe.common.errors import DataError
-from cmoe.data.samples import Sample, Task
+from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.tasks.answer_files import choices, read_targets
+from cmoe.tasks.answer_files import read_targets, target_of
 from cmoe.tasks.registry import judged_by
 from cmoe.tasks.scorer import Target
 from cmoe.tasks.scorer_registry import scorer_named
@@ -34,7 +34,7 @@ def stream_targets(
     targets = {
         task.name: _answered(task, Path(files[task.name]))
         if task.name in files
-        else {sample.id: target(sample) for sample in task.test}
+        else {sample.id: target_of(sample) for sample in task.test}
         for task in tasks
     }
     for task in tasks:
@@ -58,11 +58,3 @@ def _answered(task: Task, file: Path) -> dict[str, Target]:
             )
         found[sample.id] = known[sample.id]
     return found
-
-
-def target(sample: Sample) -> Target:
-    """What a scorer needs of a sample that nothing else is known of."""
-    image = sample.images[0].name if sample.images else ""
-    return Target(
-        sample.answer, sample.size, choices(sample.text), sample.answers, sample.text, image
-    )

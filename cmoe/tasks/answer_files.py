@@ -39,6 +39,7 @@ from cmoe.data.row_rules import (
     require_size,
     shown,
 )
+from cmoe.data.samples import Sample
 from cmoe.tasks.scorer import Target
 from cmoe.tasks.scorers import ANSWERS, OPTIONS
 
@@ -49,6 +50,14 @@ _ROWS = "a list of rows with question_id, text and answer"
 def choices(text: str) -> int | None:
     """The options that a question's text lists, each on a line of its own; None for no list."""
     return len(_OPTION.findall(text)) or None
+
+
+def target_of(sample: Sample) -> Target:
+    """What a scorer needs of a sample that nothing else is known of."""
+    image = sample.images[0].name.rpartition("/")[2] if sample.images else ""
+    return Target(
+        sample.answer, sample.size, choices(sample.text), sample.answers, sample.text, image
+    )
 
 
 # Answers
@@ -132,8 +141,7 @@ def _coin_rows(task: str, file: Path, found: list[Any]) -> _Rows:
     rows = coin_rows(file, found, file.parent, rule)
     samples = usable(rows, rule, lambda _: None, pictures=False)
     for number, sample in enumerate(samples):
-        target = Target(sample.answer, sample.size, choices(sample.text))
-        yield f"{file}, row {number}", sample.id, target
+        yield f"{file}, row {number}", sample.id, target_of(sample)
 
 
 def _science_qa(file: Path, found: Mapping[str, Any]) -> _Rows:

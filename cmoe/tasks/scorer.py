@@ -20,7 +20,7 @@ class Target:
         answers: All reference answers, where there are several: they decide then, and `answer` is
             the first of them.
         question: What was asked, where a rule goes by it; "" if not known.
-        image: The picture's path, where a rule goes by it; "" if not known.
+        image: The picture's file name, where a rule goes by it; "" if not known.
     """
 
     answer: str

@@ -32,9 +32,10 @@ from cmoe.evaluation.predictions import (
 from cmoe.evaluation.predictions import read_predictions as read_all
 from cmoe.evaluation.results import results, table
 from cmoe.evaluation.settings import EvaluationConfig
-from cmoe.evaluation.targets import stream_targets, target
+from cmoe.evaluation.targets import stream_targets
 from cmoe.modeling.routers import BASE
 from cmoe.tasks import registry
+from cmoe.tasks.answer_files import target_of
 from cmoe.tasks.caption_scorers import cider
 from cmoe.tasks.scorers import Target
 
@@ -197,9 +198,9 @@ def test_what_is_written_is_whole_and_the_table_shows_it(folder: Path, tmp_path:
 
 def test_a_scorer_learns_the_choices_and_the_pictures_size() -> None:
     question = "Which bar is highest?\nA. red\nB. blue\nC. green\nAnswer with the letter."
-    assert target(Sample("1", question, "B")).choices == 3
-    assert target(Sample("1", "What is it? A. nothing", "x")).choices is None
-    boxed = target(Sample("1", "Where?", "[0, 0, 1, 1]", size=(640, 480)))
+    assert target_of(Sample("1", question, "B")).choices == 3
+    assert target_of(Sample("1", "What is it? A. nothing", "x")).choices is None
+    boxed = target_of(Sample("1", "Where?", "[0, 0, 1, 1]", size=(640, 480)))
     assert (boxed.answer, boxed.size) == ("[0, 0, 1, 1]", (640, 480))
 
 

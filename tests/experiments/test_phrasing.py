@@ -9,8 +9,8 @@ import torch
 from support.mini_store import TASKS, collator, make_data, make_model, make_primitive
 
 from cmoe.data.paraphrases import NATURAL, Paraphraser, instructions_of
-from cmoe.evaluation.targets import target
 from cmoe.experiments.phrasing import asked_naturally
+from cmoe.tasks.answer_files import target_of
 from cmoe.tasks.registry import score
 
 
@@ -18,7 +18,7 @@ def test_each_way_is_located_and_answered_by_its_own_words(tmp_path: Path) -> No
     tasks = {task.name: replace(task, test=task.test[:3]) for task in make_data(tmp_path / "data")}
     model = make_model()
     known = [make_primitive(model, task).instructions for task in tasks.values()]
-    targets = {name: {s.id: target(s) for s in task.test} for name, task in tasks.items()}
+    targets = {name: {s.id: target_of(s) for s in task.test} for name, task in tasks.items()}
     rows = asked_naturally(model, collator(), tasks, known, targets, "official", 2, 4)
     found = {row.way: row for row in rows}
     assert [*found] == ["official", *NATURAL]
@@ -41,7 +41,7 @@ def test_each_way_is_located_and_answered_by_its_own_words(tmp_path: Path) -> No
                 said = collator().tokenizer.batch_decode(
                     new[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
                 )
-                told += score(name, "official", [said[0].strip()], [target(sample)])[0]
+                told += score(name, "official", [said[0].strip()], [target_of(sample)])[0]
         expected = torch.tensor([right, unknown, told]) * 100 / (3 * len(tasks))
         row = found[way]
         torch.testing.assert_close(torch.tensor([row.located, row.unknown, row.told]), expected)

@@ -110,4 +110,9 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
+    """A value as YAML has it; of own tasks what isn't left out."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if is_dataclass(value):
+        return {key: each for key, each in vars(value).items() if each not in (None, {})}
     return list(value) if isinstance(value, tuple) else value

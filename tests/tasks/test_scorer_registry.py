@@ -26,7 +26,9 @@ from cmoe.tasks.registry import score, scored
 from cmoe.tasks.scorer_registry import scorer_named, scorers
 
 COINS = ["scienceqa", "textvqa", "class_name", "lower_case", "upper_case", "ocr", "box"]
-PUBLISHED = ["exact", "contains", "choice", "vqa", "anls", "relaxed", "iou", "cider", "bleu4"]
+BENCHMARKS = ["edit_similarity", "dcl_words", "dcl_contains", "dcl_science", "dcl_choice"]
+SAMPLES = ["exact", "contains", "choice", "vqa", "anls", "relaxed", "iou"]
+PUBLISHED = [*SAMPLES, *BENCHMARKS, "cider", "bleu4"]
 
 
 @pytest.fixture(autouse=True)

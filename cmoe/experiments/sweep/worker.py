@@ -25,13 +25,13 @@ from cmoe.data.loader import Loader
 from cmoe.data.samples import Sample
 from cmoe.evaluation.predict import alike, padded, texts
 from cmoe.evaluation.references import told
-from cmoe.evaluation.targets import target
 from cmoe.experiments.sweep.space import Probed, Result
 from cmoe.methods.cmoe import CMoE
 from cmoe.methods.probe import Probing
 from cmoe.modeling.primitive import Primitive
 from cmoe.run.stream import load, make_method, session_of, start_store
 from cmoe.store.log import Store
+from cmoe.tasks.answer_files import target_of
 from cmoe.tasks.registry import scored
 from cmoe.training.engine import gathering
 from cmoe.training.link import Link
@@ -107,7 +107,7 @@ class Bench:
             for batch in alike(order, lengths.__getitem__, size):
                 asked = [samples[i] for i in batch]
                 said |= zip(batch, self._said(asked, lengths[batch[0]]), strict=True)
-        answers, targets = [said[i] for i in range(len(samples))], [target(s) for s in samples]
+        answers, targets = [said[i] for i in range(len(samples))], [target_of(s) for s in samples]
         return scored(self.task, self.config.evaluation.scoring, answers, targets).figure
 
     def _said(self, asked: Sequence[Sample], length: int) -> list[str]:
