@@ -119,6 +119,32 @@ COIN = {
 }
 """What CoIN's own scripts have (zackschen/CoIN, scripts/LLaVA/Train/*.sh), by our names."""
 
+TRAINED = {
+    "pad": True,
+    "max_length": 2048,
+    "loader_workers": 4,
+    "epochs": 1,
+    "learning_rate": 2e-4,
+    "warmup": 0.03,
+    "weight_decay": 0,
+    "zero": 2,
+    "max_new_tokens": 128,
+}
+BESIDE: dict[str, dict[str, Any]] = {
+    "ucit H": TRAINED | {"dtype": "bfloat16", "gradient_checkpointing": True, "images": "datasets"},
+    "ucit M": {"global_batch": 64},
+    "mllm_dcl M": TRAINED
+    | {
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "learning_rate": 2e-5,
+        "global_batch": 64,
+    },
+    "trigap R": TRAINED | {"dtype": "bfloat16", "images": "datasets"},
+}
+"""By configuration and mark, what the authors' files have that docs/benchmarks.md names:
+HiDe-LLaVA's scripts/HiDe/Train_UCIT, MCITlib's LoRA-FT, Prism's run.py and config."""
+
 PER_GPU = (14, 14, 16, 6, 14, 6, 8, 10)  # in the order of its tasks
 GPUS, ACCUMULATED = 8, 8
 
@@ -139,3 +165,11 @@ def test_what_is_said_to_be_coins_is_coins(name: str) -> None:
     assert f"CoIN's is {min(batches):,} to {max(batches):,} by task" in line
     (line,) = [line for line in text.splitlines() if "max_new_tokens" in line]
     assert "128 or 1,024" in line
+
+
+@pytest.mark.parametrize("marked", BESIDE)
+def test_what_is_said_to_be_a_benchmarks_is_its(marked: str) -> None:
+    name, mark = marked.split()
+    text = (CONFIGS / f"{name}_llava_7b.yaml").read_text(encoding="utf-8")
+    found = re.findall(rf"^  (\w+): +(\S+) +# \({mark}\)", text, re.MULTILINE)
+    assert {key: yaml.safe_load(value) for key, value in found if key != "name"} == BESIDE[marked]

@@ -71,8 +71,8 @@ def test_every_task_reads_coins_own_rows(tmp_path: Path, task: str) -> None:
     answer = "[0.1, 0.2, 0.3, 0.4]"
     rows = [{"question_id": key, "text": "?", "answer": answer} for key in (7, "a7")]
     assert read_targets(task, written(tmp_path, {"test.json": rows})) == {
-        "7": Target(answer),
-        "a7": Target(answer),
+        "7": Target(answer, question="?"),
+        "a7": Target(answer, question="?"),
     }
 
 
