@@ -33,7 +33,7 @@ class Captions:
             raise DataError(f'{file}: needs "annotations", a list of captions by their image_id')
         for number, each in enumerate(listed):
             match each:
-                case {"image_id": int(image), "caption": str(caption)}:
+                case {"image_id": int(image), "caption": str(caption)} if type(image) is int:
                     self._of.setdefault(image, []).append(caption)
                 case _:
                     raise DataError(

@@ -92,6 +92,18 @@ def test_captions_are_prepared_with_their_rows(tmp_path: Path) -> None:
         assert len(stored.answers) == 2
 
 
+def test_science_is_judged_by_the_pictures_names_when_prepared_too(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, "mllm_dcl")
+    own = configured("mllm_dcl", tmp_path).own["Sci"]
+    data = DataConfig(root=str(tmp_path), own={"Mine": own})
+    for task in (prepared_own(tmp_path, tmp_path / "out", own), *read(data)):
+        targets = stream_targets([task], data, EvaluationConfig())["Mine"]
+        assert [target.image for target in targets.values()] == [
+            f"AI2D_{number}.png" for number in range(ROWS)
+        ]
+        assert [target.question for target in targets.values()] == [s.text for s in task.test]
+
+
 def changed(root: Path, found: Any) -> None:
     (root / str(UCIT["Flickr30k"].captions)).write_text(json.dumps(found), encoding="utf-8")
 
