@@ -63,7 +63,8 @@ def test_the_best_of_several_answers_counts() -> None:
         ("no, it is suburban", "urban", 0),  # within a word, in a text with spaces
         ("urbanity rules", "urban", 0),
         ("suburban", "urban", 1),  # within a word, in a text without spaces
-        ("either urban, or not", "urban", 1),
+        ("(suburban, rural)", "urban", 1),  # what a comma follows
+        ("(suburban; rural)", "urban", 0),
         ("(suburban) or peri-urban.", "urban", 1),  # what a period follows
         ("it is preurban too", "urban", 1),  # what a space follows
         ("urban", "urban.", 1),  # the answer's periods are dropped
