@@ -26,7 +26,7 @@ from cmoe.data.coin import read_tasks
 from cmoe.data.fingerprint import fingerprint
 from cmoe.data.samples import PLACEHOLDER, EmbeddedPicture, InlinePicture
 from cmoe.data.settings import DataConfig, OwnTask
-from cmoe.evaluation.targets import target
+from cmoe.tasks.answer_files import target_of
 
 words = st.text(
     st.characters(codec="utf-8", exclude_characters="<\0", exclude_categories=("Cc", "Cf")),
@@ -160,7 +160,7 @@ def test_answers_are_kept_and_the_commonest_is_trained_on(root: Path) -> None:
         task = read_own(root, OwnTask(name, name, "vqa"))
         count = len(task.train)
         assert [(s.answers, s.answer) for s in task.train] == [r[1:] for r in rows][:count], name
-        targets = [target(sample) for sample in task.test]
+        targets = [target_of(sample) for sample in task.test]
         assert [each.references for each in targets] == [r[1] for r in rows][:count]
     told_once = read_own(root, OwnTask("answers.csv", "answers.csv", "vqa"))
     stored = prepared_own(root, root / "answers-out", OwnTask("answers.csv", "answers.csv", "vqa"))
