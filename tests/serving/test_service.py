@@ -31,8 +31,6 @@ from support.service_client import (
     conversation,
 )
 
-from cmoe.data.batches import ChatTurn
-from cmoe.data.images import load_image
 from cmoe.data.samples import Task
 from cmoe.mini.tasks import LETTER, PHRASE
 from cmoe.modeling.growing import GrowingVLM
@@ -139,33 +137,6 @@ def test_a_conversation_goes_on(
             model="cmoe:VizWiz", messages=messages, max_tokens=TOKENS
         )
         assert answer.choices[0].message.content == text
-
-
-def test_images_are_seen_in_the_turns_that_show_them(
-    client: openai.OpenAI, answering: GrowingVLM, tasks: tuple[Task, ...]
-) -> None:
-    """Two in one turn, and one in a later one; what is asked last is about the last."""
-    one, other = [sample for sample in tasks[1].test if sample.images][:2]
-    (first,), (second,) = (asking(sample) for sample in (one, other))
-    shown = [first["content"][0], second["content"][0]]
-    text = {"type": "text", "text": one.text}
-    images = [load_image(sample.images[0], collator().limits) for sample in (one, other)]
-    spoken = {"role": "assistant", "content": "A ring."}
-    for messages, turns in (
-        ([{"role": "user", "content": [*shown, text]}], [("user", (None, None, one.text))]),
-        (
-            [first, spoken, {"role": "user", "content": [shown[1], text]}],
-            [("user", (None, one.text)), ("assistant", ("A ring.",)), ("user", (None, one.text))],
-        ),
-    ):
-        made: Any = {"model": "cmoe:VizWiz", "messages": messages, "max_tokens": 12}
-        found = client.chat.completions.create(**made).choices[0].message.content
-        inputs = collator().conversation([ChatTurn(*turn) for turn in turns], images)
-        assert found == answer_to(answering, inputs, "VizWiz")[0]
-        located = client.chat.completions.create(**{**made, "model": "cmoe"})
-        last = images if len(turns) == 1 else images[1:]
-        asked = collator().conversation([ChatTurn(*turns[-1])], last)
-        assert located.cmoe["task"] == answering.tasks[answering.locate(asked).tasks[0]]
 
 
 def test_a_question_gets_the_instruction_of_the_task_that_answers(

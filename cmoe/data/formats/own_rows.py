@@ -13,7 +13,7 @@ Where several answers stand under `answer`, they are `answers`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,16 @@ class OwnRows:
             self._file = open_rows(self._root, own.file(rule.split), wanted)
         except OSError as error:
             raise DataError(f"{own.file(rule.split)}: can't be read: {error.strerror}") from error
-        self._format: str | None = None
         tested = rule.split == "test" and own.captions is not None
         self._captions = Captions(self._root / str(own.captions)) if tested else None
+        self._format: str | None = None
+        if columns := self._file.columns:  # said once, and not of every row
+            self._format = next((key for key in _TALKS if key in columns), "table")
+            if self._format == "table":
+                try:
+                    self._require_columns({"question", *self._mapped}, columns)
+                except DataError as error:
+                    raise DataError(f"{own.file(rule.split)}: {error}") from None
 
     def parsed(self) -> Parsed:
         """Every row, once."""
@@ -98,7 +105,7 @@ class OwnRows:
         found = self._format_of(row)
         if self._format is None:
             if found == "table":
-                self._require_columns(row)
+                self._require_columns({"question"}, tuple(row))
             self._format = found
         if found != self._format:
             raise DataError(
@@ -117,25 +124,24 @@ class OwnRows:
         for key in _TALKS:
             if key in row:
                 return key
-        there = {*row, *self._file.columns}
-        if "text" in there and not self._mapped and not self._file.columns:
+        if self._file.columns and self._format is not None:
+            return self._format
+        if "text" in row and not self._mapped:
             return "text"
-        if self._mapped or self._format == "table" or "question" in there:
+        if self._mapped or "question" in row:
             return "table"
         if self._format is not None:
             return self._format
         raise DataError(f"of no format that is read; has {listed(row)}; read are {_FORMATS}")
 
-    def _require_columns(self, row: Mapping[str, Any]) -> None:
-        """Refuse a table without the columns that are needed, or that were named.
+    def _require_columns(self, needed: set[str], there: Sequence[str]) -> None:
+        """Refuse a table without columns that it needs; one of answers is among them.
 
         Raises:
             DataError: Names one.
         """
-        there = self._file.columns or tuple(row)
-        needed = {*self._mapped, "question"}
         if not {"answer", "answers"} & needed and self._columns["answers"] not in there:
-            needed.add("answer")
+            needed = {*needed, "answer"}
         for name in sorted(needed):
             if (column := self._columns[name]) not in there:
                 key = f"data.own.{self._rule.task}.columns.{name}"

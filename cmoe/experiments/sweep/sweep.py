@@ -44,12 +44,11 @@ from cmoe.experiments.sweep.summary import task_summary
 from cmoe.experiments.sweep.tuner import (
     Work,
     cluster,
-    read_result,
     require_store,
     run_probe,
     run_trials,
 )
-from cmoe.experiments.sweep.worker import PRIMITIVE, RESULT, read_probed
+from cmoe.experiments.sweep.worker import RESULT, read_kept, read_probed, read_result
 from cmoe.folder import STORE, RunFolder
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.pretrained import load_processor
@@ -235,7 +234,7 @@ def _task(
             results[result.name] = result
     best = winner(list(results.values()), limit, config.search.tolerance)
     if len(store) == work.index:
-        store.append(Store.open(work.folder / best.name / PRIMITIVE).read(0))
+        store.append(read_kept(work.folder / best.name))
     show(f"  {best.name}: {best.accuracy:.1f}%, {best.parameters:,} parameters")
     return {
         "task": name,

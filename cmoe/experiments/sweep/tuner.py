@@ -11,11 +11,10 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from cmoe.common.errors import RunError
-from cmoe.common.run_files import read_object
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import SearchConfig
 from cmoe.experiments.sweep.space import Candidate, Point, Result
-from cmoe.experiments.sweep.worker import RESULT, Bench, device_here, probe, train
+from cmoe.experiments.sweep.worker import RESULT, Bench, device_here, probe, read_result, train
 from cmoe.folder import differences
 from cmoe.methods.method import seed_of
 from cmoe.run.stream import load, make_method, start_store
@@ -149,17 +148,9 @@ def run_trials(
 def _result(folder: Path, one: Candidate, ends_early: bool) -> Result:
     if ends_early and not (folder / RESULT).is_file():  # the scheduler ended it
         return Result(one.name, None, 0, one.parameters, 0.0, stopped=True)
-    return Result(**read_result(folder, *Result.__dataclass_fields__))
-
-
-def read_result(folder: Path, *keys: str) -> dict[str, Any]:
-    """What a probe run or a trial came to.
-
-    Raises:
-        RunFileError: Its file is lost or damaged.
-    """
-    remedy = f"remove {folder} and {folder.parent}/tune-*, and the same command makes it again"
-    return read_object(folder / RESULT, remedy, *keys)
+    names = Result.__dataclass_fields__
+    found = read_result(folder, *names)
+    return Result(**{name: found[name] for name in names})
 
 
 def _tune(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cmoe.common.group import Group
-from cmoe.common.run_files import write_json
+from cmoe.common.run_files import read_object, write_json
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.loader import Loader
@@ -38,6 +38,7 @@ from cmoe.training.link import Link
 from cmoe.training.trainer import TaskTrainer
 
 RESULT, PRIMITIVE = "result.json", "primitive"
+BUILDS_ON = "builds_on"  # in `RESULT`
 
 
 class Bench:
@@ -93,8 +94,10 @@ class Bench:
         module, collator = self.method.module, self.session.collator
         primitive = told(primitive, module, collator, self.task.train)
         shutil.rmtree(folder / PRIMITIVE, ignore_errors=True)
-        start_store(folder / PRIMITIVE, self.method, self.config).append(primitive)
-        write_json(folder / RESULT, values)
+        # Alone in its log, it can't name what it builds on there.
+        alone = replace(primitive, builds_on=None)
+        start_store(folder / PRIMITIVE, self.method, self.config).append(alone)
+        write_json(folder / RESULT, {**values, BUILDS_ON: primitive.builds_on})
 
     def accuracy(self) -> float:
         """The task's figure on the selection split, in percent, by its own router."""
@@ -147,9 +150,30 @@ def probe(bench: Bench, folder: Path, link: Link) -> None:
     bench.keep(folder, found, {"seconds": time.monotonic() - start})
 
 
+def read_result(folder: Path, *keys: str) -> dict[str, Any]:
+    """What a probe run or a trial came to.
+
+    Raises:
+        RunFileError: Its file is lost or damaged.
+    """
+    remedy = f"remove {folder} and {folder.parent}/tune-*, and the same command makes it again"
+    return read_object(folder / RESULT, remedy, *keys)
+
+
+def read_kept(folder: Path) -> Primitive:
+    """The primitive that `Bench.keep` wrote.
+
+    Raises:
+        StoreError: It is damaged.
+        RunFileError: `result.json` is lost or damaged.
+    """
+    primitive = Store.open(folder / PRIMITIVE).read(0)
+    return replace(primitive, builds_on=read_result(folder).get(BUILDS_ON))
+
+
 def read_probed(folder: Path) -> tuple[Probed, Primitive]:
     """What `probe` left in a folder: what candidates are made of, and what they start from."""
-    primitive = Store.open(folder / PRIMITIVE).read(0)
+    primitive = read_kept(folder)
     found = primitive.decision
     probed = Probed(
         probing=Probing.of(found["probing"]) if found["probing"] else None,

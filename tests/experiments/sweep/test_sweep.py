@@ -13,15 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import torch
+from support.tiny_cmoe import learn, make_method
 from support.workers import METHOD, small_config
 
 from cmoe.common import packages
 from cmoe.common.errors import RunError
+from cmoe.experiments.sweep import worker
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.space import Probed, candidate, points
 from cmoe.experiments.sweep.sweep import SweepConfig, require_affordable, sweep, task_work
@@ -306,6 +309,23 @@ def test_a_store_of_another_model_is_refused(tmp_path: Path, swept: Swept, other
     cause = "made for base" if other == "base" else "top_k: 7 -> 2"
     with pytest.raises(StoreError, match=cause):
         open_store(run, str(tmp_path / "log"), start=False)
+
+
+def test_what_a_candidate_builds_on_is_kept_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own log has no task that it could build on; the store that takes it has."""
+    method = make_method()
+    first, _ = learn(method, "one")
+    made = replace(learn(method, "two")[0], builds_on="one")
+    monkeypatch.setattr(worker, "told", lambda primitive, *_: primitive)
+    bench = object.__new__(worker.Bench)
+    bench.method, bench.config = method, small_config(tmp_path, "kept")
+    bench.session, bench.task = SimpleNamespace(collator=None), SimpleNamespace(train=())
+    bench.keep(tmp_path, made, {"seconds": 1.0})
+    assert worker.read_kept(tmp_path).builds_on == "one"
+    (store := worker.start_store(tmp_path / "store", method, bench.config)).append(first)
+    assert store.append(worker.read_kept(tmp_path)).builds_on == "one"
 
 
 def test_a_trial_that_failed_by_itself_is_not_tried_again(tmp_path: Path) -> None:
