@@ -51,7 +51,7 @@ def plant(config: RunConfig, moments: list[str], driver: int) -> None:
     import torch
 
     from cmoe.evaluation.predict import Predictor
-    from cmoe.store.files import Folder
+    from cmoe.store.files import DiskFolder
     from cmoe.training.engine import Engine
 
     rank = ray.train.get_context().get_world_rank()
@@ -110,7 +110,7 @@ def plant(config: RunConfig, moments: list[str], driver: int) -> None:
     before(Engine, "update", stepping)
     before(Predictor, "_write_answers", answering)
     before(Predictor, "evaluate", evaluating)
-    before(Folder, "create", creating)
+    before(DiskFolder, "create_file", creating)
 
 
 if __name__ == "__main__":
