@@ -150,7 +150,7 @@ def test_trackers_get_no_step_twice_whatever_is_killed(killed: list[str], root: 
             assert kept[f"train/{TASKS[-1]}/{name}"][-1][0] == 12
         for name in ("last", "bwt"):
             assert kept[f"metrics/{name}"][-1] == (3, pytest.approx(metrics[name], rel=1e-5))
-        assert all(0 < gib < 64 for _, gib in kept[f"train/{TASKS[0]}/memory_gib"])
+        assert all(0 < gib < 64 for _, gib in kept[f"train/{TASKS[-1]}/memory_gib"])
 
 
 def test_killed_workers_and_drivers_end_in_the_same_matrix(
