@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmoe.common.command_line import Parser
+from cmoe.common.command_line import Parser, has_flag
 from cmoe.data.settings import DataConfig
 from cmoe.tasks.registry import require_known
 
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 def main(words: Sequence[str], prog: str) -> int:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("--config", help="of a run; its data section and its base")
-    parser.add_argument("--root", help="has Instructions_Original/, or files of own tasks")
+    parser.add_argument(
+        "--root",
+        required=not has_flag(words, "--config"),
+        help="has Instructions_Original/, or files of own tasks",
+    )
     parser.add_argument("--images", help="image paths are relative to it; in root")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="in their order")
     parser.add_argument("--out", help="a folder or a URL such as s3://bucket/prefix")
@@ -33,12 +37,10 @@ def main(words: Sequence[str], prog: str) -> int:
     asked = parser.parse_args(words)
     if not asked.out and not asked.dry_run:
         parser.error("--out is needed, or --dry-run")
-    if not asked.config and not asked.root:
-        parser.error("--root is needed, or --config")
     data, model = _configured(asked.config, prog)
     tasks = data.tasks if asked.tasks is None else tuple(asked.tasks)
     try:
-        require_known((task for task in tasks if task not in data.own), "--tasks")
+        require_known(tasks, "--tasks", data.own)
     except ValueError as error:
         parser.error(str(error))
     if not asked.dry_run and is_prepared(asked.out):

@@ -61,6 +61,11 @@ def refuse(prog: str, problems: Sequence[str]) -> NoReturn:
     sys.exit(2)
 
 
+def has_flag(words: Iterable[str], flag: str) -> bool:
+    """Whether a command line gives a flag: what else is required may depend on it."""
+    return any(word.partition("=")[0] == flag for word in words)
+
+
 def is_flag(word: str) -> bool:
     """Whether a word of a command line is meant as a flag, and not as a value."""
     name = word.partition("=")[0]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from cmoe.common.command_line import Parser
+from cmoe.common.command_line import Parser, has_flag
 from cmoe.tasks.answer_files import read_answers, read_predictions, read_targets
 from cmoe.tasks.registry import scorer_of, tasks
 from cmoe.tasks.scorer import AnyScorer, CoinScorer, CorpusScorer, Mode, Target
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str], prog: str, own: Own) -> int:
         formatter_class=RawDescriptionHelpFormatter,
     )
     judged = parser.add_mutually_exclusive_group(required=True)
-    configured = any(word.partition("=")[0] == "--config" for word in arguments)
+    configured = has_flag(arguments, "--config")
     named = None if configured else tasks()
     judged.add_argument("--task", choices=named, help="what was asked")
     judged.add_argument("--scorer", help=f"by name: {', '.join(scorers())}")
