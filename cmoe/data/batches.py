@@ -101,10 +101,7 @@ class Collator:
 
         Behind a question the answer's opening stands.
         """
-        opens = len(turns) % 2 == 1
-        return self._rendered(
-            [ChatTurn(ROLES[number % 2], parts) for number, parts in enumerate(turns)], opens
-        )
+        return self._rendered(_by_turns(turns), opens=len(turns) % 2 == 1)
 
     def tails(self, samples: Sequence[Sample]) -> list[Tail]:
         """What stands behind each sample's prompt when it is trained on.
@@ -182,11 +179,12 @@ class Collator:
         Raises:
             DataError: The base can't be shown its images, or not in their places.
         """
+        turns = sample.turns
         try:
-            self._require_places([ChatTurn(ROLES[n % 2], t) for n, t in enumerate(sample.turns)])
+            self._require_places(_by_turns(turns))
         except ConversationError as error:
             raise DataError(f"sample {sample.id!r}: {error}") from error
-        return self._chat(sample.question)
+        return self._chat(turns[0])
 
     def _images(self, sample: Sample, images: Sequence[Picture]) -> list[Image.Image]:
         try:
@@ -235,9 +233,9 @@ class Collator:
             if wrong := self.texts.wrong(part):
                 raise ReservedTokenError(f"the text {wrong}")
         self._require_places(turns)
-        return self._rendered(turns, True)
+        return self._rendered(turns, opens=True)
 
-    def _rendered(self, turns: Sequence[ChatTurn], opens: bool) -> str:
+    def _rendered(self, turns: Sequence[ChatTurn], *, opens: bool) -> str:
         """A conversation in the template; behind it the answer's opening, where one follows."""
         messages = [
             {
@@ -285,7 +283,7 @@ class Collator:
             for role, parts in form
         ]
         shown, count = self._shown, sum(turn.parts.count(None) for turn in turns)
-        found = re.findall(rf"#\d+#|{re.escape(shown)}", self._rendered(turns, True))
+        found = re.findall(rf"#\d+#|{re.escape(shown)}", self._rendered(turns, opens=True))
         for turn in turns:
             there = [None if part == shown else part for part in found[: len(turn.parts)]]
             del found[: len(turn.parts)]
@@ -372,6 +370,11 @@ class Collator:
                     f"sample {sample.id!r}: its prompt has {length} tokens and its answer needs "
                     f"{more}; together at most {self.max_length} (data.max_length, the base's own)"
                 )
+
+
+def _by_turns(turns: Sequence[Parts]) -> list[ChatTurn]:
+    """A user's turns and an assistant's, by turns."""
+    return [ChatTurn(ROLES[number % 2], parts) for number, parts in enumerate(turns)]
 
 
 def training_order(samples: int, steps: int, batch: int, seed: str) -> NDArray[np.int64]:

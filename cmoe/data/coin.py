@@ -217,8 +217,7 @@ class _Files:
         found = islice(rows.parsed(), limit)
         samples = tuple(usable(found, rule, own_size, pictures=self.pictures))
         if not samples:
-            file = self.config.own[rule.task].file(rule.split)
-            raise DataError(f"{file}: has no rows; {rule.task}/{rule.split} needs one at least")
+            raise rows.none()
         if self.say is not None:
             self.say(rows.told(len(samples)))
         return samples

@@ -188,8 +188,7 @@ def usable_rows(
     if own is not None:
         found.formats.append(own.told(count))
         if not count:
-            file = job.own[task].file(split)
-            found.problems.append(f"{file}: has no rows; {task}/{split} needs one at least")
+            found.problems.append(str(own.none()))
 
 
 def _coin(job: Preparation, task: str, split: Split) -> Parsed:

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
 from cmoe.methods.registry import methods
-from cmoe.modeling.fixed import LowRank, Mixture, NotFixedError, Updates
+from cmoe.modeling.fixed import LowRank, Mixture, NotFixedError, Updates, joined
 from cmoe.modeling.primitive import Primitive
 
 if TYPE_CHECKING:
@@ -114,16 +112,7 @@ def _fixed(
 def _sum(log: Log, indices: Sequence[int], method: str) -> Updates:
     """The LoRAs of some primitives as one, whose rank is the sum of theirs."""
     found = [_read(log, index, method) for index in indices]
-    if len(found) == 1:
-        return found[0]
-    return {
-        name: LowRank(
-            torch.cat([each[name].A for each in found]),
-            torch.cat([each[name].B for each in found], dim=1),
-            alpha=sum(each[name].alpha for each in found),
-        )
-        for name in found[0]
-    }
+    return {name: joined([each[name] for each in found]) for name in found[0]}
 
 
 def _read(log: Log, index: int, method: str) -> Updates:

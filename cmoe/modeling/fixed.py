@@ -38,6 +38,12 @@ class LowRank:
         return self.alpha / len(self.A)
 
 
+def joined(updates: Sequence[LowRank]) -> LowRank:
+    """Updates of one map as one, whose rank is the sum of theirs; they have one scale."""
+    A, B = torch.cat([each.A for each in updates]), torch.cat([each.B for each in updates], dim=1)
+    return LowRank(A.contiguous(), B.contiguous(), sum(each.alpha for each in updates))
+
+
 Updates = Mapping[str, LowRank]
 """Of a base, by the names of its modules."""
 
@@ -117,10 +123,12 @@ class Mixture:
             )
         found = {}
         for name in maps if experts else ():
-            As, Bs = ([p.experts[f"{prefix}.{name}.{s}"][n] for p, n in experts] for s in "AB")
-            alphas = [p.lora_alpha * len(A) / p.rank for (p, _), A in zip(experts, As, strict=True)]
-            A, B = torch.cat(As).contiguous(), torch.cat(Bs, dim=1).contiguous()
-            found[f"{place}.{name}"] = LowRank(A, B, sum(alphas))
+            updates = []
+            for primitive, number in experts:
+                A, B = (primitive.experts[f"{prefix}.{name}.{side}"][number] for side in "AB")
+                alpha = primitive.lora_alpha * len(A) / primitive.rank
+                updates.append(LowRank(A, B, alpha))
+            found[f"{place}.{name}"] = joined(updates)
         return found
 
 

@@ -110,7 +110,7 @@ class Tracking:
         else:
             ending = "failed" if isinstance(error, Exception) else "interrupted"
         for sender in self._senders:
-            sender.close(ending)
+            sender.put(ending)
         for sender in self._senders:
             sender.join()
 
@@ -181,9 +181,6 @@ class _Sender:
             self._queue.put_nowait(point)
         except Full:
             self._lose(f"it is {WAITING} points behind")
-
-    def close(self, ending: Ending) -> None:
-        self.put(ending)
 
     def join(self) -> None:
         if self._lost.is_set():
@@ -320,8 +317,11 @@ MLFLOW_URI = "MLFLOW_TRACKING_URI"
 
 def mlflow_uri(config: RunConfig) -> str:
     """Where MLflow keeps a run: `mlflow.uri`, else MLFLOW_TRACKING_URI, else beside the runs."""
-    given = config.mlflow.uri or os.environ.get(MLFLOW_URI)
-    return given or f"sqlite:///{Path(config.runs).absolute()}/mlflow.db"
+    return _given_uri(config) or f"sqlite:///{Path(config.runs).absolute()}/mlflow.db"
+
+
+def _given_uri(config: RunConfig) -> str | None:
+    return config.mlflow.uri or os.environ.get(MLFLOW_URI)
 
 
 def require_trackers(config: RunConfig) -> None:
@@ -334,8 +334,7 @@ def require_trackers(config: RunConfig) -> None:
     for name in config.followed:
         if name in _OPTIONAL and (lack := lacking(name, _OPTIONAL[name], name)) is not None:
             raise RunError(f"trackers names {name}, and {lack}")
-    given = config.mlflow.uri or os.environ.get(MLFLOW_URI)
-    if "mlflow" in config.followed and is_remote(config.runs) and not given:
+    if "mlflow" in config.followed and is_remote(config.runs) and not _given_uri(config):
         raise RunError(
             f"trackers names mlflow, and runs is {config.runs!r}, where no database of MLflow can "
             "be; set mlflow.uri to a tracking server's"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from cmoe.common.nearest import unknown
 from cmoe.data.samples import Task
@@ -62,21 +62,23 @@ def scorer_of(task: str) -> AnyScorer:
     return scorer_named(scorer_name(task))
 
 
-def require_known(names: Iterable[str], key: str) -> None:
+def require_known(names: Iterable[str], key: str, own: Collection[str] = ()) -> None:
     """Refuse tasks that nothing could score.
 
     Args:
         names: Of tasks.
         key: Where they are asked for.
+        own: Names of the user's own tasks, which bring their scorers.
 
     Raises:
         ValueError: Names one, and those that there are; or a task whose scorer lacks a package.
     """
     for task in names:
+        if task in own:
+            continue
         if task not in _SCORERS:
-            raise ValueError(
-                f"{key} names {task!r}, which has no scorer; {unknown(task, _SCORERS)}"
-            )
+            known = [*_SCORERS, *own]
+            raise ValueError(f"{key} names {task!r}, which has no scorer; {unknown(task, known)}")
         if (lack := lacks(_SCORERS[task])) is not None:
             raise ValueError(f"{key} names {task!r}, whose scorer is {_SCORERS[task]}: {lack}")
 
@@ -95,13 +97,7 @@ def require_judged(data: DataConfig) -> None:
             raise ValueError(f"{key}: {error}") from error
         if lack is not None:
             raise ValueError(f"{key}, and {lack}")
-    known = [*_SCORERS, *data.own]
-    for task in data.tasks:
-        if task not in known:
-            raise ValueError(
-                f"data.tasks names {task!r}, which has no scorer; {unknown(task, known)}"
-            )
-    require_known((task for task in data.tasks if task not in data.own), "data.tasks")
+    require_known(data.tasks, "data.tasks", data.own)
 
 
 def score(

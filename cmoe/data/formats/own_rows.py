@@ -62,15 +62,15 @@ class OwnRows:
 
     def __init__(self, data: DataConfig, rule: RowRule) -> None:
         own = data.own[rule.task]
-        self._rule, self._root = rule, Path(data.root)
+        self._rule, self._root, self._said = rule, Path(data.root), own.file(rule.split)
         self._images = self._root / data.images_of(rule.task)
         self._columns = {name: own.columns.get(name, name) for name in COLUMNS}
         self._mapped = own.columns
         wanted = {*_KEYS, *self._columns.values()}
         try:
-            self._file = open_rows(self._root, own.file(rule.split), wanted)
+            self._file = open_rows(self._root, self._said, wanted)
         except OSError as error:
-            raise DataError(f"{own.file(rule.split)}: can't be read: {error.strerror}") from error
+            raise DataError(f"{self._said}: can't be read: {error.strerror}") from error
         tested = rule.split == "test" and own.captions is not None
         self._captions = Captions(self._root / str(own.captions)) if tested else None
         self._format: str | None = None
@@ -80,7 +80,7 @@ class OwnRows:
                 try:
                     self._require_columns({"question", *self._mapped}, columns)
                 except DataError as error:
-                    raise DataError(f"{own.file(rule.split)}: {error}") from None
+                    raise DataError(f"{self._said}: {error}") from None
 
     def parsed(self) -> Parsed:
         """Every row, once."""
@@ -99,6 +99,11 @@ class OwnRows:
             f"{self._rule.task}/{self._rule.split}: {self._format} ({self._file.kind}), "
             f"{count:,} rows{more}"
         )
+
+    def none(self) -> DataError:
+        """The error of a file without rows."""
+        told = f"{self._rule.task}/{self._rule.split} needs one at least"
+        return DataError(f"{self._said}: has no rows; {told}")
 
     def _read(self, number: int, row: Any) -> Sample:
         row = {key: value for key, value in require_object(row).items() if value is not None}
