@@ -96,7 +96,7 @@ def plant(config: RunConfig, moments: list[str], driver: int) -> None:
             kill("driver-training", 0)
 
     def answering(predictor: Any, stage: int, *_: Any) -> None:
-        if stage == 1:
+        if stage >= 1:  # a killed driver's workers may have answered stage 1 before they ended
             kill("worker-predicting", 0)
 
     def evaluating(predictor: Any, stage: int, *_: Any) -> None:
