@@ -33,6 +33,9 @@ RAY = {
     # Three failed checks, and Ray starts another proxy. By itself it checks every ten seconds.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cmoe.serving.gateway.proxy:set_up",
+    # Calls between replicas cost half of what calls of actors do, which are Ray's own choice.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
 """Variables of Ray Serve's that its processes need. A cluster's own are set where it is started."""
 
