@@ -20,6 +20,9 @@ MAX_PARTS = 20_000
 """Commas, colons and opening brackets of a body, beside as many as its text may have bytes."""
 HEAD_BYTES, HEAD_S = 32 * 2**10, 10.0
 """Bytes of a request's line and headers, and seconds in which they must have come."""
+CONNECTIONS = 1024
+"""Open connections of an HTTP proxy. Where there are more, the one that has had no request for
+longest is closed; where all have one, the new one gets status 503."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What Ray's HTTP proxy does for us: limits of a request's headers, and readable errors.
+"""What Ray's HTTP proxy does for us: limits of connections and headers, and readable errors.
 
 Ray's proxy and the gateway see a request once its headers are complete. Before that, uvicorn takes
 any number of bytes for any time. Ray calls `set_up` where a proxy starts, if the variable
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import ClassVar
 
 from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.limits import HEAD_BYTES, HEAD_S
+from cmoe.serving.gateway.limits import CONNECTIONS, HEAD_BYTES, HEAD_S
 from cmoe.serving.gateway.proxy_errors import ProxyErrors
 
 LINGER_S = 3.0  # in which a refused client may go on sending, and so reads why
@@ -30,8 +31,9 @@ def set_up() -> list[Middleware]:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with a limited head, trailers and chunk extensions."""
+    """HTTP/1.1 with a limited head, trailers and chunk extensions, on limited connections."""
 
+    _idle: ClassVar[dict[BoundedProtocol, None]] = {}  # without a request, the longest first
     _timer: asyncio.TimerHandle | None = None
     _silent = 0  # bytes since the last one of a body
     _head = 0  # bytes of the head so far, as far as it was read
@@ -40,8 +42,25 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect_head()
+        if len(self.connections) > CONNECTIONS:
+            self._make_room()
+        self._idle[self] = None
+
+    def _make_room(self) -> None:
+        oldest = next(iter(self._idle), None)
+        if oldest is not None:
+            oldest.transport.close()
+            oldest.connection_lost(None)  # the loop tells it only later, and counts it until then
+        else:
+            message = f"all {CONNECTIONS:,} connections have a request under way; try again"
+            self._refused = True
+            self.transport.write(_response(RequestError(503, message, code="busy", retry_after=1)))
+            self.transport.close()  # at once: those that are refused are a flood
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self not in self.connections:
+            return
+        self._idle.pop(self, None)
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -72,6 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._idle.pop(self, None)
         if self._head > HEAD_BYTES:
             self._refuse_large()
         elif not self._refused:
@@ -86,6 +106,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._silent = 0
         if not self._refused:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        follows = bool(self.pipeline)
+        super().on_response_complete()
+        if not follows and not self.transport.is_closing():
+            self._idle[self] = None
 
     def _expect_head(self) -> None:
         self._stop_timer()
@@ -117,11 +143,18 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._refused = True
         if self.cycle is None or self.cycle.response_complete:
-            body = json.dumps(error.body()).encode()
-            self.transport.write(
-                STATUS_LINE[error.status]
-                + b"content-type: application/json\r\nconnection: close\r\n"
-                + b"content-length: %d\r\n\r\n" % len(body)
-                + body
-            )
+            self.transport.write(_response(error))
         self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _response(error: RequestError) -> bytes:
+    """An error as the last response of a connection."""
+    body = json.dumps(error.body()).encode()
+    again = b"" if error.retry_after is None else b"retry-after: %d\r\n" % error.retry_after
+    return (
+        STATUS_LINE[error.status]
+        + b"content-type: application/json\r\nconnection: close\r\n"
+        + again
+        + b"content-length: %d\r\n\r\n" % len(body)
+        + body
+    )

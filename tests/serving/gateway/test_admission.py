@@ -207,6 +207,24 @@ def test_a_head_that_drips_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch
     assert good(url) == Answer(200, 1000)
 
 
+def test_idle_connections_make_room_and_busy_ones_keep_theirs(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "CONNECTIONS", 3)
+    with ExitStack() as stack:
+        first, second, *busy = (stack.enter_context(connection(url)) for _ in range(4))
+        assert first.recv(1) == b"", "without a request for longest"
+        for each in busy:
+            each.sendall(posted(5000) + b'"x')
+        assert good(url) == Answer(200, 1000), "in the place of the second"
+        assert second.recv(1) == b""
+        busy.append(stack.enter_context(connection(url)))
+        busy[-1].sendall(posted(5000) + b'"x')
+        until(lambda: asked(url, b"").status == 503)
+        assert [answer(each).status for each in busy] == [408] * 3
+        assert good(url) == Answer(200, 1000), "in a place whose request has ended"
+
+
 def test_what_is_no_http_is_refused_in_the_same_form(url: str) -> None:
     found = asked(url, b"HELO there\r\n\r\n")
     assert (found.status, said(found)) == (400, "None")
