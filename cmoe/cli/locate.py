@@ -19,20 +19,17 @@ def main(words: Sequence[str], prog: str) -> int:
     import torch
 
     from cmoe.data.coin import read_tasks
-    from cmoe.data.texts import reserved_tokens
     from cmoe.experiments.locator_choice import accuracies
     from cmoe.mini.tasks import ensure_data
-    from cmoe.modeling.pretrained import load_processor
     from cmoe.modeling.settings import MIN_SAMPLES
     from cmoe.run.stream import load
+    from cmoe.tasks.base_rule import base_rule
 
     data = replace(
         config.data, selection=config.data.selection or SELECTION, evaluate_on="selection"
     )
     ensure_data(data)
-    processor = load_processor(config.model.path, revision=config.model.revision)
-    tokens = reserved_tokens(processor)
-    tasks = read_tasks(data, config.seed, tokens=tokens, least=MIN_SAMPLES)
+    tasks = read_tasks(data, config.seed, base=base_rule(config.model), least=MIN_SAMPLES)
     base, collator = load(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     batch = config.evaluation.batch_size
     print(f"{len(tasks)} tasks, {sum(len(t.test) for t in tasks)} selection samples; percent")

@@ -46,20 +46,18 @@ def main(words: Sequence[str], prog: str) -> int:
     if not asked.dry_run and is_prepared(asked.out):
         return 0
     from cmoe.data.survey import Preparation
-    from cmoe.data.texts import reserved_tokens
-    from cmoe.modeling.pretrained import load_processor
     from cmoe.modeling.settings import ModelConfig
     from cmoe.run.all_cores import ray_here
+    from cmoe.tasks.base_rule import base_rule
 
     if asked.model is not None:
         model = ModelConfig(asked.model)
-    tokens = reserved_tokens(load_processor(model.path, revision=model.revision))
     job = Preparation(
         Path(asked.root or data.root),
         asked.images or data.images,
         tasks,
         asked.out or "",
-        tokens,
+        base_rule(model),
         own={name: own for name, own in data.own.items() if name in tasks},
     )
     with ray_here():

@@ -174,17 +174,23 @@ class Collator:
         return dict(inputs)
 
     def _question(self, sample: Sample) -> str:
-        """A sample's prompt in the template.
+        """A sample's prompt in the template; errors as `require_shown`, with the sample's id."""
+        try:
+            self.require_shown(sample)
+        except DataError as error:
+            raise DataError(f"sample {sample.id!r}: {error}") from error
+        return self._chat(sample.question)
+
+    def require_shown(self, sample: Sample) -> None:
+        """Refuse a sample whose images the base doesn't take, or not in their places.
 
         Raises:
-            DataError: The base can't be shown its images, or not in their places.
+            DataError: Says why.
         """
-        turns = sample.turns
         try:
-            self._require_places(_by_turns(turns))
+            self._require_places(_by_turns(sample.turns))
         except ConversationError as error:
-            raise DataError(f"sample {sample.id!r}: {error}") from error
-        return self._chat(turns[0])
+            raise DataError(str(error)) from error
 
     def _images(self, sample: Sample, images: Sequence[Picture]) -> list[Image.Image]:
         try:

@@ -25,7 +25,7 @@ from cmoe.data.formats.parsed import usable
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import image_size
 from cmoe.data.paraphrases import Paraphrased
-from cmoe.data.row_rules import RowRule, Split
+from cmoe.data.row_rules import BaseRule, RowRule, Split
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
 from cmoe.data.shards import (
@@ -47,7 +47,7 @@ def read_tasks(
     config: DataConfig,
     seed: int,
     *,
-    tokens: Sequence[str] | None = None,
+    base: BaseRule | None = None,
     least: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> tuple[Task, ...]:
@@ -56,8 +56,8 @@ def read_tasks(
     Args:
         config: Where they are.
         seed: Of the split into training and selection samples.
-        tokens: Of the base (`reserved_tokens`), which no text may hold. None where that was seen to
-            before: then prepared rows aren't read through, either.
+        base: What the rows are for. None where that was seen to before: then prepared rows aren't
+            read through, either.
         least: Training samples that each task needs.
         say: Told of each file of the user's own tasks, which format it has.
 
@@ -66,8 +66,8 @@ def read_tasks(
     """
     root = find_root(config.root)
     manifest = read_manifest(root)
-    files = _Files(config, tokens or (), say=say)
-    stored = _Prepared(config, root, manifest, tokens) if manifest else None
+    files = _Files(config, base or BaseRule(), say=say)
+    stored = _Prepared(config, root, manifest, base) if manifest else None
 
     def source(task: str) -> Source:
         """What was prepared, or the files; of own tasks they may be beside what was prepared."""
@@ -181,16 +181,16 @@ class _Prepared:
         config: DataConfig,
         root: str,
         manifest: Mapping[str, Any],
-        tokens: Sequence[str] | None,
+        base: BaseRule | None,
     ) -> None:
-        self.config, self.root, self.manifest, self.tokens = config, root, manifest, tokens
+        self.config, self.root, self.manifest, self.base = config, root, manifest, base
 
     def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
         rows = read_rows(self.root, self.manifest, task, split)[:limit]
         if not len(rows):
             raise DataError(f"{self.root}: {task}/{split} has no sample; one at least is needed")
-        if self.tokens is not None:  # they may have been prepared for another base
-            rule = RowRule(task, split, tuple(self.tokens), self.config.scorer(task))
+        if self.base is not None:  # they may have been prepared for another base
+            rule = RowRule(task, split, self.base, self.config.scorer(task))
             require_usable_rows(rows, self.root, self.manifest, rule)
         return rows
 
@@ -201,15 +201,15 @@ class _Files:
     def __init__(
         self,
         config: DataConfig,
-        tokens: Sequence[str],
+        base: BaseRule,
         *,
         pictures: bool = True,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.config, self.tokens, self.pictures, self.say = config, tokens, pictures, say
+        self.config, self.base, self.pictures, self.say = config, base, pictures, say
 
     def split(self, task: str, split: Split, limit: int | None) -> Sequence[Sample]:
-        rule = RowRule(task, split, tuple(self.tokens), self.config.scorer(task))
+        rule = RowRule(task, split, self.base, self.config.scorer(task))
         return self._own(rule, limit) if task in self.config.own else self._coin(rule, limit)
 
     def _own(self, rule: RowRule, limit: int | None) -> Sequence[Sample]:
@@ -237,7 +237,7 @@ class _Files:
 
 
 def count_rows(
-    config: DataConfig, task: str, split: Split, tokens: Callable[[], Sequence[str]]
+    config: DataConfig, task: str, split: Split, base: Callable[[], BaseRule]
 ) -> int | None:
     """How many rows of a split a run would read; None where a file of CoIN's isn't there.
 
@@ -245,7 +245,7 @@ def count_rows(
         config: Where the files are; the pictures needn't be.
         task: One of its tasks.
         split: Of the task.
-        tokens: Gives those of the base, as in `read_tasks`; asked where there are rows.
+        base: Gives what the rows are for; asked where there are rows.
 
     Raises:
         DataError: A row can't be used.
@@ -253,7 +253,7 @@ def count_rows(
     if task not in config.own and not _split_files(Path(config.root), task, split):
         return None
     limit = config.train_samples if split == "train" else config.test_samples
-    return len(_Files(config, tokens(), pictures=False).split(task, split, limit))
+    return len(_Files(config, base(), pictures=False).split(task, split, limit))
 
 
 # CoIN's JSON

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -44,6 +44,20 @@ def listed(keys: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
+class BaseRule:
+    """What a base's rows are held to.
+
+    Attributes:
+        tokens: Of the base (`reserved_tokens`), which no text may hold.
+        require_shown: Raises a DataError for a sample whose images the base doesn't take, or would
+            be shown elsewhere; None where no base is known.
+    """
+
+    tokens: tuple[str, ...] = ()
+    require_shown: Callable[[Sample], None] | None = None
+
+
+@dataclass(frozen=True)
 class RowRule:
     """What a split's rows are held to.
 
@@ -51,18 +65,18 @@ class RowRule:
         task: The task's name.
         split: `train` rows are conversations or a question with its answer; `test` rows are the
             latter, as CoIN's own scripts read them.
-        tokens: Of the base, which no text may hold.
+        base: What the rows are for.
         scorer: The name of what judges the task; "" is the one registered for the task's name.
     """
 
     task: str
     split: Split
-    tokens: tuple[str, ...] = ()
+    base: BaseRule = field(default_factory=BaseRule)
     scorer: str = ""
     texts: TextRule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "texts", TextRule(self.tokens))
+        object.__setattr__(self, "texts", TextRule(self.base.tokens))
 
     @property
     def boxed(self) -> bool:
@@ -264,6 +278,8 @@ def require_usable(sample: Sample, rule: RowRule) -> None:
         require_size(None if sample.size is None else list(sample.size))
         if rule.boxed:
             boxes.checked(sample, lambda: None)
+        if rule.base.require_shown is not None:
+            rule.base.require_shown(sample)
     except DataError as error:
         raise named(error, sample.id) from None
 

@@ -26,7 +26,7 @@ from cmoe.data.formats.own_rows import OwnRows
 from cmoe.data.formats.parsed import Parsed
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import ImageError, open_image, read_image, to_rgb
-from cmoe.data.row_rules import RowRule, Split, named
+from cmoe.data.row_rules import BaseRule, RowRule, Split, named
 from cmoe.data.samples import EmbeddedPicture, Picture, Sample, name_of
 from cmoe.data.settings import DataConfig, OwnTask
 
@@ -62,7 +62,7 @@ class Preparation:
         images: Folder that picture paths are relative to; itself relative to `root`.
         tasks: Which to prepare, in the order of the stream.
         out: Where the shards go: a folder or a URL that fsspec knows.
-        tokens: Of the base (`reserved_tokens`), which no text may hold.
+        base: What the rows are for.
         limits: Of pictures.
         own: The user's own tasks among them, by name.
     """
@@ -71,7 +71,7 @@ class Preparation:
     images: str
     tasks: tuple[str, ...]
     out: str
-    tokens: tuple[str, ...] = ()
+    base: BaseRule = field(default_factory=BaseRule)
     limits: ImageLimits = field(default_factory=ImageLimits)
     own: Mapping[str, OwnTask] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Preparation:
 
     def rule(self, task: str, split: Split) -> RowRule:
         """What a split's rows are held to."""
-        return RowRule(task, split, self.tokens, self.data.scorer(task))
+        return RowRule(task, split, self.base, self.data.scorer(task))
 
     def pictures(self, task: str) -> Path:
         """The folder that a task's picture paths are relative to."""

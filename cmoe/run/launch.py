@@ -19,19 +19,19 @@ from cmoe.common.storage import StorageError, is_remote, require_reachable
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
 from cmoe.data.samples import Task
-from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.data_identity import claim_data, fingerprints
 from cmoe.evaluation.report_data import report_data
 from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.folder import APART, BEGUN, CONFIG, DATA, MATRIX, REPORT, RunFolder
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.base import UnsupportedModelError
-from cmoe.modeling.pretrained import MissingModelError, load_processor, require_base
+from cmoe.modeling.pretrained import MissingModelError, require_base
 from cmoe.run.display import Display, refused
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.remaining_time import remaining_of
 from cmoe.run.trackers import require_trackers
 from cmoe.run.worker_group import session, train
+from cmoe.tasks.base_rule import base_rule
 
 
 def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
@@ -222,6 +222,5 @@ def read_stream(config: RunConfig, show: Callable[[str], None] | None = None) ->
     Raises:
         DataError: As `read_tasks`.
     """
-    tokens = reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
-    least = config.least_samples
-    return read_tasks(config.data, config.seed, tokens=tokens, least=least, say=show)
+    base, least = base_rule(config.model), config.least_samples
+    return read_tasks(config.data, config.seed, base=base, least=least, say=show)

@@ -15,6 +15,7 @@ from cmoe.common.errors import DataError
 from cmoe.data.boxes import fractions, numbers, read_answer
 from cmoe.data.coin import read_tasks
 from cmoe.data.prepare import prepare
+from cmoe.data.row_rules import BaseRule
 from cmoe.data.samples import Task
 from cmoe.data.settings import DataConfig
 from cmoe.data.survey import Preparation, survey
@@ -43,9 +44,9 @@ def write(root: Path, answer: str, split: str = "test", **more: Any) -> Path:
     return folder / f"{split}.json"
 
 
-def read(root: Path | str, tokens: tuple[str, ...] | None = ()) -> Task:
+def read(root: Path | str) -> Task:
     config = DataConfig(root=str(root), tasks=("Grounding",))
-    return read_tasks(config, seed=0, tokens=tokens)[0]
+    return read_tasks(config, seed=0, base=BaseRule())[0]
 
 
 def prepared(root: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.rows import TOKENS, problems, read, talk, write
+from support.rows import BASE, problems, read, talk, write
 
 from cmoe.common.errors import DataError
 from cmoe.data.coin import read_tasks
@@ -71,7 +71,7 @@ def test_every_row_survives_its_neighbours(tmp_path: Path) -> None:
     ]
     rows = [row for each in bad for row in (talk("What?", "yes"), each)]
     file = write(tmp_path, "train", rows)
-    found = survey(Preparation(tmp_path, ".", ("GQA",), "", TOKENS), map, keep=False)
+    found = survey(Preparation(tmp_path, ".", ("GQA",), "", BASE), map, keep=False)
     named = sorted(int(p.removeprefix(f"{file}, row ").split(":")[0]) for p in found.problems)
     assert named == list(range(1, 2 * len(bad), 2))
     assert found.rows == len(bad) + 2, "the good ones, one test row, one without its picture"
@@ -141,7 +141,7 @@ def test_a_folder_may_be_named_like_a_pattern(tmp_path: Path, name: str) -> None
         job = Preparation(tmp_path, ".", ("GQA",), str(folder))
         prepare(job, survey(job, map, keep=True), map)
         assert not (folder / "partial").exists()
-    (task,) = read_tasks(DataConfig(root=str(out), tasks=("GQA",)), 0, tokens=TOKENS)
+    (task,) = read_tasks(DataConfig(root=str(out), tasks=("GQA",)), 0, base=BASE)
     assert [s.text for s in task.train] == ["What?"]
     with task.train[0].images[0].open() as opened, Image.open(opened) as image:
         assert image.size == (40, 30)
@@ -182,7 +182,7 @@ def test_prepared_rows_that_were_tampered_with_are_named(tmp_path: Path) -> None
         manifest["tasks"]["GQA"]["train"]["shards"][0]["file"] = f"rows/{changed.name}"
         rows = read_rows(str(out), manifest, "GQA", "train")
         with pytest.raises(DataError, match=rf"{changed.stem}\.parquet, row 1: .*{cause}"):
-            require_usable_rows(rows, str(out), manifest, RowRule("GQA", "train", TOKENS))
+            require_usable_rows(rows, str(out), manifest, RowRule("GQA", "train", BASE))
 
 
 @pytest.mark.parametrize(

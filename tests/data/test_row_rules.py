@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from support.paths import ROOT
-from support.rows import TOKENS, Row, asked, problems, read, refusal, talk, write
+from support.rows import BASE, TOKENS, Row, asked, problems, read, refusal, talk, write
 
 from cmoe.common.errors import DataError
 from cmoe.data.batches import ChatTurn, Collator, ReservedTokenError
 from cmoe.data.coin import read_tasks
 from cmoe.data.prepare import prepare
+from cmoe.data.row_rules import BaseRule
 from cmoe.data.samples import Sample
 from cmoe.data.settings import DataConfig
 from cmoe.data.survey import Preparation, survey
@@ -95,12 +96,12 @@ def test_prepared_data_is_held_to_this_base(tmp_path: Path) -> None:
     """It may have been prepared for a base that reads the same text as text."""
     write(tmp_path, "train", [talk("Is <|im_start|> a tag?", "yes", id=n) for n in range(3)])
     out = str(tmp_path / "out")
-    job = Preparation(tmp_path, ".", ("GQA",), out, TOKENS)
+    job = Preparation(tmp_path, ".", ("GQA",), out, BASE)
     prepare(job, survey(job, map, keep=False), map)
     config = DataConfig(root=out, tasks=("GQA",))
-    read_tasks(config, 0, tokens=TOKENS)
+    read_tasks(config, 0, base=BASE)
     with pytest.raises(DataError, match=r"rows/GQA-train-00000-\w+\.parquet, row 0: text holds"):
-        read_tasks(config, 0, tokens=("<|im_start|>",))
+        read_tasks(config, 0, base=BaseRule(("<|im_start|>",)))
     read_tasks(config, 0)  # workers don't look again
 
 
@@ -213,7 +214,7 @@ def test_scoring_refuses_the_rows_that_reading_refuses(tmp_path: Path) -> None:
 def test_real_pictures_and_questions_pass() -> None:
     tasks = ("ScienceQA", "ImageNet", "Grounding", "VQAv2")
     config = DataConfig(root=str(COIN_REAL), images="images", tasks=tasks)
-    found = read_tasks(config, 0, tokens=TOKENS, least=8)
+    found = read_tasks(config, 0, base=BASE, least=8)
     assert [(len(t.train), len(t.test)) for t in found] == [
         (275, 249),
         (1000, 200),

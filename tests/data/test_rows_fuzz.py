@@ -22,6 +22,7 @@ from cmoe.common.errors import DataError
 from cmoe.data.coin import count_rows, read_tasks
 from cmoe.data.formats.coin_rows import KEYS, METADATA
 from cmoe.data.prepare import prepare
+from cmoe.data.row_rules import BaseRule
 from cmoe.data.samples import Sample, StoredPicture
 from cmoe.data.settings import DataConfig
 from cmoe.data.survey import Preparation, survey
@@ -29,6 +30,7 @@ from cmoe.tasks.answer_files import read_predictions, read_targets
 
 FUZZ = int(os.environ.get("CMOE_FUZZ", "300"))
 TOKENS = ("<s>", "</s>", "<pad>", "<image>")
+BASE = BaseRule(TOKENS)
 
 awkward = st.sampled_from(
     [
@@ -148,12 +150,12 @@ def test_any_rows_are_read_or_refused_by_all_readers_alike(
     (folder / "train.json").write_bytes(train)
     (folder / "test.json").write_bytes(test)
     config = DataConfig(root=str(root), tasks=(task,))
-    reading = outcome(lambda: read_tasks(config, 0, tokens=TOKENS)[0])
-    found = survey(Preparation(root, ".", (task,), "", TOKENS), map, keep=False)
+    reading = outcome(lambda: read_tasks(config, 0, base=BASE)[0])
+    found = survey(Preparation(root, ".", (task,), "", BASE), map, keep=False)
     assert isinstance(reading, str) == bool(found.problems), (reading, found.problems)
     if isinstance(reading, str) and "picture" not in reading:
         assert reading in found.problems, "the first that reading refuses is among all"
-    planned = outcome(lambda: [count_rows(config, task, s, lambda: TOKENS) for s in SPLITS])
+    planned = outcome(lambda: [count_rows(config, task, s, lambda: BASE) for s in SPLITS])
     if not isinstance(reading, str):
         assert planned == [len(reading.train), len(reading.test)]
     outcome(lambda: read_targets(task, folder / "test.json"))
@@ -187,7 +189,7 @@ def test_prepared_rows_say_what_their_json_says(
                 row.pop("id", None)
             (folder / f"{split}.json").write_text(json.dumps([row]))
             one = DataConfig(root=str(root), tasks=(task,))
-            if not isinstance(outcome(lambda c=one: read_tasks(c, 0, tokens=TOKENS)), str):
+            if not isinstance(outcome(lambda c=one: read_tasks(c, 0, base=BASE)), str):
                 kept.append(row)
         (folder / f"{split}.json").write_text(json.dumps(kept))
         return kept
@@ -196,12 +198,12 @@ def test_prepared_rows_say_what_their_json_says(
     usable("train", train, TRAIN)
     usable("test", test, TEST)
     out = tmp_path_factory.mktemp("out")
-    job = Preparation(root, ".", (task,), str(out), TOKENS)
+    job = Preparation(root, ".", (task,), str(out), BASE)
     found = survey(job, map, keep=False)
     assert not found.problems
     prepare(job, found, map)
     (mine,), (theirs,) = (
-        read_tasks(DataConfig(root=str(place), tasks=(task,)), 0, tokens=TOKENS)
+        read_tasks(DataConfig(root=str(place), tasks=(task,)), 0, base=BASE)
         for place in (root, out)
     )
     assert list(map(content, mine.train)) == list(map(content, theirs.train))

@@ -14,11 +14,13 @@ from PIL import Image
 
 from cmoe.data.coin import read_tasks
 from cmoe.data.prepare import prepare
+from cmoe.data.row_rules import BaseRule
 from cmoe.data.samples import PLACEHOLDER, Sample, Task
 from cmoe.data.settings import DataConfig, OwnTask
 from cmoe.data.survey import Preparation, survey
 
 TOKENS = ("<s>", "</s>", "<pad>", "<image>")
+BASE = BaseRule(TOKENS)
 PICTURES = ("a.png", "b.png", "folder/c.png")
 TABLE = ("id", "question", "answer", "image")
 
@@ -204,12 +206,12 @@ def write_datasets(root: Path, rows: Sequence[Said]) -> dict[str, OwnTask]:
 
 def read_own(root: Path, own: OwnTask, **more: Any) -> Task:
     data = DataConfig(root=str(root), own={"Mine": own}, **more)
-    return read_tasks(data, 0, tokens=TOKENS)[0]
+    return read_tasks(data, 0, base=BASE)[0]
 
 
 def prepared_own(root: Path, out: Path, own: OwnTask) -> Task:
     """The same task, as what is prepared of it."""
-    job = Preparation(root, ".", ("Mine",), str(out), TOKENS, own={"Mine": own})
+    job = Preparation(root, ".", ("Mine",), str(out), BASE, own={"Mine": own})
     found = survey(job, map, keep=True)
     assert not found.problems
     prepare(job, found, map)

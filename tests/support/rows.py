@@ -11,6 +11,7 @@ from PIL import Image
 
 from cmoe.common.errors import DataError
 from cmoe.data.coin import read_tasks
+from cmoe.data.row_rules import BaseRule
 from cmoe.data.settings import DataConfig
 from cmoe.data.survey import Preparation, survey
 
@@ -18,6 +19,7 @@ Row = dict[str, Any]
 
 
 TOKENS = ("</s>", "<image>", "<pad>", "<s>")
+BASE = BaseRule(TOKENS)
 
 
 def talk(*texts: str, **more: Any) -> Row:
@@ -50,11 +52,11 @@ def write(root: Path, split: str, rows: Any, task: str = "GQA") -> Path:
 
 
 def read(root: Path, task: str = "GQA") -> Any:
-    return read_tasks(DataConfig(root=str(root), tasks=(task,)), seed=0, tokens=TOKENS)[0]
+    return read_tasks(DataConfig(root=str(root), tasks=(task,)), seed=0, base=BASE)[0]
 
 
 def problems(root: Path, task: str = "GQA") -> list[str]:
-    return survey(Preparation(root, ".", (task,), "", TOKENS), map, keep=False).problems
+    return survey(Preparation(root, ".", (task,), "", BASE), map, keep=False).problems
 
 
 def refusal(root: Path, split: str, row: Any, task: str = "GQA") -> str:

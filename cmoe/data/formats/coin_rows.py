@@ -75,7 +75,7 @@ def coin_rows(file: Path, rows: Sequence[Any], images: Path, rule: RowRule) -> P
         rule: Of their split.
     """
     placed = ((f"{file}, row {number}", row) for number, row in enumerate(rows))
-    return parsed(placed, lambda _, row: read_row(row, images, rule), rule.split)
+    return parsed(placed, lambda _, row: read_row(row, images, rule), rule)
 
 
 def read_row(row: Any, images: Path, rule: RowRule) -> Sample:

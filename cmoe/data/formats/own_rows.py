@@ -84,7 +84,7 @@ class OwnRows:
 
     def parsed(self) -> Parsed:
         """Every row, once."""
-        return parsed(self._file.rows, self._read, self._rule.split)
+        return parsed(self._file.rows, self._read, self._rule)
 
     def told(self, count: int) -> str:
         """What was read, in a line.

@@ -9,7 +9,7 @@ from typing import Any
 from cmoe.common.errors import DataError
 from cmoe.data import boxes
 from cmoe.data.boxes import Size
-from cmoe.data.row_rules import Ids, RowRule, Split, named, require_picture
+from cmoe.data.row_rules import Ids, RowRule, named, require_picture
 from cmoe.data.samples import Sample
 
 Placed = Iterable[tuple[str, Any]]
@@ -19,15 +19,15 @@ Parsed = Iterator[tuple[str, Sample | DataError]]
 """The same rows as samples. Their pictures and boxes weren't looked at."""
 
 
-def parsed(rows: Placed, read: Callable[[int, Any], Sample], split: Split) -> Parsed:
+def parsed(rows: Placed, read: Callable[[int, Any], Sample], rule: RowRule) -> Parsed:
     """Read every row, whatever becomes of its neighbours.
 
     Args:
         rows: From the first.
         read: Makes a sample of a row's number and the row; what it raises is kept.
-        split: Whose ids they are.
+        rule: Of their split.
     """
-    ids = Ids(split)
+    ids = Ids(rule.split)
     for number, (where, row) in enumerate(rows):
         if isinstance(row, DataError):
             yield where, row
@@ -35,10 +35,20 @@ def parsed(rows: Placed, read: Callable[[int, Any], Sample], split: Split) -> Pa
         try:
             sample = read(number, row)
             ids.add(sample.id, number)
+            _require_shown(sample, rule)
         except DataError as error:
             yield where, error
             continue
         yield where, sample
+
+
+def _require_shown(sample: Sample, rule: RowRule) -> None:
+    if rule.base.require_shown is None:
+        return
+    try:
+        rule.base.require_shown(sample)
+    except DataError as error:
+        raise named(error, sample.id) from None
 
 
 def usable(

@@ -22,7 +22,6 @@ from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import read_tasks
-from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.data_identity import claim_data, fingerprints
 from cmoe.evaluation.targets import stream_targets
 from cmoe.experiments.choice.sets import LayerSet, judged, layer_sets
@@ -33,11 +32,11 @@ from cmoe.experiments.sweep.worker import read_probed
 from cmoe.folder import STORE, RunFolder
 from cmoe.methods.method import seed_of
 from cmoe.mini.tasks import ensure_data
-from cmoe.modeling.pretrained import load_processor
 from cmoe.run.launch import check_model, require_lasting
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.worker_group import rooted, session
 from cmoe.store.log import Store
+from cmoe.tasks.base_rule import base_rule
 
 CHOICE, FOLDER = "choice.json", "choice"
 
@@ -134,8 +133,8 @@ def _claim(config: RunConfig, how: ChoiceConfig) -> None:
     """Refuse rows that can't be used, and other data than the study began with."""
     last = max(config.data.tasks.index(task) for task in how.tasks)
     data = replace(config.data, tasks=config.data.tasks[: last + 1], evaluate_on="selection")
-    tokens = reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
-    tasks = read_tasks(data, config.seed, tokens=tokens, least=config.least_samples)
+    base = base_rule(config.model)
+    tasks = read_tasks(data, config.seed, base=base, least=config.least_samples)
     targets = stream_targets(tasks, data, config.evaluation)
     folder = RunFolder(config.folder, config.url)
     folder.claim(config.as_dict() | {"choice": how.as_dict()})

@@ -8,9 +8,9 @@ from functools import cache
 from cmoe.common.errors import DataError
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import count_rows, held_out, require_enough
+from cmoe.data.row_rules import BaseRule
 from cmoe.data.shards import HUB, read_manifest
-from cmoe.data.texts import reserved_tokens
-from cmoe.modeling.pretrained import load_processor
+from cmoe.tasks.base_rule import base_rule
 
 # Training samples of CoIN's tasks, rounded, as its paper reports them (arXiv 2403.08350) to our
 # knowledge; neither read there nor counted by us.
@@ -55,18 +55,16 @@ def samples_of(config: RunConfig) -> dict[str, Samples]:
     found = {}
 
     @cache
-    def tokens() -> tuple[str, ...]:
-        return reserved_tokens(load_processor(config.model.path, revision=config.model.revision))
+    def base() -> BaseRule:
+        return base_rule(config.model)
 
     for task in data.tasks:
         if manifest is not None and not (task in data.own and task not in manifest["tasks"]):
             splits = manifest["tasks"].get(task, {})
             train, test = (splits.get(s, {}).get("rows") for s in ("train", "test"))
         else:
-            train = count_rows(data, task, "train", tokens)
-            test = (
-                None if data.evaluate_on == "selection" else count_rows(data, task, "test", tokens)
-            )
+            train = count_rows(data, task, "train", base)
+            test = None if data.evaluate_on == "selection" else count_rows(data, task, "test", base)
         published = train is None
         if train is None and task not in COIN_SAMPLES:
             raise DataError(

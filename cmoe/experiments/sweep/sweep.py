@@ -26,7 +26,6 @@ from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.data.coin import count_rows, read_tasks
-from cmoe.data.texts import reserved_tokens
 from cmoe.evaluation.data_identity import claim_data, fingerprints
 from cmoe.evaluation.targets import stream_targets
 from cmoe.experiments.sweep.proposals import proposals
@@ -51,11 +50,11 @@ from cmoe.experiments.sweep.tuner import (
 from cmoe.experiments.sweep.worker import RESULT, read_kept, read_probed, read_result
 from cmoe.folder import STORE, RunFolder
 from cmoe.mini.tasks import ensure_data
-from cmoe.modeling.pretrained import load_processor
 from cmoe.run.launch import check_model, require_lasting
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.worker_group import rooted
 from cmoe.store.log import Store
+from cmoe.tasks.base_rule import base_rule
 
 SWEEP, FOLDER = "sweep.json", "sweep"
 
@@ -172,10 +171,10 @@ def _claim_data(config: SweepConfig, show: Callable[[str], None]) -> None:
     """
     run = config.run
     data = replace(run.data, tasks=config.tasks, evaluate_on="selection")
-    tokens = reserved_tokens(load_processor(run.model.path, revision=run.model.revision))
-    tasks = read_tasks(data, run.seed, tokens=tokens, least=run.least_samples, say=show)
+    base = base_rule(run.model)
+    tasks = read_tasks(data, run.seed, base=base, least=run.least_samples, say=show)
     for task in config.tasks:
-        count_rows(run.data, task, "test", lambda: tokens)
+        count_rows(run.data, task, "test", lambda: base)
     RunFolder(run.folder, run.url).claim(run.as_dict())
     targets = stream_targets(tasks, data, run.evaluation)
     claim_data(run.folder, fingerprints(tasks, targets, data, run.evaluation))

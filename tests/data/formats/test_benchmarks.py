@@ -16,7 +16,7 @@ from support.benchmark_files import (
     captions_of,
     write_benchmark,
 )
-from support.own_files import TOKENS, prepared_own, told
+from support.own_files import BASE, prepared_own, told
 from support.paths import CONFIGS
 
 from cmoe.common.errors import DataError
@@ -48,7 +48,7 @@ def configured(name: str, root: Path) -> DataConfig:
 
 
 def read(data: DataConfig) -> tuple[Task, ...]:
-    return read_tasks(data, 0, tokens=TOKENS)
+    return read_tasks(data, 0, base=BASE)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.own_files import TOKENS, read_own, write_all, write_pictures
+from support.own_files import BASE, prepared_own, read_own, write_all, write_pictures
 
 from cmoe.common.errors import DataError
 from cmoe.data.coin import count_rows, read_tasks
+from cmoe.data.row_rules import BaseRule
 from cmoe.data.settings import DataConfig, OwnTask
 from cmoe.data.survey import Preparation, survey
+from cmoe.modeling.settings import ModelConfig
+from cmoe.tasks.base_rule import base_rule
 
 FUZZ = int(os.environ.get("CMOE_FUZZ", "300"))
 
@@ -92,7 +96,7 @@ def test_a_row_is_named_with_what_would_be_right(root: Path, row: Any, cause: st
     said = str(refused.value)
     assert said.startswith(f"{root / 'bad.jsonl'}, row 1, line 3: ")
     assert cause in said
-    job = Preparation(root, ".", ("Mine",), "", TOKENS, own={"Mine": own})
+    job = Preparation(root, ".", ("Mine",), "", BASE, own={"Mine": own})
     (problem,) = survey(job, map, keep=False).problems
     assert cause.removesuffix(" is missing") in problem, "a survey says the same"
 
@@ -162,7 +166,7 @@ def test_a_file_that_is_not_there(
         read_own(root, own)
     assert cause in str(refused.value)
     with pytest.raises(DataError):
-        count_rows(DataConfig(root=str(root), own={"Mine": own}), "Mine", "train", lambda: ())
+        count_rows(DataConfig(root=str(root), own={"Mine": own}), "Mine", "train", BaseRule)
 
 
 def test_a_data_set_of_the_hub_is_read_from_its_cache(
@@ -239,9 +243,32 @@ def test_any_file_is_read_or_refused_by_all_readers_alike(
     config = DataConfig(root=str(root), own={"Mine": own})
     read, said = True, ""
     try:
-        read_tasks(config, 0, tokens=TOKENS)
+        read_tasks(config, 0, base=BASE)
     except DataError as error:
         read, said = False, str(error)
     assert len(said) < 5000, "an error is read by people"
-    job = Preparation(root, ".", ("Mine",), "", TOKENS, own={"Mine": own})
+    job = Preparation(root, ".", ("Mine",), "", BASE, own={"Mine": own})
     assert bool(survey(job, map, keep=False).problems) == (not read)
+
+
+def test_images_that_the_base_would_be_shown_elsewhere_are_refused_where_rows_are_read(
+    root: Path, tmp_path: Path
+) -> None:
+    """From files, as they are prepared and counted, and from what was prepared for another base."""
+    texts = ("Which is red?", "Is <image> like <image> here?")
+    lines = "\n".join(json.dumps(asks(t, "no", images=["a.png", "b.png"])) for t in texts)
+    (root / "apart.jsonl").write_text(lines)
+    own, base = OwnTask("apart.jsonl", "apart.jsonl", "exact"), base_rule(ModelConfig())
+    config = DataConfig(root=str(root), own={"Mine": own})
+    wrong = r"row 1.*: the base's chat template doesn't show images where they stand.*\(id '1'\)"
+    with pytest.raises(DataError, match=rf"apart.jsonl, {wrong}"):
+        read_tasks(config, 0, base=base)
+    with pytest.raises(DataError, match=wrong):
+        count_rows(config, "Mine", "test", lambda: base)
+    job = Preparation(root, ".", ("Mine",), "", base, own={"Mine": own})
+    problems = survey(job, map, keep=False).problems
+    assert [re.search(wrong, problem) is None for problem in problems] == [False, False]
+    out = tmp_path / "prepared"
+    prepared_own(root, out, own)
+    with pytest.raises(DataError, match=rf"\.parquet, {wrong}"):
+        read_tasks(DataConfig(root=str(out), own={"Mine": own}), 0, base=base)
