@@ -180,7 +180,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe sweep --config sweep_mini.*": ("half an hour", parses),
     "cmoe serve --config serve_mini": ("the same service", parses),
     "cmoe serve --config serve_mini_vllm": ("needs vLLM's environment", parses),
-    "cmoe serve --config serve_mini --store hf://.*": ("the same service", parses),
+    "cmoe serve --config serve_mini --store (hf://|runs/mine).*": ("the same service", parses),
     "cmoe export (RUN OUT|runs/loras .*)": ("names, or a run of another method", parses),
     "cmoe bench .*": ("minutes, alone on a machine", parses),
     "python -m cmoe.mini.build_base --seed 0": ("an hour", builds_the_base),

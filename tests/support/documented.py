@@ -45,6 +45,7 @@ RUN = {
     "cmoe score .*": "",
     "cmoe phrasing --config coin_mini": SHORT,
     "cmoe export runs/coin_mini .*": "",
+    "cmoe export runs/mine .*": "",
     "cmoe export hf://.*": "",
     KEYS: "",
     SERVING: "",
