@@ -231,6 +231,24 @@ def hidden_state(model: nn.Module, layer: int, inputs: Mapping[str, Tensor]) -> 
     return states[0]
 
 
+def features(
+    model: nn.Module, layer: int, pooling: Pooling, inputs: Mapping[str, Tensor]
+) -> Tensor:
+    """The prompts' features [B, d], fp32, of the state that enters a layer."""
+    weights_bs = pooling_weights(inputs, pooling, model.config)
+    return pooled(hidden_state(model, layer, inputs), weights_bs)
+
+
+def keep_layers(model: nn.Module, count: int) -> None:
+    """Leave a decoder its first layers alone, for passes that end before the last of them.
+
+    Args:
+        model: Changed in place.
+        count: Of the layers that stay; as many as there are, or more, change nothing.
+    """
+    del find_layers(model)[count:]
+
+
 class _ReachedError(Exception):
     """Ends a forward pass at the layer that it was for."""
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from cmoe.modeling.base import (
     arguments,
     checkpoint_layers,
-    hidden_state,
+    features,
     pooled,
     pooling_weights,
     watch_hidden_state,
 )
 from cmoe.modeling.grown import GrownBase
-from cmoe.modeling.locator import Location, locate
+from cmoe.modeling.locator import Location, claimed, locate
 from cmoe.modeling.outputs import Generation, GrowingOutput, Inputs, RoutedPass, Tasks, indices
 from cmoe.modeling.routers import BASE, Routing
 
@@ -108,9 +108,8 @@ class GrowingVLM(GrownBase):
 
         The pass ends at the feature's layer: what comes behind it isn't computed.
         """
-        weights_bs = pooling_weights(inputs, self.locator.pooling, self.base.config)
         with self._context.using(None):
-            return pooled(hidden_state(self.base, self.locator.layer, inputs), weights_bs)
+            return features(self.base, self.locator.layer, self.locator.pooling, inputs)
 
     def routing(self, tasks: Tasks, batch: int) -> Routing:
         """What the passes over a batch of samples share, so that it is worked out once.
@@ -197,11 +196,7 @@ class GrowingVLM(GrownBase):
 
     def claimed(self, location: Location) -> tuple[int, ...]:
         """The task that answers each located sample; the base where none claims it."""
-        tasks = location.tasks
-        if self.reject_unknown:
-            tasks = tasks.masked_fill(location.unknown, BASE)
-        # The one synchronisation of a pass: the shapes of what follows depend on the tasks.
-        return tuple(tasks.tolist())
+        return claimed(location, reject_unknown=self.reject_unknown)
 
     def _indices(self, tasks: Tasks, batch: int) -> tuple[int, ...]:
         names = self.tasks + ((self._learning.task,) if self._learning else ())

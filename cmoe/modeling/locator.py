@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import MIN_SAMPLES, LocatorConfig
 
 
@@ -72,6 +73,17 @@ def locate(bank: Bank, features_bd: Tensor) -> Location:
     scores = bank.score(features_bd)
     best = scores.min(-1)
     return Location(best.indices, scores, best.values > bank.limits[best.indices])
+
+
+def claimed(location: Location, *, reject_unknown: bool) -> tuple[int, ...]:
+    """The task that answers each located sample; the base where none claims it and it is to be so.
+
+    The one synchronisation of a pass: the shapes of what follows depend on the tasks.
+    """
+    tasks = location.tasks
+    if reject_unknown:
+        tasks = tasks.masked_fill(location.unknown, BASE)
+    return tuple(tasks.tolist())
 
 
 class VAE(nn.Module):

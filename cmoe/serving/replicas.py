@@ -19,7 +19,7 @@ from cmoe.serving.settings import ServeConfig
 from cmoe.serving.store_follower import StoreFollower, open_store
 
 if TYPE_CHECKING:
-    from cmoe.serving.served_model import ServedModel
+    from cmoe.serving.served_model import Served
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,11 +28,11 @@ class LocatorReplica:
     """Locates prompts by the frozen base up to the feature's layer and the bank of locators."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        from cmoe.serving.served_model import ServedModel
+        from cmoe.serving.served_model import ServedLocator
 
         keep_on_loopback()
         store = await open_store(config)
-        self._model = await ServedModel.load(store, config)
+        self._model = await ServedLocator.load(store, config)
         self._follower = await StoreFollower.start(store, self._model, config)
 
     async def locate(self, prompts: list[Prompt]) -> list[Located]:
@@ -138,7 +138,7 @@ class LocatingExecutorReplica(ExecutorReplica):
         return self._follower.versioned(await self._executor.locate(prompts))
 
 
-def _require_unstuck(worker: Executor | ServedModel) -> None:
+def _require_unstuck(worker: Executor | Served[Any]) -> None:
     """Ray replaces a replica whose health check raises."""
     if (reason := worker.stuck()) is not None:
         raise RuntimeError(reason)

@@ -1,14 +1,15 @@
-"""A model that grows with its store while it is being used."""
+"""What grows with its store while it is being used: a model that answers, or one that locates."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 
 from cmoe.data.padding import batched, pad_token
+from cmoe.modeling.front import FrontLocator
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.primitive import Primitive
@@ -18,10 +19,15 @@ from cmoe.serving.messages import Location, Prompt
 from cmoe.serving.prompts import to_tensors
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store, StoreError
-from cmoe.store.model import load_model
+from cmoe.store.model import load_locator, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RunAlone = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a call while nothing else uses the model."""
+
+Grown = TypeVar("Grown", GrowingVLM, FrontLocator)
 
 
 async def run_at_once(call: Callable[[], None]) -> None:
@@ -29,27 +35,19 @@ async def run_at_once(call: Callable[[], None]) -> None:
     call()
 
 
-class ServedModel:
-    """A base, the primitives of its store, and the locator among them.
+class Served(Generic[Grown]):
+    """A base, and what the primitives of its store add to it.
 
     Args:
-        model: The base with nothing learned yet.
+        model: With nothing learned yet.
         processor: The base's.
     """
 
-    def __init__(self, model: GrowingVLM, processor: Any) -> None:
-        self.model, self.processor = model, processor
+    def __init__(self, model: Grown, processor: Any) -> None:
+        self.model: Grown = model
+        self.processor = processor
         self.pad = pad_token(processor.tokenizer)
         self._broken: str | None = None
-
-    @classmethod
-    async def load(cls, store: Store, config: ServeConfig) -> Self:
-        """Load a store's base; the model has learned nothing before it grows.
-
-        Raises:
-            StoreError: The store was written for another base or by another method.
-        """
-        return cls(*await asyncio.to_thread(_load, store, config))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -99,15 +97,53 @@ class ServedModel:
             )
         ]
 
+    def stuck(self) -> str | None:
+        """Why the model can't be used any more: a primitive was appended only in part."""
+        return self._broken and f"a primitive was taken in part: {self._broken}"
+
+
+class ServedModel(Served[GrowingVLM]):
+    """A model that answers, and locates."""
+
+    @classmethod
+    async def load(cls, store: Store, config: ServeConfig) -> Self:
+        """Load a store's base; the model has learned nothing before it grows.
+
+        Raises:
+            StoreError: The store was written for another base or by another method.
+        """
+
+        def loaded() -> tuple[GrowingVLM, Any]:
+            base, processor = _base(store, config, _device(config))
+            return load_model(store, base, prefix=0), processor
+
+        model, processor = await asyncio.to_thread(loaded)
+        model.reject_unknown = config.reject_unknown
+        return cls(model, processor)
+
     def whose_experts(self, prompt: Prompt, task: int) -> list[float]:
         """As `GrowingVLM.whose_experts`, of one prompt: a share of every task."""
         inputs = {n: t.to(self.model.device) for n, t in to_tensors(prompt).items()}
         shares: list[float] = self.model.whose_experts(inputs, task).tolist()
         return shares
 
-    def stuck(self) -> str | None:
-        """Why the model can't be used any more: a primitive was appended only in part."""
-        return self._broken and f"a primitive was taken in part: {self._broken}"
+
+class ServedLocator(Served[FrontLocator]):
+    """A model that locates alone: it has the layers that its feature needs."""
+
+    @classmethod
+    async def load(cls, store: Store, config: ServeConfig) -> Self:
+        """As `ServedModel.load`. What isn't kept never goes to the device."""
+
+        def loaded() -> tuple[FrontLocator, Any]:
+            base, processor = _base(store, config, "cpu")
+            locator = load_locator(store, base)
+            base.to(torch.device(_device(config)))  # type: ignore[arg-type]
+            return locator, processor
+
+        locator, processor = await asyncio.to_thread(loaded)
+        locator.reject_unknown = config.reject_unknown
+        return cls(locator, processor)
 
 
 def _read_from(store: Store, start: int) -> tuple[list[Primitive], Exception | None]:
@@ -121,15 +157,11 @@ def _read_from(store: Store, start: int) -> tuple[list[Primitive], Exception | N
     return found, None
 
 
-def _load(store: Store, config: ServeConfig) -> tuple[GrowingVLM, Any]:
+def _device(config: ServeConfig) -> str:
+    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _base(store: Store, config: ServeConfig, device: str) -> tuple[PreTrainedModel, Any]:
     named = base_of(store, config)
-    base, processor = load_base(
-        named.path,
-        revision=named.revision,
-        dtype=getattr(torch, named.dtype),
-        device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        pad=named.pad,
-    )
-    model = load_model(store, base, prefix=0)
-    model.reject_unknown = config.reject_unknown
-    return model, processor
+    dtype = getattr(torch, named.dtype)
+    return load_base(named.path, revision=named.revision, dtype=dtype, device=device, pad=named.pad)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cmoe.modeling.front import FrontLocator
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.settings import LocatorConfig, ModelConfig
 from cmoe.store.log import BaseId, Store, StoreError
@@ -65,9 +66,7 @@ def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -
     count = len(store) if prefix is None else prefix
     if not 0 <= count <= len(store):
         raise StoreError(f"{store.url}: has {len(store)} primitives; can't load {count}")
-    settings = store.header.settings
-    if "top_k" not in settings:
-        raise StoreError(f"{store.url}: written by another method ({dict(settings)}), not a log")
+    settings = _settings(store)
     locator = LocatorConfig(**settings["locator"])
     # Logs of before there were others have no form of the gates, and nothing of attention.
     gates, attention = settings.get("gates", "renormalized"), settings.get("attention", 0)
@@ -77,3 +76,22 @@ def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -
     store.require_base(model.base_digest)
     model.append(*(store.read(index) for index in range(count)))
     return model
+
+
+def load_locator(store: Store, base: PreTrainedModel) -> FrontLocator:
+    """What finds a store's tasks, without any of them yet. The base is cut short in place.
+
+    Raises:
+        StoreError: It is another base or method's.
+    """
+    locator = FrontLocator(base, LocatorConfig(**_settings(store)["locator"]))
+    store.require_base(locator.base_digest)
+    return locator
+
+
+def _settings(store: Store) -> Mapping[str, Any]:
+    """A log's settings; StoreError where another method wrote the store."""
+    settings = store.header.settings
+    if "top_k" not in settings:
+        raise StoreError(f"{store.url}: written by another method ({dict(settings)}), not a log")
+    return settings

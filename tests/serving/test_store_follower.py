@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.mini_store import copy_prefix, make_model, processor
+from support.mini_store import LOCATOR, copy_prefix, make_model, processor
 
 from cmoe.common.storage import StorageError
-from cmoe.serving.served_model import ServedModel
+from cmoe.data.batches import ChatTurn, Collator
+from cmoe.modeling.base import find_layers
+from cmoe.serving.prompts import to_arrays
+from cmoe.serving.served_model import ServedLocator, ServedModel
 from cmoe.serving.settings import ServeConfig
 from cmoe.serving.store_follower import StoreFollower, open_store
 from cmoe.store.log import Store
@@ -221,3 +224,18 @@ def test_a_follower_looks_by_itself(stores: dict[str, Store]) -> None:
                 await asyncio.sleep(0.001)
 
     asyncio.run(follow())
+
+
+def test_a_locator_has_the_layers_that_it_runs_and_locates_as_the_whole_model(
+    stores: dict[str, Store],
+) -> None:
+    store, collator = stores["front"], Collator(processor(), 512, 1)
+    locator = asyncio.run(ServedLocator.load(store, config_of(store)))
+    served = asyncio.run(ServedModel.load(store, config_of(store)))
+    asyncio.run(locator.grow(store))
+    asyncio.run(served.grow(store))
+    texts = ("Where is the red ring?", "Answer yes or no.", "A")
+    prompts = [to_arrays(collator.conversation([ChatTurn("user", (t,))])) for t in texts]
+    assert locator.locate(prompts) == served.locate(prompts)
+    assert locator.tasks == store.tasks
+    assert len(find_layers(locator.model.base)) == LOCATOR.layer + 1
