@@ -19,7 +19,7 @@ def main(words: Sequence[str], prog: str) -> int:
     import torch
 
     from cmoe.data.coin import read_tasks
-    from cmoe.experiments.locator_choice import accuracies
+    from cmoe.experiments.locator_choice import accuracies, chosen
     from cmoe.mini.tasks import ensure_data
     from cmoe.modeling.settings import MIN_SAMPLES
     from cmoe.run.stream import load
@@ -33,7 +33,10 @@ def main(words: Sequence[str], prog: str) -> int:
     base, collator = load(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     batch = config.evaluation.batch_size
     print(f"{len(tasks)} tasks, {sum(len(t.test) for t in tasks)} selection samples; percent")
+    rows = []
     for row in accuracies(base, collator, tasks, config.locator, batch, config.seed):
+        rows.append(row)
         shown = (f"{n} {v:.1f}" if isinstance(v, float) else f"{n} {v}" for n, v in row.items())
         print("  ".join(shown), flush=True)
+    print(f"choice: {chosen(rows)}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from cmoe.data.batches import Collator, slices
 from cmoe.data.samples import Sample, Task
 from cmoe.modeling.base import find_layers, pooled, pooling_weights, watch_hidden_state
 from cmoe.modeling.locator import Bank, locate, make_bank
-from cmoe.modeling.settings import LocatorConfig, Pooling, Score
+from cmoe.modeling.settings import LocatorConfig, Placement, Pooling, Score
 
 Feature = tuple[int, Pooling]
+INLINE_LOSS = 1.0  # points of accuracy that a pass less is worth
 
 
 def accuracies(
@@ -56,6 +57,46 @@ def accuracies(
             ]
             row[score] = 100 * sum(right) / len(right)
         yield row
+
+
+class Choice(NamedTuple):
+    """A feature, a score, where it is computed, and the samples located right by it, in percent."""
+
+    layer: int
+    pooling: Pooling
+    score: Score
+    placement: Placement
+    accuracy: float
+
+    def __str__(self) -> str:
+        named = self._asdict()
+        right = named.pop("accuracy")
+        flags = " ".join(f"--locator.{name} {value}" for name, value in named.items())
+        return f"{flags}  ({right:.1f})"
+
+
+def chosen(rows: Sequence[Mapping[str, Any]]) -> Choice:
+    """What to locate by: the best feature that the answering pass can compute, if it loses less
+    than `INLINE_LOSS` points; else the best one of all, for which the base runs in front.
+
+    A layer's input can be taken inline where no layer below has experts. Before a stream nobody
+    knows which layers will: only the input of the first one can be counted on.
+
+    Args:
+        rows: Of `accuracies`.
+    """
+
+    def best(among: Sequence[Mapping[str, Any]], placement: Placement) -> Choice:
+        choices = [
+            Choice(row["layer"], row["pooling"], score, placement, row[score])
+            for row in among
+            for score in get_args(Score)
+        ]
+        return max(choices, key=lambda choice: choice.accuracy)  # the first of equal ones
+
+    front = best(rows, "front")
+    inline = best([row for row in rows if row["layer"] == 0], "inline")
+    return inline if front.accuracy - inline.accuracy < INLINE_LOSS else front
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ MIN_SAMPLES = 8
 
 Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
+Placement = Literal["front", "inline"]
 GateForm = Literal["renormalized", "softmax", "residual"]
 
 
@@ -74,7 +75,7 @@ class LocatorConfig:
     layer: int = -1
     pooling: Pooling = "last"
     score: Score = "z"
-    placement: Literal["front", "inline"] = "front"
+    placement: Placement = "front"
     paraphrases: int = 1
     reject: float = 0.99
     hidden: int = 64

@@ -1,6 +1,7 @@
 """The comparison of features is made of the very features that a model locates by."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
 from cmoe.data.settings import DataConfig
-from cmoe.experiments.locator_choice import accuracies, features
+from cmoe.experiments.locator_choice import accuracies, chosen, features
 from cmoe.mini.tasks import write_mini_coin
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
@@ -42,3 +43,21 @@ def test_all_features_of_one_pass_are_the_models_own_and_tell_tasks_apart(tmp_pa
     assert rows[0, "last"]["z"] == pytest.approx(50, abs=1), "before any layer all end alike"
     best = rows[2, "mean_text"]
     assert min(best["z"], best["raw"], best["mahalanobis"]) > 90
+
+
+def rows_of(*accuracies: tuple[int, str, float, float, float]) -> list[dict[str, Any]]:
+    names = ("layer", "pooling", "z", "raw", "mahalanobis")
+    return [dict(zip(names, row, strict=True)) for row in accuracies]
+
+
+def test_the_choice_is_inline_where_that_loses_less_than_a_point() -> None:
+    """By the first layer's input alone: no layer below it can have experts."""
+    near = rows_of((0, "mean", 98.0, 99.2, 97.0), (1, "mean", 99.5, 99.9, 99.0))
+    assert str(chosen(near)) == (
+        "--locator.layer 0 --locator.pooling mean --locator.score raw "
+        "--locator.placement inline  (99.2)"
+    )
+    far = rows_of(
+        (0, "mean", 98.0, 98.9, 97.0), (1, "mean", 99.5, 99.9, 99.0), (2, "last", 9, 9, 9)
+    )
+    assert chosen(far) == (1, "mean", "raw", "front", 99.9)
