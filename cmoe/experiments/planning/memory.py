@@ -159,6 +159,27 @@ def _inner(shape: Shape) -> int:
     return max(out for _, out in shape.maps[0])
 
 
+def largest_micro_batch(
+    config: RunConfig, shape: Shape, samples: int, limit: float, *, checkpointing: bool
+) -> int:
+    """The largest `training.micro_batch` whose training fits on a GPU; 0 where none does.
+
+    It divides a worker's share of the global batch.
+
+    Args:
+        samples: As in `memory`.
+        limit: Bytes of a GPU.
+        checkpointing: Of the gradients, instead of the run's own setting.
+    """
+    share = max(1, config.training.global_batch // config.cluster.workers)
+    for size in (m for m in range(share, 0, -1) if share % m == 0):
+        training = replace(config.training, micro_batch=size, gradient_checkpointing=checkpointing)
+        phases = memory(replace(config, training=training), shape, samples)
+        if next(m.total for m in phases if m.phase == "training") <= limit:
+            return size
+    return 0
+
+
 @dataclass(frozen=True)
 class Remedy:
     """A change of one setting that helps a phase that doesn't fit; `total` is its bytes then."""

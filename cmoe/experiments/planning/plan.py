@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
-from cmoe.experiments.planning.memory import PARTS, Memory, memory, remedies
+from cmoe.experiments.planning.memory import PARTS, Memory, largest_micro_batch, memory, remedies
 from cmoe.experiments.planning.operations import ANSWERED, work
 from cmoe.experiments.planning.samples import Samples, samples_of
 from cmoe.experiments.planning.sizes import (
@@ -100,10 +100,24 @@ def lines(plan: Plan) -> Iterator[str]:
     verdict = "fits" if plan.fits else "DOESN'T FIT"
     yield f"{verdict}: {worst.phase} takes most, {_bytes(worst.total)} of {settings.memory:g} GiB"
     yield from _help(plan)
+    yield _micro_batches(plan)
     yield from ("", f"time on {gpus} GPUs at {settings.flops:.3g} operations per second each")
     yield from _columns(_time_rows(plan))
     yield from ("", f"store: {_bytes(plan.stored)} on disk", "", "assumed")
     yield from (f"  {line}" for line in _assumptions(plan))
+
+
+def _micro_batches(plan: Plan) -> str:
+    """What could be trained at once. Without recomputation a step has a pass less."""
+    limit = plan.settings.memory * GIB
+    most = {
+        way: largest_micro_batch(
+            plan.config, plan.shape, plan.largest, limit, checkpointing=way == "with"
+        )
+        for way in ("with", "without")
+    }
+    told = ", ".join(f"{count or 'none'} {way}" for way, count in most.items())
+    return f"largest training.micro_batch that fits, gradient_checkpointing or not: {told}"
 
 
 def _help(plan: Plan) -> Iterator[str]:

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.paths import ROOT as REPOSITORY
 
 from cmoe.config.parse import parse
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
+from cmoe.experiments.planning.memory import largest_micro_batch, memory
 from cmoe.experiments.planning.plan import GIB, lines, make_plan
 from cmoe.methods.settings import ExpertsConfig
 from cmoe.modeling.growing import GrowingVLM
@@ -63,6 +66,7 @@ def test_the_minis_plan_has_the_minis_figures() -> None:
     assert "fits: training takes most" in text
     assert "200" in text, "steps"
     assert "assumption" in text
+    assert "largest training.micro_batch that fits" in text
     small = replace(plan, settings=PlanConfig(memory=plan.phases[1].total / GIB - 0.001))
     assert not small.fits
     assert "DOESN'T FIT: training" in "\n".join(lines(small))
@@ -109,3 +113,26 @@ def test_a_plan_that_does_not_fit_ends_with_status_1(
         runpy.run_path(str(JOB), run_name="__main__")
     assert ended.value.code == 1
     assert "DOESN'T FIT" in capsys.readouterr().out
+
+
+@given(st.floats(-4, 1), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_the_largest_micro_batch_fits_and_the_next_one_does_not(
+    power: float, checkpointing: bool
+) -> None:
+    flags = ["--training.global_batch", "48", "--training.micro_batch", "8"]
+    plan = make_plan(parse(["--config", str(MINI), *flags]), PlanConfig())
+    limit = 10**power * GIB
+
+    def trains(micro_batch: int) -> bool:
+        training = replace(
+            plan.config.training, micro_batch=micro_batch, gradient_checkpointing=checkpointing
+        )
+        phases = memory(replace(plan.config, training=training), plan.shape, plan.largest)
+        return next(m.total for m in phases if m.phase == "training") <= limit
+
+    found = largest_micro_batch(
+        plan.config, plan.shape, plan.largest, limit, checkpointing=checkpointing
+    )
+    sizes = [m for m in range(1, 25) if 24 % m == 0]  # of the 24 samples that a worker takes
+    assert [m for m in sizes if trains(m)] == [m for m in sizes if m <= found]
