@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
 from cmoe.experiments.planning.memory import largest_micro_batch, memory
-from cmoe.experiments.planning.plan import GIB, lines, make_plan
+from cmoe.experiments.planning.plan import GIB, Plan, lines, make_plan
 from cmoe.methods.settings import ExpertsConfig
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
@@ -115,13 +116,18 @@ def test_a_plan_that_does_not_fit_ends_with_status_1(
     assert "DOESN'T FIT" in capsys.readouterr().out
 
 
+@cache
+def mini_plan() -> Plan:
+    flags = ["--training.global_batch", "48", "--training.micro_batch", "8"]
+    return make_plan(parse(["--config", str(MINI), *flags]), PlanConfig())
+
+
 @given(st.floats(-4, 1), st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_the_largest_micro_batch_fits_and_the_next_one_does_not(
     power: float, checkpointing: bool
 ) -> None:
-    flags = ["--training.global_batch", "48", "--training.micro_batch", "8"]
-    plan = make_plan(parse(["--config", str(MINI), *flags]), PlanConfig())
+    plan = mini_plan()
     limit = 10**power * GIB
 
     def trains(micro_batch: int) -> bool:
