@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 
 from cmoe.experiments.benchmarks.card import Limit
-from cmoe.experiments.benchmarks.figures import Figure, UnmeasurableError, timed
-from cmoe.experiments.benchmarks.timing import compare, milliseconds, ratio
+from cmoe.experiments.benchmarks.figures import (
+    Figure,
+    Missing,
+    UnmeasurableError,
+    in_turn,
+    timed,
+)
+from cmoe.experiments.benchmarks.timing import milliseconds, ratio
 from cmoe.experiments.benchmarks.workload import EXPERTS, Workload, grow
 from cmoe.experiments.planning.operations import adapter_flops, operations
 from cmoe.experiments.planning.sizes import widths_of
@@ -23,11 +29,12 @@ from cmoe.modeling.settings import LocatorConfig
 
 Calls = dict[str, Callable[[], object]]
 
+FFN_ROUNDS = 25  # a difference of short times needs many
 BESIDE_FFN = (0.10, 1.0)  # what experts may add to an FFN: of a prefill, of a decode step
 BESIDE_PREFILL, BESIDE_ONE_TASK, BESIDE_STEP, BESIDE_LOCATED = 1.05, 1.10, 1.2, 1.06
 
 
-def one_ffn(work: Workload) -> list[Figure]:
+def one_ffn(work: Workload) -> list[Figure | Missing]:
     """What the experts of one task add to the first layer's FFN."""
     model = GrowingVLM(work.twin(), top_k=EXPERTS.top_k)
     grow(model, "experts", {0: work.sizes.experts})
@@ -38,7 +45,7 @@ def one_ffn(work: Workload) -> list[Figure]:
     ]
 
 
-def _added(work: Workload, model: GrowingVLM, tokens: int, most: float) -> Figure:
+def _added(work: Workload, model: GrowingVLM, tokens: int, most: float) -> Figure | Missing:
     hidden = torch.randn(1, tokens, work.shape.width, device=work.device, dtype=work.dtype)
     grown, routing = model.ffns[0], model.routing("experts", 1)
 
@@ -47,8 +54,13 @@ def _added(work: Workload, model: GrowingVLM, tokens: int, most: float) -> Figur
             grown(hidden)
 
     frozen = partial(find_ffns(work.base)[0].module, hidden)
-    times = compare({"frozen": frozen, "grown": with_experts}, work.sizes.rounds)
-    added, alone = ratio(times, "grown", "frozen") - 1, milliseconds(times["frozen"])
+    times = in_turn({"frozen": frozen, "grown": with_experts}, FFN_ROUNDS)
+    if times.failed:
+        return Missing(next(iter(times.failed.values())))
+    added, alone = (
+        ratio(times.seconds, "grown", "frozen") - 1,
+        milliseconds(times.seconds["frozen"]),
+    )
     return Figure(
         added * alone,
         rival="frozen FFN",
@@ -74,7 +86,7 @@ def _least_added(work: Workload, tokens: int) -> Limit:
     )
 
 
-def prefill(work: Workload) -> list[Figure]:
+def prefill(work: Workload) -> list[Figure | Missing]:
     """Prompts up to their first token: by the base, by one task, by all tasks in one batch."""
     one, mixed = "one task", "mixed"
     calls: Calls = {
@@ -82,7 +94,7 @@ def prefill(work: Workload) -> list[Figure]:
         one: _pass(work, work.grown, work.sizes.tasks - 1),
         mixed: _pass(work, work.grown, work.mixed),
     }
-    times = compare(calls, work.sizes.rounds)
+    times = in_turn(calls, work.sizes.rounds)
     grown = least_prefill(work, work.sizes.tasks)
     return [
         timed(times, "base", limit=least_prefill(work, 0)),
@@ -111,9 +123,9 @@ def least_prefill(work: Workload, tasks: int) -> Limit:
     )
 
 
-def decode(work: Workload) -> list[Figure]:
+def decode(work: Workload) -> list[Figure | Missing]:
     """One more token for each of the prompts, as a service asks for it."""
-    times = compare(_steps(work), work.sizes.rounds)
+    times = in_turn(_steps(work), work.sizes.rounds)
     grown = _least_step(work, work.sizes.tasks)
     return [
         timed(times, "base", limit=_least_step(work, 0)),
@@ -154,7 +166,7 @@ def _least_step(work: Workload, tasks: int) -> Limit:
     return work.card.limit(operations=2 * rows * weights, moved=work.element * (weights + cached))
 
 
-def location(work: Workload) -> list[Figure]:
+def location(work: Workload) -> list[Figure | Missing]:
     """Prefill of prompts whose tasks aren't named."""
     middle = work.shape.layers // 2
     locator = LocatorConfig(layer=middle, steps=1)
@@ -171,7 +183,7 @@ def location(work: Workload) -> list[Figure]:
         "front": partial(placed, "front"),
         "last": _pass(work, work.grown),
     }
-    times = compare(calls, work.sizes.rounds)
+    times = in_turn(calls, work.sizes.rounds)
     least = least_prefill(work, work.sizes.tasks)
     return [
         timed(times, "inline", "base", most=BESIDE_LOCATED, limit=least),

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cmoe.experiments.benchmarks.card import Limit
-from cmoe.experiments.benchmarks.timing import milliseconds, ratio
+from cmoe.experiments.benchmarks.timing import compare, milliseconds, ratio
 
 Row = dict[str, Any]
 
-Times = Mapping[str, list[float]]
-"""Seconds of calls that were timed in turn, by name; as `timing.compare` gives them."""
+WHY_LENGTH = 160  # of an error's first line
 
 
 class UnmeasurableError(Exception):
     """A figure that can't be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A figure that wasn't measured, and why."""
+
+    why: str
+
+    def row(self, name: str) -> Row:
+        """As a row of a table."""
+        return empty(name, self.why)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Calls that were timed in turn.
+
+    Attributes:
+        seconds: Of each call that works, as `timing.compare` gives them.
+        failed: Why each of the others doesn't.
+    """
+
+    seconds: Mapping[str, list[float]]
+    failed: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -31,6 +54,7 @@ class Figure:
         ratio: Of the two.
         most: Of the ratio, or of the figure where there is no ratio: what it is to be at most.
         limit: The least time that it could be, where it is a time in ms.
+        lacks: Why there is no rival.
     """
 
     measured: float
@@ -40,12 +64,13 @@ class Figure:
     ratio: float | None = None
     most: float | None = None
     limit: Limit | None = None
+    lacks: str | None = None
 
     def row(self, name: str) -> Row:
         """As a row of a table."""
         judged = self.measured if self.ratio is None else self.ratio
         least = None if self.limit is None else 1e3 * self.limit.seconds
-        return empty(name) | {
+        return empty(name, self.lacks) | {
             "measured": self.measured,
             "unit": self.unit,
             "rival": self.rival,
@@ -59,13 +84,32 @@ class Figure:
         }
 
 
-def empty(name: str, why: str | None = None) -> Row:
-    """The row of a figure that isn't there, and why."""
+def empty(name: str, why: str | None) -> Row:
+    """A row without figures, and why something is missing."""
     columns = (
         *("measured", "unit", "rival", "rival's", "ratio", "at most", "holds"),
         *("limit", "limited by", "of limit"),
     )
     return {"figure": name, **dict.fromkeys(columns), "not measured": why}
+
+
+def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+    """As `timing.compare`; a call that fails doesn't keep the others from being timed."""
+    failed = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except Exception as error:  # whatever it is, the other calls go on
+            failed[name] = reason(error)
+    good = {name: call for name, call in calls.items() if name not in failed}
+    return Times(compare(good, rounds), failed)
+
+
+def reason(error: Exception) -> str:
+    """Why something wasn't measured."""
+    if isinstance(error, UnmeasurableError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:WHY_LENGTH]
 
 
 def timed(
@@ -75,16 +119,20 @@ def timed(
     *,
     most: float | None = None,
     limit: Limit | None = None,
-) -> Figure:
-    """A call's time, beside another one's of the same rounds."""
-    figure = Figure(milliseconds(times[name]), most=most, limit=limit)
+) -> Figure | Missing:
+    """A call's time, beside another one's of the same rounds where that works."""
+    if name in times.failed:
+        return Missing(times.failed[name])
+    measured = milliseconds(times.seconds[name])
     if rival is None:
-        return figure
+        return Figure(measured, limit=limit)
+    if rival in times.failed:
+        return Figure(measured, limit=limit, lacks=f"{rival}: {times.failed[rival]}")
     return Figure(
-        figure.measured,
+        measured,
         rival=rival,
-        others=milliseconds(times[rival]),
-        ratio=ratio(times, name, rival),
+        others=milliseconds(times.seconds[rival]),
+        ratio=ratio(times.seconds, name, rival),
         most=most,
         limit=limit,
     )

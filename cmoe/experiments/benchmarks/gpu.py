@@ -15,7 +15,14 @@ from typing import NamedTuple
 import torch
 
 from cmoe.experiments.benchmarks.answering import decode, host_waits, location, one_ffn, prefill
-from cmoe.experiments.benchmarks.figures import Figure, Row, UnmeasurableError, empty
+from cmoe.experiments.benchmarks.figures import (
+    Figure,
+    Missing,
+    Row,
+    UnmeasurableError,
+    empty,
+    reason,
+)
 from cmoe.experiments.benchmarks.learning import (
     first_batch,
     training,
@@ -25,8 +32,6 @@ from cmoe.experiments.benchmarks.learning import (
 from cmoe.experiments.benchmarks.workload import TINY, Sizes, Workload
 from cmoe.modeling.pretrained import require_base
 from cmoe.modeling.settings import ModelConfig
-
-WHY_LENGTH = 160  # of an error's first line
 
 
 class Part(NamedTuple):
@@ -40,7 +45,7 @@ class Part(NamedTuple):
     """
 
     figures: tuple[str, ...]
-    measure: Callable[[Workload], Sequence[Figure]]
+    measure: Callable[[Workload], Sequence[Figure | Missing]]
     seconds: float
     passes: float = 0
 
@@ -82,7 +87,7 @@ def costs_on_a_card(
 
 def parts(sizes: Sizes) -> tuple[Part, ...]:
     """All of them, the most valuable first; what they take is an estimate from above."""
-    rounds = sizes.rounds + 2  # as calls are warmed up
+    rounds = sizes.rounds + 3  # as calls are tried, and warmed up
     many, few = sizes.tokens
     prefilled, step = f"prefill of {sizes.prompts}", f"decode step of {sizes.prompts}"
     trained, added = (
@@ -168,10 +173,8 @@ def _measured(part: Part, work: Workload, left: float) -> list[Row]:
         _require_time(part, work, left)
         figures = part.measure(work)
         rows = [f.row(name) for name, f in zip(part.figures, figures, strict=True)]
-    except UnmeasurableError as error:
-        why = str(error)
     except Exception as error:  # whatever it is, the other parts go on
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:WHY_LENGTH]
+        why = reason(error)
     gc.collect()  # only now: an error holds what failed, with its tensors
     if work.device.startswith("cuda"):
         torch.cuda.empty_cache()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from cmoe.data.loader import Loader
 from cmoe.experiments.benchmarks.answering import more_waits, require_gpu
 from cmoe.experiments.benchmarks.card import Limit
-from cmoe.experiments.benchmarks.figures import Figure, timed
-from cmoe.experiments.benchmarks.timing import compare, peak_bytes
+from cmoe.experiments.benchmarks.figures import Figure, Missing, in_turn, timed
+from cmoe.experiments.benchmarks.timing import peak_bytes
 from cmoe.experiments.benchmarks.workload import EXPERTS, Workload, grow
 from cmoe.experiments.planning.memory import memory
 from cmoe.experiments.planning.operations import operations
@@ -27,14 +27,18 @@ FIRST_BATCH_S = 1.0
 PASSES = 2  # of a loader: the first one starts its processes
 
 
-def training(work: Workload) -> list[Figure]:
+def training(work: Workload) -> list[Figure | Missing]:
     """A step of the first task and of one behind all others, beside PEFT's LoRA of the same rank.
 
     All recompute activations, on the same maps and with the same optimizer.
     """
     tasks = work.sizes.tasks
-    steps = {LORA: _lora(work), "first": _learning(work, 0), "last": _learning(work, tasks)}
-    times = compare(steps, work.sizes.rounds)
+    steps = {
+        LORA: _Built(partial(_lora, work)),
+        "first": _Built(partial(_learning, work, 0)),
+        "last": _Built(partial(_learning, work, tasks)),
+    }
+    times = in_turn(steps, work.sizes.rounds)
     first = _least_step(work, 1)
     return [
         timed(times, LORA, limit=first),
@@ -54,6 +58,18 @@ def _least_step(work: Workload, tasks: int) -> Limit:
     each = operations(work.run(length), work.shape, work.growth(tasks))
     moved = work.element * (work.shape.decoder + work.shape.vision)
     return work.card.limit(operations=rows * each.training, moved=moved)
+
+
+class _Built:
+    """Steps that are built when the first one is taken: what can't be built fails there."""
+
+    def __init__(self, build: Callable[[], Callable[[], None]]) -> None:
+        self._build = build
+        self._step: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        self._step = self._step or self._build()
+        self._step()
 
 
 def _learning(work: Workload, older: int) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cmoe.cli.main import main
 from cmoe.experiments.benchmarks import gpu
 from cmoe.experiments.benchmarks.answering import decode, more_waits
 from cmoe.experiments.benchmarks.card import Card
-from cmoe.experiments.benchmarks.figures import Figure, UnmeasurableError
+from cmoe.experiments.benchmarks.figures import Figure, UnmeasurableError, in_turn, timed
 from cmoe.experiments.benchmarks.gpu import Part, costs_on_a_card, parts
 from cmoe.experiments.benchmarks.workload import TINY, Sizes, Workload, llava_7b, published_shape
 
@@ -93,6 +94,23 @@ def test_a_part_that_fails_says_why_and_the_others_go_on(monkeypatch: pytest.Mon
     }
 
 
+def test_a_call_that_fails_costs_its_own_row_alone() -> None:
+    """As where PEFT's LoRA needs more memory than there is."""
+
+    def fails() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    times = in_turn({"lora": fails, "first": partial(sum, range(9))}, rounds=1)
+    lora, first = timed(times, "lora").row("a"), timed(times, "first", "lora", most=1.06).row("b")
+    assert (lora["measured"], lora["not measured"]) == (
+        None,
+        "OutOfMemoryError: CUDA out of memory.",
+    )
+    assert positive(first["measured"])
+    assert (first["ratio"], first["holds"]) == (None, None)
+    assert first["not measured"] == "lora: OutOfMemoryError: CUDA out of memory."
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -130,7 +148,8 @@ def test_the_random_base_has_the_published_shape() -> None:
 def test_a_decode_step_is_limited_by_what_it_reads(work: Workload) -> None:
     """Counted on the base itself: its layers, its output embeddings, and what is cached."""
     work.__dict__["card"] = Card(bandwidth=1.0, rate=math.inf)
-    base, one, mixed = (figure.limit for figure in decode(work))
+    figures = [figure for figure in decode(work) if isinstance(figure, Figure)]
+    base, one, mixed = (figure.limit for figure in figures)
     assert base is not None
     assert one == mixed
     read = [work.base.get_decoder().layers, work.base.get_output_embeddings()]
