@@ -1,6 +1,7 @@
 """Measure what growing and serving cost.
 
-`serve` and `recovery` are asked for by name: they need a store, as `make stream` leaves one.
+`gpu`, `serve` and `recovery` are asked for by name. The last two need a store, as `make stream`
+leaves one.
 Compare ratios of times within one run: absolute times depend on the machine.
 """
 
@@ -26,17 +27,25 @@ GROWING = {
     "placement": "placement",
 }
 """Sections about the network, and their functions."""
+CARD = {"gpu": "gpu.costs_on_a_card"}
+"""The section about a whole base on a card, and its function."""
 SERVING = {"serve": "bench.load", "recovery": "recovery.recovery"}
 """Sections about a service, and their functions."""
 
 
 def main(words: Sequence[str], prog: str) -> int:
     parser = Parser(prog=prog, description=__doc__)
-    known = (*GROWING, *SERVING)
+    known = (*GROWING, *CARD, *SERVING)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(known))
     parser.add_argument("--device", help="by itself cuda, where there is a GPU")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="by itself float32; of gpu bfloat16"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there, too")
+    card = parser.add_argument_group(", ".join(CARD))
+    card.add_argument("--base", help="by itself LLaVA-1.5-7B's shape with random weights")
+    card.add_argument("--tiny", action="store_true", help="the mini base in float32, small batches")
+    card.add_argument("--seconds", type=float, default=600, help="what would pass it is left out")
     serve = parser.add_argument_group(", ".join(SERVING))
     serve.add_argument("--service", default="serve_mini", help="Ray Serve's file of it")
     serve.add_argument("--store", help="instead of the service's own")
@@ -45,6 +54,13 @@ def main(words: Sequence[str], prog: str) -> int:
     asked = parser.parse_args(words)
     if unknown := set(asked.sections) - set(known):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if asked.tiny:
+        if asked.base is not None:
+            parser.error("--tiny is the mini base; leave --base out")
+        asked.base = "mini"
+    if asked.dtype is None:
+        whole = not asked.tiny and set(asked.sections) & set(CARD)
+        asked.dtype = "bfloat16" if whole else "float32"
     try:
         asked.service = find_config(asked.service)
     except ValueError as error:
@@ -86,10 +102,15 @@ def loaded(name: str, asked: argparse.Namespace, device: str) -> partial[list[di
         return partial(section, asked.service, asked.store, asked.data, asked.samples)
     import torch
 
+    dtype = getattr(torch, asked.dtype)
+    if name in CARD:
+        module, _, function = CARD[name].partition(".")
+        section = getattr(import_module(f"cmoe.experiments.benchmarks.{module}"), function)
+        return partial(section, device, dtype, asked.base, asked.tiny, asked.seconds)
     from cmoe.experiments.benchmarks import growing
 
     section = getattr(growing, GROWING[name])
-    return partial(section, device, getattr(torch, asked.dtype))
+    return partial(section, device, dtype)
 
 
 def describe(device: str, dtype: str) -> dict[str, str]:
@@ -109,11 +130,14 @@ def describe(device: str, dtype: str) -> dict[str, str]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as an aligned text table."""
     names = list({name: None for row in rows for name in row})
-    cells = [names] + [
-        [f"{v:.3f}" if isinstance(v := row.get(name), float) else str(v or "-") for name in names]
-        for row in rows
-    ]
+    cells = [names] + [[_cell(row.get(name)) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells
     )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

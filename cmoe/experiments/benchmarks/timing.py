@@ -6,7 +6,8 @@ import ctypes
 import gc
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +16,7 @@ import torch
 STATUS = Path("/proc/self/status")
 
 
-def compare(calls: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, list[float]]:
+def compare(calls: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, list[float]]:
     """Seconds of each call, `rounds` times in turn, so that a noisy minute hits all alike."""
     for call in calls.values():  # warm up
         call()
@@ -31,7 +32,31 @@ def compare(calls: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str
     return seconds
 
 
-def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
+def device_seconds(call: Callable[[], object], device: str, rounds: int = 20) -> float:
+    """The median time of a call, as the device spends it.
+
+    On a GPU by its own events: the host waits once, behind the last call.
+    """
+    for _ in range(3):  # warm up
+        call()
+    if not device.startswith("cuda"):
+        seconds = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        return median(seconds)
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        call()
+        mark.record()
+    torch.cuda.synchronize()
+    passed: list[float] = [a.elapsed_time(b) for a, b in pairwise(marks)]
+    return median(passed) / 1e3
+
+
+def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> float:
     """The median, over rounds, of one call's time in another's."""
     return median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
