@@ -1,4 +1,4 @@
-"""Batches, made ahead of the model by a thread, or by processes; both live as long as the loader."""
+"""Batches made ahead of the model, by a thread or by processes that live as long as the loader."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ def probing(
         trainer: The worker group.
         again: Behind the phases' names, where a task is measured a second time.
     """
-    some, others = samples[:gain_samples], samples[gain_samples:]
+    few, others = samples[:gain_samples], samples[gain_samples:]
     counts = {f.layer: 0 if f.learning is None else len(f.learning) for f in model.ffns}
     passes: list[Pass] = [(task, {}), (task, dict.fromkeys(counts, 0))]
     passes += [(task, {layer: kept}) for layer, n in counts.items() for kept in range(n)]
-    losses, tokens, used = _losses(model, f"loss gain{again}", some, trainer, passes)
+    losses, tokens, used = _losses(model, f"loss gain{again}", few, trainer, passes)
     if others:
         used += _used(model, f"measure{again}", task, others, trainer)
     largest, gates = _shares(model, used)
