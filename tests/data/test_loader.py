@@ -43,6 +43,10 @@ class Collating(Collator):
         return batch
 
 
+def wait_for(made: int) -> None:
+    until(lambda: len(Collating.made) >= made)
+
+
 def make_collator() -> Collating:
     Collating.made.clear()
     return Collating(load_processor(str(MINI_BASE)), 512, 16)
@@ -94,7 +98,7 @@ def test_a_thread_makes_two_batches_ahead_and_ends_with_its_loader(samples: list
     batches = loader.batches("training", samples, [[n] for n in range(8)])
     for taken in range(1, 4):
         next(batches)
-        until(lambda count=taken + AHEAD: len(Collating.made) >= count)
+        wait_for(taken + AHEAD)
         assert len(Collating.made) == taken + AHEAD
     assert threading.current_thread().name not in Collating.made
     assert threading.active_count() == before + 1
