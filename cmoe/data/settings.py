@@ -92,7 +92,9 @@ class DataConfig:
         paraphrase: Share of the training samples that are asked as people may ask, politely or in
             small letters, between the sample's own instructions; 0 in a benchmark.
         max_length: Tokens of prompt and answer together; null takes the base's own limit.
-        loader_workers: Processes per worker that prepare batches ahead; 0 prepares in place.
+        loader_workers: Processes per worker that prepare batches ahead. With 0 one thread does,
+            which is enough unless a batch takes longer to prepare than to compute, as of large
+            images.
     """
 
     root: str = "data/coin"

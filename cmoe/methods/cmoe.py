@@ -98,12 +98,13 @@ class CMoE:
             "probe": training_flops(base, added),
             "train": training_flops(base, added),
             "measure": base + added,
-            "loss gain": (2 + layers * self.probe.experts) * (base + added),
+            # With all probes, with none, and for each probe from its layer on.
+            "loss gain": (2 + self.probe.experts * (layers + 1) / 2) * (base + added),
             "nearest": task * (base + added),
             "usage": base + added,
             "features": base * self.module.locator.layer // layers,
         }
-        return sum(count * passes[p.removesuffix(AGAIN)] for p, count in tokens.items())
+        return round(sum(n * passes[p.removesuffix(AGAIN)] for p, n in tokens.items()))
 
     def expert_similarity(self) -> list[float | None]:
         means: list[float | None] = []

@@ -16,8 +16,9 @@ from torch import Tensor
 from cmoe.data.samples import Sample
 from cmoe.methods.method import Trainer
 from cmoe.methods.probe import Gain, Probing
+from cmoe.modeling.base import resuming
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.outputs import Inputs
+from cmoe.modeling.outputs import GrowingOutput, Inputs
 
 Shares = tuple[tuple[float, ...], ...]
 Pass = tuple[str, Mapping[int, int]]
@@ -28,9 +29,8 @@ def answer_losses(
     model: GrowingVLM, samples: Sequence[Sample], trainer: Trainer
 ) -> dict[str, float]:
     """How well each learned task answers some samples: its loss per answer token."""
-    losses, tokens = _losses(
-        model, "nearest", samples, trainer, [(task, {}) for task in model.tasks]
-    )
+    passes: list[Pass] = [(task, {}) for task in model.tasks]
+    losses, tokens, _ = _losses(model, "nearest", samples, trainer, passes)
     found = (losses.sum(0) / tokens.sum()).tolist()
     return dict(zip(model.tasks, found, strict=True))
 
@@ -49,15 +49,19 @@ def probing(
         model: With the trained probes.
         task: Its name.
         samples: That trained none of them.
-        gain_samples: At most this many of them measure gains: a pass for every probe.
+        gain_samples: At most this many of them measure gains: for every probe a pass from its layer
+            on. The pass with all probes measures usage, too; the other samples need no more.
         trainer: The worker group.
         again: Behind the phases' names, where a task is measured a second time.
     """
-    largest, gates = usage(model, f"measure{again}", task, samples, trainer)
+    few, others = samples[:gain_samples], samples[gain_samples:]
     counts = {f.layer: 0 if f.learning is None else len(f.learning) for f in model.ffns}
     passes: list[Pass] = [(task, {}), (task, dict.fromkeys(counts, 0))]
     passes += [(task, {layer: kept}) for layer, n in counts.items() for kept in range(n)]
-    losses, tokens = _losses(model, f"loss gain{again}", samples[:gain_samples], trainer, passes)
+    losses, tokens, used = _losses(model, f"loss gain{again}", few, trainer, passes)
+    if others:
+        used += _used(model, f"measure{again}", task, others, trainer)
+    largest, gates = _shares(model, used)
     every, none, *some = losses.T
     gains, at = [], 0
     for count in counts.values():
@@ -86,7 +90,7 @@ def greedy_order(
     left, chosen = [ffn.layer for ffn in model.ffns], list[int]()
     while left and len(chosen) < count:
         off = {layer: dict.fromkeys(set(left) - {layer}, 0) for layer in left}
-        losses, _ = _losses(model, "greedy", samples, trainer, [(task, off[n]) for n in left])
+        losses, *_ = _losses(model, "greedy", samples, trainer, [(task, off[n]) for n in left])
         chosen.append(left.pop(int(losses.sum(0).argmin())))
     return chosen
 
@@ -95,14 +99,29 @@ def usage(
     model: GrowingVLM, phase: str, task: str, samples: Sequence[Sample], trainer: Trainer
 ) -> tuple[Shares, Shares]:
     """Shares of the tokens by layer and expert: those whose largest gate it has, mean gates."""
+    return _shares(model, _used(model, phase, task, samples, trainer))
+
+
+def _used(
+    model: GrowingVLM, phase: str, task: str, samples: Sequence[Sample], trainer: Trainer
+) -> list[Tensor]:
+    """Every batch's usage, as of `_recorded`."""
 
     @torch.no_grad()
     def record(inputs: Inputs) -> Tensor:
-        """Every layer's usage behind one another: largest [E], gates [E]."""
-        out = model(_unlabelled(inputs), task, record=True, logits_to_keep=1)
-        return torch.cat([part for u in out.usage for part in (u.largest, u.gates)])
+        return _recorded(model(_unlabelled(inputs), task, record=True, logits_to_keep=1))
 
-    total = torch.stack(trainer.map(phase, samples, record, answers=True)).double().sum(0)
+    return trainer.map(phase, samples, record, answers=True)
+
+
+def _recorded(out: GrowingOutput) -> Tensor:
+    """Every layer's usage behind one another: largest [E], gates [E]."""
+    return torch.cat([part for u in out.usage for part in (u.largest, u.gates)])
+
+
+def _shares(model: GrowingVLM, used: Sequence[Tensor]) -> tuple[Shares, Shares]:
+    """As of `usage`, of what was recorded in batches."""
+    total = torch.stack([*used]).double().sum(0)
     largest, gates, at = [], [], 0
     for ffn in model.ffns:
         count = len(ffn.frozen) + (0 if ffn.learning is None else len(ffn.learning))
@@ -120,23 +139,45 @@ def _losses(
     samples: Sequence[Sample],
     trainer: Trainer,
     passes: Sequence[Pass],
-) -> tuple[Tensor, Tensor]:
-    """Every sample's summed loss in every pass [N, P], and its answer tokens [N], fp64."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Every sample's summed loss in every pass [N, P], and its answer tokens [N], fp64.
+
+    With them every batch's usage in the first pass, as of `_recorded`. The others compute what
+    differs from it alone, from the lowest layer on where it does.
+    """
+    first, *others = passes
+    begins = [_difference(first, other, len(model.ffns)) for other in others]
 
     @torch.no_grad()
     def compute(inputs: Inputs) -> Tensor:
-        labels = inputs["labels"]
-        columns = [
-            _summed(
-                model(_unlabelled(inputs), t, kept=kept, logits_to_keep=labels.shape[1]).logits,
-                labels,
-            )
-            for t, kept in passes
-        ]
-        return torch.stack([*columns, _targets(labels).ne(-100).sum(1).float()], 1)
+        """[B, P + 1], and beside a batch's first row what was recorded."""
+        labels, unlabelled = inputs["labels"], _unlabelled(inputs)
+        # No layer needs another's keys, and some wouldn't be there.
+        kwargs = {"logits_to_keep": labels.shape[1], "use_cache": False}
+        with resuming(model.base) as start_at:
+            out = model(unlabelled, first[0], kept=first[1], record=True, **kwargs)
+            used, columns = _recorded(out), [_summed(out.logits, labels)]
+            for (task, kept), layer in zip(others, begins, strict=True):
+                start_at(layer)
+                out = model(unlabelled, task, kept=kept, **kwargs)
+                columns.append(_summed(out.logits, labels))
+        columns.append(_targets(labels).ne(-100).sum(1).float())
+        used_bu = F.pad(used[None], (0, 0, 0, len(labels) - 1))
+        return torch.cat([torch.stack(columns, 1), used_bu], 1)
 
-    found = torch.cat(trainer.map(phase, samples, compute, answers=True)).double()
-    return found[:, :-1], found[:, -1]
+    found = trainer.map(phase, samples, compute, answers=True)
+    width = len(passes) + 1
+    rows = torch.cat([each[:, :width] for each in found]).double()
+    return rows[:, :-1], rows[:, -1], [each[0, width:] for each in found]
+
+
+def _difference(one: Pass, other: Pass, layers: int) -> int:
+    """The lowest layer where two passes differ, of so many."""
+    (task, kept), (others, others_kept) = one, other
+    if task != others:
+        return 0
+    differ = (n for n in range(layers) if kept.get(n) != others_kept.get(n))
+    return next(differ, layers)
 
 
 def _summed(logits_btv: Tensor, labels_bt: Tensor) -> Tensor:

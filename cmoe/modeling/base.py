@@ -296,6 +296,44 @@ def _recomputed(
 
 
 @contextmanager
+def resuming(model: nn.Module) -> Iterator[Callable[[int], None]]:
+    """Let passes over the same inputs begin at a layer, with what the first pass made below it.
+
+    The first pass inside computes all layers. What is kept of it is one state [B, S, d] a layer.
+
+    Yields:
+        What is told the layer at which the next pass begins. All that is below must be as it was
+        in the first pass: then the bits are those of a whole pass.
+    """
+    layers = find_layers(model)
+    made: dict[int, Any] = {}
+    begin = 0
+
+    def start_at(layer: int) -> None:
+        nonlocal begin
+        begin = layer
+
+    def forward(index: int, whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if index < begin:
+            return made[index]
+        out = whole(*args, **kwargs)
+        made.setdefault(index, out)
+        return out
+
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for index, layer in enumerate(layers):
+        layer.forward = partial(forward, index, layer.forward)
+    try:
+        yield start_at
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
+
+
+@contextmanager
 def watch_hidden_state(
     model: nn.Module, layer: int, seen: Callable[[Tensor], None]
 ) -> Iterator[None]:

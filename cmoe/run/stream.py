@@ -21,7 +21,7 @@ from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.data.batches import Collator
 from cmoe.data.coin import read_tasks
-from cmoe.data.loader import Loader
+from cmoe.data.loader import Loader, prepare
 from cmoe.data.paraphrases import instructions_of
 from cmoe.data.samples import Sample, Task
 from cmoe.data.session import Session
@@ -266,6 +266,7 @@ class Stream:
 
 def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Collator]:
     """The base that a run names, on a device, and what makes its batches."""
+    prepare(config.data.loader_workers)
     base, processor = load_base(
         config.model.path,
         revision=config.model.revision,

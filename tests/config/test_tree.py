@@ -109,7 +109,6 @@ COIN = {
     "pad": True,
     "tasks": [*TASKS],
     "max_length": 2048,
-    "loader_workers": 4,
     "lora_alpha": "twice the rank",
     "epochs": 1,
     "learning_rate": 2e-4,
@@ -122,7 +121,6 @@ COIN = {
 TRAINED = {
     "pad": True,
     "max_length": 2048,
-    "loader_workers": 4,
     "epochs": 1,
     "learning_rate": 2e-4,
     "warmup": 0.03,

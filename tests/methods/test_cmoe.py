@@ -107,7 +107,7 @@ def test_one_probe_run_serves_every_threshold(stream: Stream, alpha: float | Non
 def test_later_tasks_probe_on_one_part_and_measure_on_another(stream: Stream) -> None:
     _, trainer = stream.learned["two"]
     seen = trainer.seen
-    assert list(seen) == ["probe", "measure", "loss gain", "train", "usage", "features"]
+    assert list(seen) == ["probe", "loss gain", "measure", "train", "usage", "features"]
     assert set(trainer.began["probe"].experts) == set(trainer.ended["train"].experts) | {
         f"layers.{layer}.{name}.{part}"
         for layer in range(LAYERS)
@@ -115,10 +115,11 @@ def test_later_tasks_probe_on_one_part_and_measure_on_another(stream: Stream) ->
         for part in "AB"
     }, "probes are in every layer"
     assert {len(t) for t in trainer.began["probe"].experts.values()} == {PROBE.experts}
-    assert len(set(seen["probe"])) == len(set(seen["measure"])) == 8
-    assert not set(seen["probe"]) & set(seen["measure"])
+    measuring = {*seen["loss gain"], *seen["measure"]}
+    assert len(set(seen["probe"])) == len(measuring) == 8
+    assert not set(seen["probe"]) & measuring
     assert len(seen["loss gain"]) == PROBE.gain_samples
-    assert set(seen["loss gain"]) <= set(seen["measure"])
+    assert not set(seen["loss gain"]) & set(seen["measure"]), "no sample is measured twice"
     assert seen["train"] == seen["features"] == SAMPLES["two"]
     assert len(seen["usage"]) == EXPERTS.usage_samples
     assert trainer.taken == {"probe": PROBE.steps, "train": None}
@@ -173,7 +174,8 @@ def test_the_scores_recorded_are_those_of_the_probed_model(
     model = probed_alone([first], probes, None)
     older = [len(ffn.frozen) for ffn in model.ffns]
     assert decision["older"] == older == ([1] * LAYERS if everywhere else [1, 0, 3, 0])
-    shares = largest_shares(model, "two", probes.routers, trainer.seen["measure"])
+    measuring = [*trainer.seen["loss gain"], *trainer.seen["measure"]]
+    shares = largest_shares(model, "two", probes.routers, measuring)
     frequency = [own[n:].sum().item() for own, n in zip(shares, older, strict=True)]
     np.testing.assert_allclose(decision["scores"]["frequency"], frequency, atol=1e-5)
     uniform = [PROBE.experts / (n + PROBE.experts) for n in older]

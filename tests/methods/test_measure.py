@@ -35,7 +35,7 @@ def test_a_task_builds_on_one_that_answers_its_samples_better_than_probes(near: 
     method.append(second)
     primitive, trainer = learn(method, "two")
     decision, few = primitive.decision, trainer.seen["nearest"]
-    assert set(few) <= set(trainer.seen["measure"])
+    assert few == trainer.seen["loss gain"]
     losses = {task: answer_loss(method.module, task, few) for task in ("one", "other")}
     probes = trainer.ended["probe"]
     probed = GrowingVLM(make_base(), gates="residual", attention=2, locator=LOCATOR)

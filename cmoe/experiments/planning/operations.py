@@ -95,7 +95,8 @@ def work(
     probe = 0.0
     if probes(config) and len(growth) > 1:
         share = min(max(1, round(config.probe.fraction * samples.train)), config.probe.max_samples)
-        gains = min(config.probe.gain_samples, share) * (1 + shape.layers)
+        passes = 1 + config.probe.experts * (shape.layers + 1) / 2  # see CMoE.learning_flops
+        gains = min(config.probe.gain_samples, share) * passes
         probe = config.probe.steps * step + (share + gains) * each.forward
     return Work(
         probe=probe,
