@@ -129,6 +129,8 @@ def _load(store: Store, config: ServeConfig) -> tuple[GrowingVLM, Any]:
         dtype=getattr(torch, named.dtype),
         device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         pad=named.pad,
+        quantization=named.quantization,
+        attention=named.attention,
     )
     model = load_model(store, base, prefix=0)
     model.reject_unknown = config.reject_unknown
