@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from support.mini_store import LOCATOR, make_primitive
 from support.workers import FolderLink, run_group, small_config
 
 from cmoe.common import packages
@@ -17,9 +18,11 @@ from cmoe.common.errors import RunError
 from cmoe.common.group import Group
 from cmoe.config.settings import ClusterConfig
 from cmoe.config.tree import RunConfig
+from cmoe.data.samples import Task
 from cmoe.methods.registry import method_entry
 from cmoe.methods.settings import LoRAConfig, MoELoRAConfig
 from cmoe.mini.tasks import ensure_data
+from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.settings import MINI_BASE, ModelConfig, Quantization
 from cmoe.run.launch import check_model
@@ -27,6 +30,7 @@ from cmoe.run.stream import run_stream
 from cmoe.serving.engines.builtin.executor import BuiltinExecutor
 from cmoe.serving.settings import ServeConfig
 from cmoe.store.log import Store
+from cmoe.store.model import create_store
 
 HALF = {"dtype": "bfloat16"}
 
@@ -94,6 +98,18 @@ def test_adapters_beside_packed_weights_are_of_the_bases_dtype(kind: Any, method
     made.module(input_ids=ids, labels=ids).loss.backward()
     grads = [p.grad for name, p in made.trained().items() if "lora_A" not in name]
     assert any(g is not None and g.norm() > 0 for g in grads)
+
+
+def test_an_executor_takes_8_bits_for_rounding(tmp_path: Path, tasks: tuple[Task, ...]) -> None:
+    """Answers in a batch differ from those alone by more than in float32."""
+    pytest.importorskip("bitsandbytes")
+    base, _ = load_base(str(MINI_BASE), quantization="int8")
+    model = GrowingVLM(base, locator=LOCATOR)
+    config = {"model": vars(ModelConfig(quantization="int8"))}
+    store = create_store(tmp_path, model, name="mini", revision="default", config=config)
+    store.append(make_primitive(model, tasks[0]))
+    served = asyncio.run(BuiltinExecutor.load(store, ServeConfig(store.url)))
+    assert served.tasks == store.tasks
 
 
 @pytest.mark.parametrize(

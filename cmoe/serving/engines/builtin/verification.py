@@ -27,7 +27,7 @@ from cmoe.serving.prompts import TensorPrompt
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
 ROUNDING_16_BITS = 0.2
 """The distance of scores that rounding explains, by the base's dtype; LLM.int8() rounds activations
-to 8 bits, where the last bit of another order of sums becomes a step.
+to 8 bits, where the last bit of another order of sums becomes a step: 0.02 was measured.
 
 Between a prompt alone and in a batch, distances of up to 3e-6 in float32 and 0.03 in bfloat16 were
 measured; with positions in one dimension where a base has three, 0.5 in both.
