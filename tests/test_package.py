@@ -51,7 +51,7 @@ def test_what_the_package_imports_is_what_it_declares() -> None:
     """Whoever installs the wheel has every import; what only an extra brings is named here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {distribution(line) for line in project["dependencies"]}
-    brought = ("captions", "mlflow", "sweep", "tensorboard")
+    brought = ("captions", "mlflow", "quantized", "sweep", "tensorboard")
     extras = {distribution(line) for e in brought for line in project["optional-dependencies"][e]}
     providers = packages_distributions()
     found = {
@@ -63,7 +63,7 @@ def test_what_the_package_imports_is_what_it_declares() -> None:
     # vLLM has an environment of its own.
     assert {name for name, by in found.items() if not by & (declared | extras)} == {"vllm"}
     assert {name for name, by in found.items() if not by & declared} == {
-        *("mlflow", "optuna", "sacrebleu", "tensorboardX", "vllm")
+        *("bitsandbytes", "mlflow", "optuna", "sacrebleu", "tensorboardX", "vllm")
     }
 
 

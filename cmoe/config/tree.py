@@ -99,6 +99,11 @@ class RunConfig:
             raise ValueError(
                 f"training.zero is 3; method {self.method} needs whole weights: 0, 1 or 2"
             )
+        if self.model.quantization and self.training.zero == 3:
+            raise ValueError(
+                "training.zero is 3, and DeepSpeed can't shard the weights of model.quantization "
+                f"{self.model.quantization}: 0, 1 or 2"
+            )
         self.training.accumulation(self.cluster.workers)
         if "wandb" in self.trackers and self.wandb.mode == "disabled":
             raise ValueError(

@@ -16,6 +16,7 @@ from cmoe.common.storage import HUB, StorageError
 from cmoe.modeling.base import fingerprint
 from cmoe.modeling.fixed import Updates, merge
 from cmoe.modeling.pretrained import load_base, load_shape
+from cmoe.modeling.quantized import dequantize
 from cmoe.store.export import without_paths
 from cmoe.store.log import Store
 from cmoe.store.model import base_of
@@ -60,6 +61,8 @@ def folder_for(out: str) -> Iterator[Path]:
 def write_model(store: Store, updates: Updates, folder: Path) -> None:
     """A store's base, in its run's dtype, with updates in its weights; and its processor.
 
+    Those of a quantised base are the rounded ones, which the updates were learned beside.
+
     It takes memory for the base once. `AutoModelForImageTextToText.from_pretrained(folder)` loads
     it.
 
@@ -69,8 +72,16 @@ def write_model(store: Store, updates: Updates, folder: Path) -> None:
     """
     named = base_of(store)
     dtype = named.dtype if store.header.config.get("model") else "auto"
-    base, processor = load_base(named.path, revision=named.revision, dtype=dtype, pad=named.pad)
+    base, processor = load_base(
+        named.path,
+        revision=named.revision,
+        dtype=dtype,
+        pad=named.pad,
+        quantization=named.quantization,
+    )
     store.require_base(fingerprint(base))
+    if named.quantization is not None:
+        dequantize(base)
     merge(base, updates)
     base.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)

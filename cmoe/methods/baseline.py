@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from cmoe.methods.method import decoder_flops, training_flops
-from cmoe.modeling.base import checkpoint_layers, fingerprint, freeze
+from cmoe.modeling.base import checkpoint_layers, count_parameters, fingerprint, freeze
 from cmoe.modeling.locator import Location
 from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.routers import BASE
@@ -30,7 +30,7 @@ class Baseline:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.base_digest = fingerprint(base)
-        self.base_parameters = sum(p.numel() for p in base.parameters())
+        self.base_parameters = count_parameters(base)
         self.tasks: tuple[str, ...] = ()
         self._base_flops = decoder_flops(base)
         self._base = base

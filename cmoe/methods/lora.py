@@ -50,6 +50,8 @@ class SequentialLoRA(Adapter):
             torch.manual_seed(seed_of(seed, "lora"))
             # In the base's dtype from the start, which it has once it was trained.
             self.module = get_peft_model(base, settings, autocast_adapter_dtype=False)
+        for p in self.trained().values():  # beside packed weights PEFT's are float32
+            p.data = p.data.to(base.dtype)
 
     def settings(self) -> dict[str, Any]:
         return {"method": self.name, **asdict(self.config)}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from cmoe.data.samples import Sample
-from cmoe.modeling.base import find_layers
+from cmoe.modeling.base import count_parameters, find_layers
 from cmoe.modeling.locator import Location
 from cmoe.modeling.outputs import Inputs
 from cmoe.modeling.primitive import Primitive
@@ -178,7 +178,7 @@ class Method(Protocol):
 
 def decoder_flops(base: nn.Module) -> int:
     """Operations per token of the decoder's layers: two per weight."""
-    return 2 * sum(p.numel() for layer in find_layers(base) for p in layer.parameters())
+    return 2 * sum(count_parameters(layer) for layer in find_layers(base))
 
 
 def training_flops(base: int, added: int) -> int:

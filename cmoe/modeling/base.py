@@ -29,6 +29,10 @@ PLACEHOLDER_NAMES = ("image_token_id", "video_token_id")
 FINGERPRINT_ELEMENTS = 65_536
 
 
+DIGEST = "cmoe_digest"
+"""Attribute of a quantised base: its digest, which was taken before."""
+
+
 class UnsupportedModelError(KnownError, ValueError):
     """A model in which no decoder layers with linear FFNs were found."""
 
@@ -157,7 +161,11 @@ def fingerprint(model: nn.Module) -> str:
     SHA-256 over each parameter's name, shape and up to 65,536 evenly spaced elements, rounded
     to bfloat16. A single altered weight of a larger tensor can go unnoticed; another checkpoint
     can't.
+
+    A quantised base has the digest of its weights before, with the quantisation's name behind it.
     """
+    if (taken := getattr(model, DIGEST, None)) is not None:
+        return str(taken)
     digest = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
         flat = p.detach().flatten()
@@ -166,6 +174,24 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(p.shape)}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def quantization_of(digest: str) -> str | None:
+    """How the base of a fingerprint is quantised."""
+    return digest.partition("-")[2] or None
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many weights a module has; those that are packed count as what they stand for."""
+    maps = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    sizes = {id(m.weight): m.in_features * m.out_features for m in maps}
+    return sum(sizes.get(id(p), p.numel()) for p in module.parameters())
+
+
+def compute_dtype(linear: nn.Linear) -> torch.dtype:
+    """The dtype that a linear map computes in; a quantised one says it beside its weight."""
+    dtype: torch.dtype | None = getattr(linear, "compute_dtype", None)
+    return dtype or linear.weight.dtype
 
 
 def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:

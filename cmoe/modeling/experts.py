@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmoe.modeling.base import Site
+from cmoe.modeling.base import Site, compute_dtype
 
 # Measured with `ray_jobs/bench.py experts` (2 CPU cores, fp32): below these sizes sorting tokens
 # by expert costs more than computing every expert for every token.
@@ -188,9 +188,9 @@ class ExpertLinear(nn.Module):
         self.linear = linear
         self.A: nn.Parameter | None = None
         self.B: nn.Parameter | None = None
-        empty = linear.weight.new_empty
-        self.register_buffer("frozen_A", empty(0, linear.in_features), persistent=False)
-        self.register_buffer("frozen_B", empty(0, linear.out_features), persistent=False)
+        like: dict[str, Any] = {"dtype": compute_dtype(linear), "device": linear.weight.device}
+        for side, width in (("A", linear.in_features), ("B", linear.out_features)):
+            self.register_buffer(f"frozen_{side}", torch.empty(0, width, **like), persistent=False)
         self._call = call
 
     def forward(self, u: Tensor) -> Tensor:

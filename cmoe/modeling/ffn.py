@@ -48,10 +48,10 @@ class GrowingFFN(nn.Module):
         self._context = context
         self._call = LayerCall()
         self.maps = wrapped(site, self._call)
-        weight = self.maps[site.maps[0]].linear.weight
-        self.routers = TaskRouters(layer, weight.shape[1], top_k, gates, weight)
+        like = self.maps[site.maps[0]].frozen_A
+        self.routers = TaskRouters(layer, like.shape[1], top_k, gates, like)
         self.widths = widths_of(self.maps)
-        self.frozen = ExpertStack((), (), 0, self.widths, weight.device)
+        self.frozen = ExpertStack((), (), 0, self.widths, like.device)
         self.learning: ExpertStack | None = None
         self.added: tuple[int, ...] = ()
         setattr(site.layer, site.name, self)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from cmoe.modeling.attention import AdaptedAttention
-from cmoe.modeling.base import find_attentions, find_ffns, fingerprint, freeze
+from cmoe.modeling.base import (
+    count_parameters,
+    find_attentions,
+    find_ffns,
+    fingerprint,
+    freeze,
+)
 from cmoe.modeling.ffn import GrowingFFN
 from cmoe.modeling.growth import Context, GrowingPart, Growth
 from cmoe.modeling.locator import make_bank
@@ -71,7 +77,7 @@ class GrownBase(nn.Module):
         if gates not in get_args(GateForm):
             raise ValueError(f"gates is {gates!r}; {', '.join(get_args(GateForm))}")
         self.base_digest = fingerprint(base)
-        self.base_parameters = sum(p.numel() for p in base.parameters())
+        self.base_parameters = count_parameters(base)
         self.base: PreTrainedModel = base
         freeze(base)
         self.top_k, self.gates, self.attention = top_k, gates, attention

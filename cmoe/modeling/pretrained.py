@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 from cmoe.common.errors import KnownError
 from cmoe.modeling.base import UnsupportedModelError
+from cmoe.modeling.quantized import quantize, require_bitsandbytes
+from cmoe.modeling.settings import FLASH, Attention, ModelConfig, Quantization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -32,6 +35,8 @@ def load_base(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     pad: bool = False,
+    quantization: Quantization | None = None,
+    attention: Attention | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a vision-language model and its processor by hub name or local path.
 
@@ -44,21 +49,87 @@ def load_base(
         dtype: Of the weights; `auto` keeps theirs.
         device: Where they go.
         pad: Make the processor pad pictures to a square first, whatever it does by itself.
+        quantization: Of the decoder's linear maps.
+        attention: How it is computed; None leaves that to transformers.
 
     Raises:
         MissingModelError: Nothing usable lies at `name`.
-        UnsupportedModelError: It is of a kind that transformers doesn't know, or can't pad.
+        UnsupportedModelError: It is of a kind that transformers doesn't know, can't pad, is
+            quantised already, or doesn't have this attention here.
     """
     from transformers import AutoModelForImageTextToText
 
-    load_config(name, revision=revision)
-    with _found(name, revision):
+    device = torch.device(device)
+    require_unquantized(name, load_config(name, revision=revision))
+    require_attention(attention, gpu=device.type != "cpu")
+    with _found(name, revision), _attending(name, attention):
         model = AutoModelForImageTextToText.from_pretrained(
-            name, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            name,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     processor = load_processor(name, revision=revision, pad=pad)
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    if quantization is None:
+        model.to(device)  # type: ignore[arg-type]
+    else:
+        quantize(model, quantization, device)
     return model.eval(), processor
+
+
+def require_unquantized(name: str, config: PretrainedConfig) -> None:
+    """Refuse a base whose files are quantised: nobody knows the digest that its weights had.
+
+    Raises:
+        UnsupportedModelError: Names how.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return
+    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+    raise UnsupportedModelError(
+        f"{name}: its weights are quantised already ({getattr(method, 'value', method)}); give the "
+        "base that they were made of, and model.quantization nf4 or int8"
+    )
+
+
+def require_attention(attention: Attention | None, *, gpu: bool) -> None:
+    """Refuse an attention that this machine can't compute.
+
+    Args:
+        attention: Its name.
+        gpu: Whether it is to be computed on a GPU.
+
+    Raises:
+        UnsupportedModelError: Says what would be right.
+    """
+    if attention != FLASH:
+        return
+    if not gpu:
+        raise UnsupportedModelError(
+            f"model.attention is {FLASH}, which needs a GPU; null or sdpa works on CPUs, too"
+        )
+    # Without the package transformers would fetch a kernel from the hub.
+    if find_spec("flash_attn") is None:
+        raise UnsupportedModelError(
+            f"model.attention is {FLASH}, and flash-attn isn't installed; `pip install flash-attn` "
+            "installs it, or null leaves attention to torch"
+        )
+
+
+@contextmanager
+def _attending(name: str, attention: Attention | None) -> Iterator[None]:
+    """Say which attention a base doesn't have where transformers refuses it."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if attention is None:
+            raise
+        raise UnsupportedModelError(
+            f"model.attention is {attention}, and {name} can't have it: {_first_line(error)}"
+        ) from None
 
 
 def load_processor(name: str, *, revision: str | None = None, pad: bool = False) -> Any:
@@ -131,6 +202,25 @@ def load_config(name: str, *, revision: str | None = None) -> PretrainedConfig:
         raise UnsupportedModelError(f"{name}: {_first_line(error)}") from None
 
 
+def require_loadable(model: ModelConfig, *, gpu: bool) -> None:
+    """Refuse a base that can't be loaded as configured, without its weights.
+
+    Args:
+        model: The base.
+        gpu: Whether it is to run on GPUs.
+
+    Raises:
+        MissingModelError: Nothing usable lies there.
+        UnsupportedModelError: As in `load_base`.
+    """
+    require_unquantized(model.path, load_config(model.path, revision=model.revision))
+    if model.quantization is not None:
+        require_bitsandbytes(model.quantization)
+    require_attention(model.attention, gpu=gpu)
+    if model.attention is not None:
+        load_shape(model.path, revision=model.revision, attention=model.attention)
+
+
 def require_base(name: str, *, revision: str | None = None) -> PretrainedConfig:
     """The configuration of a base whose weights are there, too, or can be asked of the hub.
 
@@ -158,8 +248,10 @@ def require_base(name: str, *, revision: str | None = None) -> PretrainedConfig:
     return config
 
 
-def load_shape(name: str, *, revision: str | None = None) -> PreTrainedModel:
-    """A base without its weights, on torch's meta device; names and errors as in `load_base`.
+def load_shape(
+    name: str, *, revision: str | None = None, attention: Attention | None = None
+) -> PreTrainedModel:
+    """A base without its weights, on torch's meta device; arguments and errors as in `load_base`.
 
     Raises:
         UnsupportedModelError: It is no vision-language model.
@@ -168,10 +260,12 @@ def load_shape(name: str, *, revision: str | None = None) -> PreTrainedModel:
 
     config = load_config(name, revision=revision)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _attending(name, attention):
             model: PreTrainedModel = AutoModelForImageTextToText.from_config(
-                config, trust_remote_code=False
+                config, attn_implementation=attention, trust_remote_code=False
             )
+    except UnsupportedModelError:
+        raise
     except ValueError:
         raise UnsupportedModelError(
             f"{name}: a model of type {config.model_type!r}; one that answers about pictures with "

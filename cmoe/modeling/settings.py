@@ -15,6 +15,9 @@ Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
 Placement = Literal["front", "inline"]
 GateForm = Literal["renormalized", "softmax", "residual"]
+Quantization = Literal["nf4", "int8"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+FLASH: Attention = "flash_attention_2"
 
 
 MINI_BASE = Path(__file__).parents[1] / "mini" / "base"
@@ -31,12 +34,26 @@ class ModelConfig:
         dtype: Of weights and activations.
         pad: Pad pictures to a square first, as CoIN does, also where the base's own processor
             crops them, as that of LLaVA-1.5 on the hub does; in training and answering alike.
+        quantization: Keep the decoder's linear maps in 4 bits (`nf4`, as QLoRA does) or 8 (`int8`,
+            as LLM.int8() does), by bitsandbytes; null keeps them in `dtype`. A store belongs to the
+            base as it was quantised.
+        attention: How attention is computed, as transformers names it; null leaves it to
+            transformers, which takes `sdpa` where the base has it.
     """
 
     name: str = "mini"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     pad: bool = False
+    quantization: Quantization | None = None
+    attention: Attention | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention == FLASH and self.dtype == "float32":
+            raise ValueError(
+                f"model.attention is {FLASH}, which computes in 16 bits alone, and model.dtype is "
+                "float32; set bfloat16"
+            )
 
     @property
     def path(self) -> str:

@@ -59,6 +59,8 @@ def model_card(published: Published, report: str | None) -> str:
     mini = published.base["name"] == MINI
     revision = published.base["revision"]
     revision = "" if mini or revision == DEFAULT else revision
+    model = published.config.get("model") or {}
+    quantization = model.get("quantization")
     values = {
         **vars(published),
         "title": published.place.rstrip("/").rpartition("/")[2],
@@ -67,7 +69,8 @@ def model_card(published: Published, report: str | None) -> str:
         "mini": mini,
         "code": ("str(MINI_BASE)" if mini else f'"{published.base["name"]}"')
         + (f', revision="{revision}"' if revision else ""),
-        "dtype": (published.config.get("model") or {}).get("dtype", "auto"),
+        "dtype": model.get("dtype", "auto"),
+        "quantized": f', quantization="{quantization}"' if quantization else "",
         "fence": "```",
         "report": "" if report is None else ModelCard(report).text.lstrip(),
     }

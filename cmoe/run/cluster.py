@@ -18,6 +18,22 @@ def named_cluster(address: str | None = None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
+def may_have_gpu(asked: bool | None, address: str | None = None) -> bool:
+    """Whether workers may get GPUs, before Ray is asked: nobody knows yet what a cluster has.
+
+    Args:
+        asked: What the configuration says.
+        address: As of `named_cluster`.
+    """
+    if asked is not None:
+        return asked
+    if named_cluster(address) is not None:
+        return True
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def connect(address: str | None = None, **alone: Any) -> None:
     """Join the cluster that is named, or start Ray here.
 

@@ -25,7 +25,8 @@ from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.folder import APART, BEGUN, CONFIG, DATA, MATRIX, REPORT, RunFolder
 from cmoe.mini.tasks import ensure_data
 from cmoe.modeling.base import UnsupportedModelError
-from cmoe.modeling.pretrained import MissingModelError, require_base
+from cmoe.modeling.pretrained import MissingModelError, require_base, require_loadable
+from cmoe.run.cluster import may_have_gpu
 from cmoe.run.display import Display, refused
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.remaining_time import remaining_of
@@ -193,7 +194,7 @@ def require_uploaded(config: RunConfig) -> None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse a base that isn't there, or a locator's layer that it doesn't have.
+    """Refuse a base that isn't there or can't be loaded so, or a locator's layer that it lacks.
 
     Raises:
         RunError: Says which.
@@ -202,6 +203,10 @@ def check_model(config: RunConfig) -> None:
         found = require_base(config.model.path, revision=config.model.revision)
     except (MissingModelError, UnsupportedModelError) as error:
         raise RunError(f"model.name: {error}") from error
+    try:
+        require_loadable(config.model, gpu=may_have_gpu(config.cluster.gpu, config.cluster.address))
+    except UnsupportedModelError as error:
+        raise RunError(str(error)) from error
     layers = found.get_text_config().num_hidden_layers
     if not -1 <= config.locator.layer <= layers:
         raise RunError(

@@ -273,6 +273,8 @@ def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Coll
         dtype=getattr(torch, config.model.dtype),
         device=device,
         pad=config.model.pad,
+        quantization=config.model.quantization,
+        attention=config.model.attention,
     )
     limit = config.data.max_length or base.config.get_text_config().max_position_embeddings
     return base, Collator(processor, limit, config.evaluation.max_new_tokens)

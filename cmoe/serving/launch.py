@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmoe.common.storage import StorageError, require_reachable
-from cmoe.modeling.pretrained import MissingModelError, load_config
-from cmoe.run.cluster import connect, named_cluster
+from cmoe.modeling.pretrained import MissingModelError, load_config, require_loadable
+from cmoe.modeling.settings import ModelConfig
+from cmoe.run.cluster import connect, may_have_gpu, named_cluster
 from cmoe.serving.bases import base_of
 from cmoe.serving.engines.registry import executor_class
 from cmoe.serving.gateway.keys import LOCALHOST, Keys, is_loopback
@@ -172,10 +173,29 @@ def _require_base(config: ServeConfig) -> None:
         executor = executor_class(config.engine.kind)
         known = load_config(base.path, revision=base.revision)
         executor.require_servable(known, config.limits.images)
+        if config.engine.kind == "vllm":
+            _require_told(base, config)
+        else:
+            gpu = may_have_gpu(None if config.device is None else config.device != "cpu")
+            require_loadable(base, gpu=gpu)
     except MissingModelError:
         return  # the replicas may run where it is
     except ValueError as error:
         raise ServiceError(str(error)) from error
+
+
+def _require_told(base: ModelConfig, config: ServeConfig) -> None:
+    """Refuse to let vLLM answer, unasked, with another base than the store's.
+
+    Raises:
+        ServiceError: Says what to set.
+    """
+    if base.quantization is not None and config.engine.vllm.quantization is None:
+        raise ServiceError(
+            f"the store's base is quantised (model.quantization {base.quantization}), and vLLM "
+            "quantises in its own way: set engine.vllm.quantization to the one that it is to use, "
+            "or `model` of the service to the base with quantization null"
+        )
 
 
 def _require_engine(service: Service) -> None:

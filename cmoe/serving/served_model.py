@@ -163,5 +163,12 @@ def _device(config: ServeConfig) -> str:
 
 def _base(store: Store, config: ServeConfig, device: str) -> tuple[PreTrainedModel, Any]:
     named = base_of(store, config)
-    dtype = getattr(torch, named.dtype)
-    return load_base(named.path, revision=named.revision, dtype=dtype, device=device, pad=named.pad)
+    return load_base(
+        named.path,
+        revision=named.revision,
+        dtype=getattr(torch, named.dtype),
+        device=device,
+        pad=named.pad,
+        quantization=named.quantization,
+        attention=named.attention,
+    )

@@ -31,6 +31,7 @@ import torch
 
 from cmoe.common.instructions import Instructions
 from cmoe.common.reference import Reference
+from cmoe.modeling.base import quantization_of
 from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
 from cmoe.store.files import HEADER as HEADER
 from cmoe.store.files import Folder, folder_at, plain, record_name, seal, unseal
@@ -270,6 +271,13 @@ class Store:
     def require_base(self, digest: str) -> None:
         """Refuse, with StoreError, a base other than the one that the primitives belong to."""
         base = self.header.base
+        made, found = quantization_of(base.digest), quantization_of(digest)
+        if made != found:
+            raise StoreError(
+                f"{self.url}/{HEADER}: made for base {base.name}@{base.revision} "
+                f"{_quantized(made)}, not {_quantized(found)}; set model.quantization "
+                f"{made or 'null'}"
+            )
         if digest != base.digest:
             raise StoreError(
                 f"{self.url}/{HEADER}: made for base {base.name}@{base.revision} with digest "
@@ -329,6 +337,10 @@ class Store:
                 f"{owner} says {file.size} with {file.sha256}; restore it from a copy"
             )
         return data
+
+
+def _quantized(quantization: str | None) -> str:
+    return f"quantised as {quantization}" if quantization else "as it is"
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,8 @@ def _settings(module: nn.Module, zero: int) -> dict[str, Any]:
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
+    """Of what is computed; the weights of a quantised base are integers."""
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
 
 
 def _free(

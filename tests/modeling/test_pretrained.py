@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from support.paths import ROOT as REPOSITORY
 from support.vllm_bases import FAMILIES, write_base
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.pretrained import (
@@ -26,7 +28,7 @@ from cmoe.modeling.pretrained import (
     require_base,
     squared,
 )
-from cmoe.modeling.settings import MINI_BASE
+from cmoe.modeling.settings import MINI_BASE, ModelConfig
 
 HUB_NAME, REVISION = "someone/mini-base", "0123456789abcdef0123456789abcdef01234567"
 
@@ -150,6 +152,35 @@ def test_what_is_no_vision_language_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UnsupportedModelError, match="gpt2"):
         load_shape(str(tmp_path))
+
+
+def answers(model: Any) -> Tensor:
+    ids = torch.arange(40, 64).view(2, 12)
+    out: Tensor = model(input_ids=ids).logits
+    return out
+
+
+def test_attention_is_computed_as_it_is_named() -> None:
+    found = {name: load_base(str(MINI_BASE), attention=name)[0] for name in ("eager", "sdpa")}
+    for name, model in found.items():
+        parts = [model.config, model.config.text_config, model.config.vision_config]
+        assert {part._attn_implementation for part in parts} == {name}
+    torch.testing.assert_close(answers(found["eager"]), answers(found["sdpa"]))
+    assert torch.equal(answers(load_base(str(MINI_BASE))[0]), answers(found["sdpa"]))
+
+
+def test_an_attention_that_a_base_lacks_is_refused_with_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LlamaPreTrainedModel, "_supports_sdpa", False)
+    told = "model.attention is sdpa, and .* can't have it: LlamaModel does not support"
+    for load in (load_shape, load_base):
+        load(str(MINI_BASE), attention="eager")
+        with pytest.raises(UnsupportedModelError, match=told):
+            load(str(MINI_BASE), attention="sdpa")
+    told = r"16 bits alone, and model.dtype is float32; set bfloat16"
+    with pytest.raises(ValueError, match=told):
+        ModelConfig(attention="flash_attention_2")
 
 
 def test_a_shape_has_the_bases_parameters_and_no_weights() -> None:

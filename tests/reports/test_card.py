@@ -78,3 +78,12 @@ def test_a_runs_report_follows_without_its_own_front_matter() -> None:
     assert made.text.startswith("# store\n")
     assert made.text.endswith("## Results\n\n| a | b |\n")
     assert f'load_base("llava-hf/llava-1.5-7b-hf", revision="{HASH}")' in made.text
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("store", ""), ("peft", ', dtype="bfloat16"')])
+def test_a_quantised_base_is_loaded_so(kind: str, dtype: str) -> None:
+    model = {"quantization": "nf4", "dtype": "bfloat16"}
+    made = card(kind=kind, config={"model": model})
+    assert f'load_base("llava-hf/llava-1.5-7b-hf", revision="{HASH}"{dtype}, quantiz' in made
+    assert 'quantization="nf4")' in made
+    assert "AutoModel" not in made

@@ -13,6 +13,7 @@ from support.paths import CONFIGS
 from support.service import service_file
 from support.serving_bases import qwen3_5
 
+from cmoe.common import packages
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving import launch
 from cmoe.serving.bases import UnservedBaseError
@@ -127,6 +128,26 @@ def test_an_engine_whose_package_is_nowhere_is_refused_before_ray_starts(
     monkeypatch.setattr(launch, "_require_port", lambda *_: pytest.fail("Ray is about to start"))
     told = "engine.kind is vllm, and .*; `make vllm` builds"
     with pytest.raises(ServiceError, match=told), serving(service):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("serve_mini_vllm", "quantised .model.quantization nf4., .*set engine.vllm.quantization"),
+        ("serve_mini", "nf4, and bitsandbytes isn't installed; `pip install 'cmoe.quantized.'`"),
+    ],
+)
+def test_a_quantised_base_that_cant_be_served_so_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, said: str
+) -> None:
+    written = {"model": vars(ModelConfig(quantization="nf4"))}
+    model = make_model()
+    store = create_store(tmp_path, model, name="mini", revision="default", config=written)
+    monkeypatch.setattr(packages, "find_spec", lambda _: None)
+    monkeypatch.setattr(launch, "_require_port", lambda *_: pytest.fail("Ray is about to start"))
+    service = read_service(CONFIGS / f"{config}.yaml", store=store.url, auth=False)
+    with pytest.raises(ServiceError, match=said), serving(service):
         pass
 
 

@@ -16,10 +16,12 @@ from cmoe.experiments.planning.sizes import (
     Added,
     Shape,
     added,
+    decoder_bytes,
     element_size,
     most_trained,
     one_adapter,
     tokens,
+    unpacked_bytes,
     worst_growth,
 )
 from cmoe.training.engine import BUCKET
@@ -63,21 +65,24 @@ def memory(config: RunConfig, shape: Shape, samples: int) -> tuple[Memory, ...]:
     tasks = added(config, shape, worst_growth(config, shape))
     bank = _bank(config, shape, tasks)
     held: dict[str, float] = {
-        "weights": size * (shape.decoder * sharded + shape.vision),
+        "weights": decoder_bytes(config, shape) * sharded + size * shape.vision,
         "experts": size * _resident(config, tasks),
         "locator": bank,
         "DeepSpeed's buffers": size * min(shape.decoder, GATHERED) if zero == 3 else 0,
     }
     batch = config.evaluation.batch_size * tokens(config, shape)
     answers = config.evaluation.batch_size * config.evaluation.max_new_tokens
-    passing = size * batch * (4 * shape.width + 3 * _inner(shape))
+    length, unpacked = tokens(config, shape), unpacked_bytes(config, shape)
+    passing = size * batch * (4 * shape.width + 3 * _inner(shape)) + unpacked
+    if config.model.attention == "eager":
+        passing += shape.heads * batch * length * (2 * size + 4)  # and in float32, and cast again
     logits = batch * shape.vocabulary * (size + 8)  # and in float32, and their logarithms
     cache = size * shape.cached
     wide = 8 if config.locator.score == "mahalanobis" else 4  # bytes of a feature's number
     fitted = wide * samples * shape.width * FEATURE_COPIES if bank else 0
     phases: dict[str, dict[str, float]] = {
         # Every GPU loads the whole base before ZeRO 3 shards it.
-        "loading": {"weights": size * (shape.decoder + shape.vision)},
+        "loading": {"weights": decoder_bytes(config, shape) + size * shape.vision},
         "training": held | _training(config, shape, tasks, held["DeepSpeed's buffers"]),
         "measuring": held | {"activations": max(passing, logits), "KV cache": cache * batch},
         "locating": held | {"locator": bank + fitted},
@@ -100,7 +105,7 @@ def _training(
         "experts": size * (earlier + trained * (share if zero == 3 else 1)),
         "gradients": trained * _gradient_bytes(size, zero, share),
         "optimizer": trained * (master + 8) * share,
-        "activations": training_activations(config, shape),
+        "activations": training_activations(config, shape) + unpacked_bytes(config, shape),
         "DeepSpeed's buffers": gathered + (size * min(trained, BUCKET) if zero else 0),
     }
 
@@ -129,6 +134,7 @@ def training_activations(config: RunConfig, shape: Shape) -> float:
     In each layer what attention takes and gives, the FFN's gate, its activation, the other factor
     and their product, the inputs of two norms in float32, and what experts multiply; in the end the
     logits, their logarithms and their gradient, at worst of every place: only answers need them.
+    Attention that is computed eagerly also leaves its weights, of every pair of tokens.
     """
     size, batch = element_size(config), config.training.micro_batch * tokens(config, shape)
     if one_adapter(config):
@@ -137,6 +143,9 @@ def training_activations(config: RunConfig, shape: Shape) -> float:
         experts = sum(sum(grown.values()) for grown in worst_growth(config, shape)) / shape.layers
         rows = 2 * len(shape.maps[0]) * experts * config.experts.rank
     layer = batch * (size * (4 * _inner(shape) + 4 * shape.width + rows) + 8 * shape.width)
+    if config.model.attention == "eager":
+        # In float32, and cast where the rest is in less.
+        layer += shape.heads * batch * tokens(config, shape) * (4 + (size if size < 4 else 0))
     logits = 12 * batch * shape.vocabulary
     if config.training.gradient_checkpointing:
         return size * batch * shape.width * shape.layers + max(layer, logits)
@@ -234,7 +243,11 @@ def _changes(config: RunConfig, samples: int) -> Iterator[list[Change]]:
     if config.model.dtype == "float32":
         half = replace(config, model=replace(config.model, dtype="bfloat16"))
         yield [("model.dtype bfloat16", half, samples)]
-    yield trained("zero", range(training.zero + 1, 4))
+    if config.model.quantization is None and training.zero < 3:
+        models = [(kind, replace(config.model, quantization=kind)) for kind in ("int8", "nf4")]
+        yield [(f"model.quantization {k}", replace(config, model=m), samples) for k, m in models]
+    whole = config.entry.whole_weights or config.model.quantization is not None
+    yield trained("zero", range(training.zero + 1, 3 if whole else 4))
     yield trained("gradient_checkpointing", [] if training.gradient_checkpointing else [True])
     share = training.global_batch // config.cluster.workers
     yield trained("micro_batch", (m for m in _halves(training.micro_batch) if not share % m))

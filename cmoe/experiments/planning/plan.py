@@ -20,6 +20,7 @@ from cmoe.experiments.planning.sizes import (
     worst_growth,
 )
 from cmoe.modeling.pretrained import load_shape
+from cmoe.modeling.settings import FLASH, ModelConfig
 
 GIB = 2**30
 
@@ -73,8 +74,10 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
     if config.entry.formula == "experts everywhere":
         config = replace(config, probe=replace(config.probe, enabled=False))
     model = config.model
+    # Another machine may have what FlashAttention needs.
+    planned = None if model.attention == FLASH else model.attention
     shape = shape_of(
-        load_shape(model.path, revision=model.revision),
+        load_shape(model.path, revision=model.revision, attention=planned),
         attention="experts" in config.method_sections and config.experts.attention > 0,
     )
     samples = samples_of(config)
@@ -89,7 +92,7 @@ def lines(plan: Plan) -> Iterator[str]:
     config, settings = plan.config, plan.settings
     gpus, zero = config.cluster.workers, config.training.zero
     yield (
-        f"{config.name}: {config.model.name}, {config.model.dtype}, ZeRO {zero}, "
+        f"{config.name}: {config.model.name}, {_precision(config.model)}, ZeRO {zero}, "
         f"{gpus} GPUs of {settings.memory:g} GiB"
     )
     yield from ("", "parameters")
@@ -118,6 +121,10 @@ def _micro_batches(plan: Plan) -> str:
     }
     told = ", ".join(f"{count or 'none'} {way}" for way, count in most.items())
     return f"largest training.micro_batch that fits, gradient_checkpointing or not: {told}"
+
+
+def _precision(model: ModelConfig) -> str:
+    return f"{model.quantization} and {model.dtype}" if model.quantization else model.dtype
 
 
 def _help(plan: Plan) -> Iterator[str]:

@@ -22,11 +22,13 @@ from cmoe.modeling.base import (
     find_optional,
 )
 from cmoe.modeling.locator import VAE
+from cmoe.modeling.settings import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TEXT_TOKENS = 128  # of a question with its answer and the chat template: ours
+NF4_BLOCK = 64  # weights that share a scale
 IMAGE_TOKENS = 576  # of a picture, where the base's configuration doesn't say: LLaVA-1.5's
 
 
@@ -45,6 +47,7 @@ class Shape:
         cached: Elements that a token leaves in the KV cache.
         flops: Of the decoder's layers per token, forward; attention's own aside.
         image_tokens: Of a picture.
+        heads: Of a layer's attention.
     """
 
     decoder: int
@@ -57,6 +60,7 @@ class Shape:
     cached: int
     flops: int
     image_tokens: int
+    heads: int
 
     @property
     def layers(self) -> int:
@@ -92,6 +96,7 @@ def shape_of(base: PreTrainedModel, *, attention: bool = False) -> Shape:
         cached=2 * len(find_layers(base)) * kept * width,
         flops=decoder_flops(base),
         image_tokens=getattr(base.config, "image_seq_length", None) or IMAGE_TOKENS,
+        heads=heads,
     )
 
 
@@ -189,6 +194,31 @@ def element_size(config: RunConfig) -> int:
     """Bytes of a weight or an activation."""
     dtype: torch.dtype = getattr(torch, config.model.dtype)
     return dtype.itemsize
+
+
+def decoder_bytes(config: RunConfig, shape: Shape) -> float:
+    """Bytes of the decoder's weights, and of the output embeddings'."""
+    size, quantization = element_size(config), config.model.quantization
+    if quantization is None:
+        return size * shape.decoder
+    maps = sum(inputs * outputs for inputs, outputs in shape.linears)
+    packed = sum(_packed(quantization, *sizes) for sizes in shape.linears)
+    return size * (shape.decoder - maps) + packed
+
+
+def _packed(quantization: Quantization, inputs: int, outputs: int) -> float:
+    """Bytes of a quantised map: 4.5 bits a weight, or 8 and a scale for each output."""
+    count = inputs * outputs
+    if quantization == "nf4":
+        return count / 2 + 4 * -(-count // NF4_BLOCK)
+    return count + 4 * outputs
+
+
+def unpacked_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes of the largest quantised map while it works: one at a time is whole."""
+    if config.model.quantization is None:
+        return 0
+    return element_size(config) * max(inputs * outputs for inputs, outputs in shape.linears)
 
 
 def tokens(config: RunConfig, shape: Shape) -> int:

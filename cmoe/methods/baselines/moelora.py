@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cmoe.methods.adapter import Adapter
 from cmoe.methods.method import seed_of
 from cmoe.methods.settings import MoELoRAConfig
-from cmoe.modeling.base import find_decoder
+from cmoe.modeling.base import compute_dtype, find_decoder
 from cmoe.modeling.experts import fresh_pair
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ class MoELoRALinear(nn.Module):
         A, B = fresh_pair(experts, rank, linear, generator)
         bound = linear.in_features**-0.5
         router = torch.rand(experts, linear.in_features, generator=generator)
-        like = linear.weight
-        self.A = nn.Parameter(A.flatten(0, 1).to(like))
-        self.B = nn.Parameter(B.transpose(1, 2).flatten(0, 1).to(like))
-        self.router = nn.Parameter(router.mul_(2 * bound).sub_(bound).to(like))
+        like: dict[str, Any] = {"dtype": compute_dtype(linear), "device": linear.weight.device}
+        self.A = nn.Parameter(A.flatten(0, 1).to(**like))
+        self.B = nn.Parameter(B.transpose(1, 2).flatten(0, 1).to(**like))
+        self.router = nn.Parameter(router.mul_(2 * bound).sub_(bound).to(**like))
 
     def forward(self, u: Tensor) -> Tensor:
         out: Tensor = self.linear(u)

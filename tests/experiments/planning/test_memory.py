@@ -22,7 +22,8 @@ from cmoe.experiments.planning.memory import Memory, memory, remedies, training_
 from cmoe.experiments.planning.sizes import Shape, shape_of, worst_growth
 from cmoe.methods.settings import ExpertsConfig, ProbeConfig
 from cmoe.modeling.growing import GrowingVLM
-from cmoe.modeling.settings import ModelConfig
+from cmoe.modeling.pretrained import load_base, load_shape
+from cmoe.modeling.settings import MINI_BASE, ModelConfig
 from cmoe.training.engine import Engine
 from cmoe.training.settings import TrainingConfig
 
@@ -130,15 +131,20 @@ def test_two_workers_hold_what_was_planned() -> None:
 # Activations
 
 
+@pytest.mark.parametrize("attention", [None, "eager"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_micro_batch_leaves_the_planned_activations(checkpointing: bool, dtype: str) -> None:
+def test_a_micro_batch_leaves_the_planned_activations(
+    checkpointing: bool, dtype: Any, attention: Any
+) -> None:
     training = TrainingConfig(
         global_batch=4, micro_batch=2, gradient_checkpointing=checkpointing, steps=1
     )
     data = DataConfig(tasks=TASKS, max_length=128)
-    config = make_config(training=training, data=data, model=ModelConfig(dtype=dtype))
+    named = ModelConfig(dtype=dtype, attention=attention)
+    config = make_config(training=training, data=data, model=named)
     base = make_wide_base().to(getattr(torch, dtype))
+    base.set_attn_implementation(attention or "sdpa")
     shape = shape_of(base)
     model = GrowingVLM(base)
     if checkpointing:
@@ -169,6 +175,28 @@ def test_a_micro_batch_leaves_the_planned_activations(checkpointing: bool, dtype
     assert measured == pytest.approx(planned - 2 * logits, rel=0.1)
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_weights_take_what_was_planned(quantization: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    base, _ = load_base(str(MINI_BASE), quantization=quantization)
+    scales = [getattr(m.weight, "quant_state", m.weight) for m in base.modules()
+              if not getattr(m, "weight", torch.empty(0)).is_floating_point()]  # fmt: skip
+    measured = bytes_of(base.parameters())
+    measured += bytes_of(s.absmax if quantization == "nf4" else s.SCB for s in scales)
+    config = make_config(model=ModelConfig(quantization=quantization))
+    shape = shape_of(load_shape(str(MINI_BASE)))
+    for phase in memory(config, shape, 100):
+        assert phase.parts["weights"] == pytest.approx(measured, rel=1e-3), phase.phase
+
+
+def test_quantised_weights_arent_sharded() -> None:
+    with pytest.raises(ValueError, match=r"training.zero is 3, .*model.quantization nf4: 0, 1 or"):
+        make_config(
+            model=ModelConfig(quantization="nf4"),
+            training=TrainingConfig(global_batch=4, micro_batch=2, zero=3),
+        )
+
+
 # What fits, and what helps
 
 LLAVA = Shape(
@@ -182,6 +210,7 @@ LLAVA = Shape(
     cached=2 * 32 * 4096,
     flops=2 * 202_383_360 * 32,
     image_tokens=576,
+    heads=32,
 )
 """LLaVA-1.5-7B."""
 
@@ -233,8 +262,17 @@ def test_a_remedy_makes_it_fit_or_is_the_best_there_is() -> None:
     smaller = replace(config, evaluation=replace(config.evaluation, batch_size=16))
     assert remedy["evaluation.batch_size 16"].total == phase(smaller, "answering").total
     hopeless = list(remedies(config, LLAVA, 10_000, 1.0))
-    assert {r.phase for r in hopeless} == {"training", "measuring", "locating", "answering"}
-    assert len(hopeless) == 4, "one each; a base that doesn't load can't be helped by a setting"
+    phases = {"loading", "training", "measuring", "locating", "answering"}
+    assert {r.phase for r in hopeless} == phases
+    assert len(hopeless) == 5, "one each: what helps most"
+    packed = replace(config, model=replace(config.model, quantization="nf4"))
+    (loading,) = (r for r in hopeless if r.phase == "loading")
+    assert (loading.change, loading.total) == (
+        "model.quantization nf4",
+        phase(packed, "loading").total,
+    )
+    beyond = list(remedies(packed, LLAVA, 10_000, 1.0))
+    assert not {r.change for r in beyond} & {"training.zero 3", "model.quantization int8"}
 
 
 def test_a_cache_holds_keys_and_values_of_every_token() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmoe.data.batches import ChatTurn, Collator
 from cmoe.data.padding import pad_token
+from cmoe.modeling.base import quantization_of
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.routers import BASE
 from cmoe.serving.bases import UnservedBaseError, unserved
@@ -25,7 +26,8 @@ from cmoe.serving.prompts import TensorPrompt
 
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
 ROUNDING_16_BITS = 0.2
-"""The distance of scores that rounding explains, by the base's dtype.
+"""The distance of scores that rounding explains, by the base's dtype; LLM.int8() rounds activations
+to 8 bits, where the last bit of another order of sums becomes a step: 0.02 was measured.
 
 Between a prompt alone and in a batch, distances of up to 3e-6 in float32 and 0.03 in bfloat16 were
 measured; with positions in one dimension where a base has three, 0.5 in both.
@@ -181,6 +183,8 @@ def _compare(
 
 def _require_near(model: GrowingVLM, what: str, found_v: Tensor, expected_v: Tensor) -> None:
     apart, limit = distance(found_v, expected_v), ROUNDING.get(model.base.dtype, ROUNDING_16_BITS)
+    if quantization_of(model.base_digest) == "int8":
+        limit = ROUNDING_16_BITS
     if not apart <= limit:
         raise unserved(
             model.base.config,
