@@ -99,6 +99,11 @@ class RunConfig:
             raise ValueError(
                 f"training.zero is 3; method {self.method} needs whole weights: 0, 1 or 2"
             )
+        if self.model.kernels == "triton" and self.training.zero == 3:
+            raise ValueError(
+                "model.kernels is triton and training.zero is 3: kernels read weights that ZeRO 3 "
+                "shards; set kernels to auto or torch, or zero to 0, 1 or 2"
+            )
         self.training.accumulation(self.cluster.workers)
         if "wandb" in self.trackers and self.wandb.mode == "disabled":
             raise ValueError(

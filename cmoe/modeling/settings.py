@@ -14,6 +14,7 @@ MIN_SAMPLES = 8
 Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
 GateForm = Literal["renormalized", "softmax", "residual"]
+Kernels = Literal["auto", "triton", "torch"]
 
 
 MINI_BASE = Path(__file__).parents[1] / "mini" / "base"
@@ -30,12 +31,15 @@ class ModelConfig:
         dtype: Of weights and activations.
         pad: Pad pictures to a square first, as CoIN does, also where the base's own processor
             crops them, as that of LLaVA-1.5 on the hub does; in training and answering alike.
+        kernels: What computes the experts: `triton`, kernels of our own, which need a CUDA GPU and
+            an FFN of SwiGLU's form; `torch`; or `auto`, Triton's where they can be had.
     """
 
     name: str = "mini"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     pad: bool = False
+    kernels: Kernels = "auto"
 
     @property
     def path(self) -> str:

@@ -24,8 +24,9 @@ from cmoe.evaluation.report_data import report_data
 from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.folder import APART, BEGUN, CONFIG, DATA, MATRIX, REPORT, RunFolder
 from cmoe.mini.tasks import ensure_data
-from cmoe.modeling.base import UnsupportedModelError
-from cmoe.modeling.pretrained import MissingModelError, require_base
+from cmoe.modeling.base import UnsupportedModelError, find_ffns
+from cmoe.modeling.kernels.choice import require_swiglu, require_triton
+from cmoe.modeling.pretrained import MissingModelError, load_shape, require_base
 from cmoe.run.display import Display, refused
 from cmoe.run.lease import LeaseError, held
 from cmoe.run.remaining_time import remaining_of
@@ -193,7 +194,7 @@ def require_uploaded(config: RunConfig) -> None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse a base that isn't there, or a locator's layer that it doesn't have.
+    """Refuse a base that isn't there, or a locator's layer or kernels that it can't have.
 
     Raises:
         RunError: Says which.
@@ -208,6 +209,15 @@ def check_model(config: RunConfig) -> None:
             f"locator.layer is {config.locator.layer}; {config.model.name} has layers 0 to "
             f"{layers - 1}, and {layers} or -1 for its output"
         )
+    if config.model.kernels == "triton":
+        try:
+            # Whether there is a GPU is known to the workers, if the configuration doesn't say.
+            require_triton(gpu=config.cluster.gpu is not False)
+            shape = load_shape(config.model.path, revision=config.model.revision)
+            for layer, site in enumerate(find_ffns(shape)):
+                require_swiglu(layer, site.module)
+        except UnsupportedModelError as error:
+            raise RunError(str(error)) from error
 
 
 def read_stream(config: RunConfig, show: Callable[[str], None] | None = None) -> tuple[Task, ...]:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from cmoe.experiments.benchmarks.timing import compare, milliseconds, peak_bytes, ratio
 from cmoe.modeling import experts
 from cmoe.modeling.ffn import GrowingFFN
+from cmoe.modeling.gates import choose_experts
 from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.locator import VAEBank
-from cmoe.modeling.routers import BASE, Routing, choose_experts
+from cmoe.modeling.routers import BASE, Routing
 from cmoe.modeling.settings import LocatorConfig
 
 if TYPE_CHECKING:
@@ -225,14 +226,15 @@ def _prompts(batch: int, length: int, device: str) -> dict[str, Tensor]:
 @contextmanager
 def forced(way: str) -> Iterator[None]:
     """Compute experts `concatenated` or `grouped` at every size, or in the `chosen` way."""
-    before = experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS
-    if way != "chosen":
-        share = 0 if way == "grouped" else 10**9
-        experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS = share, 0
+    before = experts.GROUPED_FROM
+    if way == "concatenated":
+        experts.GROUPED_FROM = {}
+    elif way == "grouped":
+        experts.GROUPED_FROM = dict.fromkeys(("cpu", "cuda"), experts.GroupedFrom(0, 0))
     try:
         yield
     finally:
-        experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS = before
+        experts.GROUPED_FROM = before
 
 
 def _looped(ffn: GrowingFFN, hidden_bsd: Tensor, *, sparse: bool) -> Tensor:
