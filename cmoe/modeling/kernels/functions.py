@@ -14,7 +14,7 @@ from cmoe.modeling.kernels.reference import Choice, Routed, Rows
 
 
 def route(hidden_nd: Tensor, weight_ed: Tensor, choice: Choice) -> Routed:
-    """As `reference.route`, which also stands in for a layer of more experts than a kernel takes."""
+    """As `reference.route`, which itself routes where a kernel doesn't take so many experts."""
     from cmoe.modeling.kernels.launch import MAX_EXPERTS
 
     if len(weight_ed) > MAX_EXPERTS:

@@ -156,7 +156,8 @@ def route(hidden_nd: Tensor, weight_ed: Tensor, choice: Choice) -> Routed:
         _route[(triton.cdiv(tokens, 16),)](
             hidden_nd, weight_ed, choice.always, gates, probs, chosen, tokens, width, experts,
             LIKELIEST=choice.likeliest, RENORMALIZED=choice.renormalized,
-            ALWAYS=choice.always is not None, BN=16, BD=64, EP=padded, WIDEN=interpreted(),
+            ALWAYS=choice.always is not None, BN=16, BD=64 if padded <= 64 else 32, EP=padded,
+            **_options(),
         )  # fmt: skip
     return Routed(gates, probs, chosen.bool())
 
@@ -174,7 +175,7 @@ def shrink(
             u_ni, As[0], As[-1], gates_ne, rows.experts, rows.scales, h[0], h[-1],
             low[0] if save else None, low[-1] if save else None,
             tokens, width, count, gates_ne.shape[1],
-            TWO=len(As) == 2, SAVE=save, BN=tile, BR=32, BD=64, WIDEN=interpreted(),
+            TWO=len(As) == 2, SAVE=save, BN=tile, BR=32, BD=64, **_options(),
         )  # fmt: skip
     return h, low
 
@@ -211,8 +212,13 @@ def _over_ffn(kernel: Any, gate_nf: Tensor, *tensors: Tensor) -> None:
     tile = _token_tile(tokens)
     with torch.cuda.device_of(gate_nf):
         kernel[triton.cdiv(tokens, tile), triton.cdiv(width, 64)](
-            gate_nf, *tensors, tokens, count, width, BN=tile, BR=32, BF=64, WIDEN=interpreted()
+            gate_nf, *tensors, tokens, count, width, BN=tile, BR=32, BF=64, **_options()
         )
+
+
+def _options() -> dict[str, bool]:
+    """Of every launch. What Triton does by itself about fused sums changes with its version."""
+    return {"WIDEN": interpreted(), "enable_fp_fusion": True}
 
 
 def _token_tile(tokens: int) -> int:
