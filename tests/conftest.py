@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -36,6 +37,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray would have each cluster that it starts here ask for a token, which it would write where the
 # user has his own; tests that are about tokens say so.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+# Without a GPU Triton's interpreter runs kernels, if it is told before anybody imports Triton. vLLM
+# has kernels of its own, which it replaces on a CPU.
+if not os.environ.get("CMOE_TEST_DEVICE", "").startswith("cuda") and find_spec("vllm") is None:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Tests leave nothing in the user's own cache of data sets; the library reads this when imported.
 os.environ["HF_DATASETS_CACHE"] = str(Path(tempfile.gettempdir(), f"cmoe-tests-{os.getuid()}"))

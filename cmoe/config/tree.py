@@ -104,6 +104,11 @@ class RunConfig:
                 "training.zero is 3, and DeepSpeed can't shard the weights of model.quantization "
                 f"{self.model.quantization}: 0, 1 or 2"
             )
+        if self.model.kernels == "triton" and self.training.zero == 3:
+            raise ValueError(
+                "model.kernels is triton and training.zero is 3: kernels read weights that ZeRO 3 "
+                "shards; set kernels to auto or torch, or zero to 0, 1 or 2"
+            )
         self.training.accumulation(self.cluster.workers)
         if "wandb" in self.trackers and self.wandb.mode == "disabled":
             raise ValueError(

@@ -21,11 +21,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmoe.modeling.base import Site, compute_dtype
+from cmoe.modeling.kernels.reference import Rows
 
-# Measured with `ray_jobs/bench.py experts` (2 CPU cores, fp32): below these sizes sorting tokens
-# by expert costs more than computing every expert for every token.
-GROUPED_MIN_SHARE = 8  # experts per used expert
-GROUPED_MIN_ROWS = 4  # tokens per expert
+
+class GroupedFrom(NamedTuple):
+    """Sizes from which sorting tokens by expert beats computing every expert for every token.
+
+    Attributes:
+        share: Experts per used expert.
+        rows: Tokens per expert.
+    """
+
+    share: int
+    rows: int
+
+
+GROUPED_FROM: dict[str, GroupedFrom] = {
+    # `cmoe bench experts`, 2 CPU cores, fp32.
+    "cpu": GroupedFrom(share=8, rows=4),
+    # No "cuda": on one H100 sorting lost at every size that was measured, up to 16 experts of which
+    # a token uses 2, and 16,384 tokens, in bf16.
+}
+"""By kind of device; without an entry every expert is computed for every token."""
 GROUPED_ALIGNMENT = 16  # bytes; grouped_mm's demand on strides
 
 
@@ -44,6 +61,11 @@ class Gates(NamedTuple):
     experts: Tensor
     total: int
 
+    def dense(self) -> Tensor:
+        """The same by expert: [n, total]."""
+        zeros = self.weights.new_zeros(len(self.weights), self.total)
+        return zeros.scatter(1, self.experts, self.weights)
+
 
 class ExpertStack(nn.Module):
     """The shape of a stack of experts: which rows belong to which, and at what scale.
@@ -57,6 +79,7 @@ class ExpertStack(nn.Module):
 
     scale_e: Tensor
     row_expert: Tensor
+    row_scale: Tensor
 
     def __init__(
         self,
@@ -77,6 +100,7 @@ class ExpertStack(nn.Module):
         scale_e = torch.tensor(self.scales, dtype=torch.float32)
         self.register_buffer("row_expert", row_expert.to(device), persistent=False)
         self.register_buffer("scale_e", scale_e.to(device), persistent=False)
+        self.register_buffer("row_scale", scale_e[row_expert].to(device), persistent=False)
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -84,6 +108,11 @@ class ExpertStack(nn.Module):
     def rows(self, expert: int) -> slice:
         """One expert's rows."""
         return slice(self._ends[expert], self._ends[expert + 1])
+
+    def first(self, experts: int, learned: int) -> Rows:
+        """The rows of the first experts, of which those from `learned` on are being learned."""
+        end = self._ends[experts]
+        return Rows(self.row_expert[:end], self.row_scale[:end], learned)
 
     def dispatch(self, gates: Gates, dtype: torch.dtype) -> Dispatch | None:
         """How a batch with these gates runs through this stack; None if it uses none of it."""
@@ -105,14 +134,16 @@ class ExpertStack(nn.Module):
     def _prefers_grouped(self, experts_nk: Tensor, count: int, dtype: torch.dtype) -> bool:
         """Whether sorting tokens by expert beats computing all experts for all tokens.
 
-        A function of shapes alone, and of no later expert's: an earlier task is always computed
-        in the same way.
+        A function of the device and of shapes alone, and of no later expert's: an earlier task is
+        always computed in the same way.
         """
         tokens, k = experts_nk.shape
         ranks = set(self.ranks[:count])
+        least = GROUPED_FROM.get(experts_nk.device.type)
         return (
-            count >= GROUPED_MIN_SHARE * k
-            and tokens * k >= GROUPED_MIN_ROWS * count
+            least is not None
+            and count >= least.share * k
+            and tokens * k >= least.rows * count
             and len(ranks) == 1
             and all(n * dtype.itemsize % GROUPED_ALIGNMENT == 0 for n in (*ranks, *self.widths))
         )
@@ -208,6 +239,16 @@ class ExpertLinear(nn.Module):
             assert self.B is not None
             self._call.learning.add_to(out_no, u_ni, self.A, self.B)
         return out
+
+    def first(self, rows: int) -> tuple[Tensor, Tensor]:
+        """`A [R, in]` and `B [R, out]` of the first rows: frozen ones, then those being learned."""
+        older = len(self.frozen_A)
+        if self.A is None or self.B is None or rows <= older:
+            return self.frozen_A[:rows], self.frozen_B[:rows]
+        A, B = self.A[: rows - older], self.B[: rows - older]
+        if older == 0:
+            return A, B
+        return torch.cat([self.frozen_A, A]), torch.cat([self.frozen_B, B])
 
     def learn(self, A_nri: Tensor, B_nor: Tensor) -> None:
         """Take new experts as parameters: `A [n, r, in]`, `B [n, out, r]`."""

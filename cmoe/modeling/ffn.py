@@ -20,9 +20,11 @@ from cmoe.modeling.growth import (
     require_pair,
     require_shape,
 )
+from cmoe.modeling.kernels import choice
+from cmoe.modeling.kernels.functions import expand_swiglu, shrink
 from cmoe.modeling.primitive import Primitive
-from cmoe.modeling.routers import TaskRouters
-from cmoe.modeling.settings import GateForm
+from cmoe.modeling.routers import Routing, TaskRouters
+from cmoe.modeling.settings import GateForm, Kernels
 
 
 class GrowingFFN(nn.Module):
@@ -37,6 +39,7 @@ class GrowingFFN(nn.Module):
 
     Attributes:
         added: How many of the frozen experts each learned task has added.
+        kernels: What computes them, as of `ModelConfig`; `auto` by itself.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class GrowingFFN(nn.Module):
         super().__init__()
         self.layer = layer
         self.ffn = site.module
+        self.kernels: Kernels = "auto"
+        self._swiglu = choice.is_swiglu(self.ffn)
         self._context = context
         self._call = LayerCall()
         self.maps = wrapped(site, self._call)
@@ -53,11 +58,14 @@ class GrowingFFN(nn.Module):
         self.widths = widths_of(self.maps)
         self.frozen = ExpertStack((), (), 0, self.widths, like.device)
         self.learning: ExpertStack | None = None
+        self._both: ExpertStack | None = None  # where there are such, too
         self.added: tuple[int, ...] = ()
         setattr(site.layer, site.name, self)
 
     def forward(self, hidden_bsd: Tensor) -> Tensor:
         routing = self._context.routing
+        if routing is not None and self._has_kernels(hidden_bsd, routing):
+            return self._by_kernels(hidden_bsd, routing)
         gates = None if routing is None else self.routers(hidden_bsd, routing)
         if gates is None:
             return self.ffn(hidden_bsd)  # type: ignore[no-any-return]
@@ -70,6 +78,44 @@ class GrowingFFN(nn.Module):
         finally:
             call.frozen = call.learning = None
 
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Choose what computes the experts; errors as of `GrownBase.use_kernels`."""
+        if kernels == "triton":
+            choice.require_swiglu(self.layer, self.ffn)
+        self.kernels = kernels
+
+    def _has_kernels(self, hidden_bsd: Tensor, routing: Routing) -> bool:
+        """Whether kernels compute this pass.
+
+        Not where a sample has no experts here: its numbers are the base's own, bit for bit.
+        """
+        return (
+            self._swiglu
+            and choice.on(hidden_bsd.device, self.kernels)
+            and hidden_bsd.dtype == self.routers.rows.dtype
+            and hidden_bsd.dtype in choice.DTYPES
+            and self.routers.route_all(routing)
+            and not choice.sharded(self)
+        )
+
+    def _by_kernels(self, hidden_bsd: Tensor, routing: Routing) -> Tensor:
+        """What `self.ffn` computes with the experts, without reading gate and up a second time."""
+        gates_ne = self.routers.dense(hidden_bsd, routing)
+        gate, up, down = (self.maps[name] for name in choice.SWIGLU)
+        stack = self.frozen if self._both is None else self._both
+        rows = stack.first(gates_ne.shape[1], len(gate.frozen_A))
+        count, u = len(rows.experts), hidden_bsd.flatten(0, 1)
+        (A_gate, B_gate), (A_up, B_up), (A_down, B_down) = (
+            each.first(count) for each in (gate, up, down)
+        )
+        h_gate, h_up = shrink(u, (A_gate, A_up), gates_ne, rows)
+        inner = expand_swiglu(
+            gate.linear(u), up.linear(u), h_gate, h_up, B_gate, B_up, rows.learned
+        )
+        (h_down,) = shrink(inner, (A_down,), gates_ne, rows)
+        out: Tensor = down.linear(inner)
+        return out.addmm_(h_down, B_down).view_as(hidden_bsd)
+
     def learn(self, growth: Growth) -> None:
         """Gain a task's experts, and a router to be trained."""
         count = growth.experts.get(self.layer, 0)
@@ -81,6 +127,8 @@ class GrowingFFN(nn.Module):
             start, device = len(self.frozen), self.frozen.scale_e.device
             ranks, scales = (growth.rank,) * count, (growth.scale,) * count
             self.learning = ExpertStack(ranks, scales, start, self.widths, device)
+            ranks, scales = self.frozen.ranks + ranks, self.frozen.scales + scales
+            self._both = ExpertStack(ranks, scales, 0, self.widths, device)
         router = torch.randn(total, self.hidden_size, generator=growth.generator) * ROUTER_STD
         self.routers.learn(
             growth.start(self.router_key, router),
@@ -164,6 +212,6 @@ class GrowingFFN(nn.Module):
 
     def discard(self) -> None:
         """Forget what is being learned."""
-        self.learning = self.routers.weight = None
+        self.learning = self._both = self.routers.weight = None
         for linear in self.maps.values():
             linear.discard()

@@ -19,10 +19,11 @@ from cmoe.modeling.base import (
 )
 from cmoe.modeling.ffn import GrowingFFN
 from cmoe.modeling.growth import Context, GrowingPart, Growth
+from cmoe.modeling.kernels import choice
 from cmoe.modeling.locator import make_bank
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
-from cmoe.modeling.settings import GateForm, LocatorConfig
+from cmoe.modeling.settings import GateForm, Kernels, LocatorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +100,17 @@ class GrownBase(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.base.parameters()).device
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Choose what computes the experts, as `ModelConfig.kernels` says; `auto` by itself.
+
+        Raises:
+            UnsupportedModelError: `triton` can't be had here, or not for this base.
+        """
+        if kernels == "triton":
+            choice.require_triton(gpu=self.device.type == "cuda")
+        for ffn in self.ffns:
+            ffn.use_kernels(kernels)
 
     def settings(self) -> dict[str, Any]:
         """The model-wide choices, as a store keeps them."""

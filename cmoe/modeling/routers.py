@@ -16,6 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmoe.modeling.experts import Gates
+from cmoe.modeling.gates import (
+    Mixed,
+    Split,
+    add_to,
+    balance_loss,
+    choose_experts,
+    choose_mixed,
+)
+from cmoe.modeling.kernels.functions import route
+from cmoe.modeling.kernels.reference import Choice
 from cmoe.modeling.settings import GateForm, slots
 
 BASE = -1  # the task of a sample that the base alone answers
@@ -35,26 +45,6 @@ class Usage(NamedTuple):
     largest: Tensor
     gates: Tensor
     balance: Tensor
-
-
-class Mixed(NamedTuple):
-    """The routers of a batch of several tasks at one layer, and how they choose.
-
-    Attributes:
-        rows: [B, E, d] of frozen routers, the samples' first `counts` of them.
-        counts: [B] experts that a sample's task knows; 0 without a router.
-        always: [B, E] bool, those that always work.
-        added: [B] bool, whether the others are added to them (see `add_to`).
-        used: [B] experts of a token.
-        most: The largest of those.
-    """
-
-    rows: Tensor
-    counts: Tensor
-    always: Tensor
-    added: Tensor
-    used: Tensor
-    most: int
 
 
 @dataclass
@@ -113,7 +103,7 @@ class TaskRouters(nn.Module):
         self._builds_on: tuple[int, ...] = ()  # always at work beside those being learned
         self._sizes: list[int] = []
         self._always: list[tuple[int, ...]] = []
-        self._indices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._indices: dict[tuple[int, int], Split] = {}
         self.register_buffer("rows", like.new_empty(0, hidden_size), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -211,7 +201,8 @@ class TaskRouters(nn.Module):
             logits_bse = F.linear(hidden_bsd, self.router(task)[:count])
             probs_ne = logits_bse.float().softmax(-1).flatten(0, 1)
             if forms == {"residual"}:
-                gates = add_to(probs_ne, *self._split(task, count), self.top_k)
+                split = self._split(task, count)
+                gates = add_to(probs_ne, split.always, split.others, self.top_k)
             else:
                 gates = choose_experts(probs_ne, self.top_k, renormalize=forms != {"softmax"})
             if BASE in routing.tasks:
@@ -223,20 +214,48 @@ class TaskRouters(nn.Module):
             routed_n = routed_b.repeat_interleave(hidden_bsd.shape[1])
             gates = Gates(gates.weights * routed_n.unsqueeze(1), gates.experts, count)
         if routing.record is not None:
-            usage = self._usage(probs_ne, gates, routing, routed_n)
-            if "residual" in forms:  # there is nothing to balance: none need be used
-                usage = usage._replace(balance=torch.zeros_like(usage.balance))
-            routing.record.append(usage)
+            routing.record.append(self._usage(probs_ne, gates, routing, routed_n, forms))
         return gates
 
-    def _split(self, task: int, count: int) -> tuple[Tensor, Tensor]:
-        """Indices of the experts that always work for a task that knows `count`, and the others."""
+    def route_all(self, routing: Routing) -> bool:
+        """Whether every sample of a batch has a router at this layer."""
+        kept = routing.kept.get(self.layer)
+        return min((self._size(task, kept) for task in set(routing.tasks)), default=0) > 0
+
+    def dense(self, hidden_bsd: Tensor, routing: Routing) -> Tensor:
+        """Gates [n, E] by expert of a batch whose samples all have a router here, by a kernel.
+
+        Its logits are in fp32. A batch of several tasks is routed as by `forward`.
+        """
+        task, kept = routing.tasks[0], routing.kept.get(self.layer)
+        if len(set(routing.tasks)) > 1:
+            gates = self(hidden_bsd, routing)
+            assert gates is not None
+            return gates.dense()  # type: ignore[no-any-return]
+        count, form, always = self._size(task, kept), self._form(task), None
+        used = likeliest = min(self.top_k, count)
+        if form == "residual":
+            always = self._split(task, count).is_always
+            fixed = len(self.always_on(task, count - self._older))
+            used = slots(count, fixed, self.top_k)
+            likeliest = used - fixed
+        choice = Choice(likeliest, form == "renormalized" and 1 < likeliest < count, always)
+        routed = route(hidden_bsd.flatten(0, 1), self.router(task)[:count], choice)
+        if routing.record is not None:
+            experts = routed.chosen.byte().topk(used, dim=-1).indices
+            gates = Gates(routed.gates.gather(1, experts), experts, count)
+            routing.record.append(self._usage(routed.probs, gates, routing, None, {form}))
+        return routed.gates
+
+    def _split(self, task: int, count: int) -> Split:
+        """How the experts of a task that knows `count` are split."""
         if (task, count) not in self._indices:
             always = self.always_on(task, count - self._older)
             others = sorted(set(range(count)) - set(always))
-            self._indices[task, count] = (
+            self._indices[task, count] = Split(
                 torch.tensor(always, dtype=torch.long, device=self.rows.device),
                 torch.tensor(others, dtype=torch.long, device=self.rows.device),
+                torch.tensor([e in always for e in range(count)], device=self.rows.device),
             )
         return self._indices[task, count]
 
@@ -285,7 +304,12 @@ class TaskRouters(nn.Module):
         return Mixed(rows[index_be], counts, always_be.bool(), added.bool(), used_b, most)
 
     def _usage(
-        self, probs_ne: Tensor, gates: Gates, routing: Routing, routed_n: Tensor | None
+        self,
+        probs_ne: Tensor,
+        gates: Gates,
+        routing: Routing,
+        routed_n: Tensor | None,
+        forms: set[GateForm],
     ) -> Usage:
         counts_n = torch.ones_like(probs_ne[:, 0])
         if routing.tokens is not None:
@@ -293,83 +317,9 @@ class TaskRouters(nn.Module):
         if routed_n is not None:
             counts_n = counts_n * routed_n
         largest_ne = F.one_hot(probs_ne.argmax(-1), gates.total)
-        gates_ne = torch.zeros_like(probs_ne).scatter(1, gates.experts, gates.weights)
+        gates_ne = gates.dense()
         balance = balance_loss(probs_ne, gates.experts, counts_n)
+        if "residual" in forms:  # there is nothing to balance: none need be used
+            balance = torch.zeros_like(balance)
         with torch.no_grad():
             return Usage(self.layer, counts_n @ largest_ne.float(), counts_n @ gates_ne, balance)
-
-
-def choose_experts(probs_ne: Tensor, top_k: int, *, renormalize: bool = True) -> Gates:
-    """Gates of each token: the top `k = min(top_k, E)` probabilities, renormalised in the paper.
-
-    With one expert a token the gate is the probability itself: renormalised it would be 1, and
-    the router would get no gradient.
-    """
-    count = probs_ne.shape[-1]
-    k = min(top_k, count)
-    if k == count:
-        experts = torch.arange(count, device=probs_ne.device).expand_as(probs_ne)
-        return Gates(probs_ne, experts, count)
-    weights, experts = probs_ne.topk(k, dim=-1)
-    if k > 1 and renormalize:
-        weights = weights / weights.sum(-1, keepdim=True)
-    return Gates(weights, experts, count)
-
-
-def add_to(probs_ne: Tensor, always_a: Tensor, others_o: Tensor, top_k: int) -> Gates:
-    """Gates of tokens for which some experts always work, with gate 1.
-
-    The likeliest others are added with gate `p_e - 1/E`: nothing where the router prefers none, as
-    at its start, and a gradient there too.
-
-    Args:
-        probs_ne: Of all experts.
-        always_a: Indices of those that always work.
-        others_o: Indices of the others.
-        top_k: Experts per token, those that always work included; none is added beyond it.
-    """
-    tokens, count = probs_ne.shape
-    added = slots(count, len(always_a), top_k) - len(always_a)
-    weights, places = probs_ne.index_select(1, others_o).topk(added, dim=-1)
-    gates = torch.cat([weights - 1 / count, weights.new_ones(tokens, len(always_a))], 1)
-    experts = torch.cat([others_o[places], always_a.expand(tokens, -1)], 1)
-    return Gates(gates, experts, count)
-
-
-def choose_mixed(probs_ne: Tensor, mixed: Mixed, top_k: int) -> Gates:
-    """As `choose_experts` and `add_to`, for the tokens of samples of several tasks.
-
-    Args:
-        probs_ne: 0 for experts that a token's task doesn't know.
-        mixed: The samples' tasks.
-        top_k: Experts per token.
-    """
-    tokens = len(probs_ne) // len(mixed.counts)
-    counts_n, always_ne, added_n, used_n = (
-        each.repeat_interleave(tokens, 0)
-        for each in (mixed.counts, mixed.always, mixed.added, mixed.used)
-    )
-    experts = probs_ne.masked_fill(always_ne, 2.0).topk(mixed.most, dim=-1).indices
-    places = torch.arange(mixed.most, device=probs_ne.device)
-    probs_nk = probs_ne.gather(1, experts) * (places < used_n[:, None])
-    whole_n1 = probs_nk.sum(1, keepdim=True) if top_k > 1 else torch.ones_like(probs_nk[:, :1])
-    weights = probs_nk / whole_n1.clamp_min(torch.finfo(probs_nk.dtype).tiny)
-    added = torch.where(probs_nk > 0, probs_nk - 1 / counts_n.clamp_min(1)[:, None], 0)
-    added = added.masked_fill(always_ne.gather(1, experts), 1.0)
-    return Gates(added.where(added_n[:, None], weights), experts, probs_ne.shape[1])
-
-
-def balance_loss(probs_ne: Tensor, experts_nk: Tensor, counts_n: Tensor) -> Tensor:
-    """Switch Transformers' balance loss `n * sum_e f_e P_e` of one layer (arXiv 2101.03961, eq. 4).
-
-    `f_e` is the share of the tokens' `k` slots that go to expert `e`, `P_e` its mean probability:
-    1 when both are uniform, whatever `k` is.
-
-    Args:
-        probs_ne: Router probabilities, fp32.
-        experts_nk: Chosen experts.
-        counts_n: 1 for tokens that count, 0 for padding.
-    """
-    share_n = counts_n / counts_n.sum().clamp_min(1.0)
-    slots_ne = torch.zeros_like(probs_ne).scatter(1, experts_nk, 1.0 / experts_nk.shape[1])
-    return probs_ne.shape[1] * ((share_n @ slots_ne.detach()) * (share_n @ probs_ne)).sum()

@@ -15,6 +15,7 @@ Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
 Placement = Literal["front", "inline"]
 GateForm = Literal["renormalized", "softmax", "residual"]
+Kernels = Literal["auto", "triton", "torch"]
 Quantization = Literal["nf4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 FLASH: Attention = "flash_attention_2"
@@ -39,6 +40,8 @@ class ModelConfig:
             base as it was quantised.
         attention: How attention is computed, as transformers names it; null leaves it to
             transformers, which takes `sdpa` where the base has it.
+        kernels: What computes the experts: `triton`, kernels of our own, which need a CUDA GPU and
+            an FFN of SwiGLU's form; `torch`; or `auto`, Triton's where they can be had.
     """
 
     name: str = "mini"
@@ -47,6 +50,7 @@ class ModelConfig:
     pad: bool = False
     quantization: Quantization | None = None
     attention: Attention | None = None
+    kernels: Kernels = "auto"
 
     def __post_init__(self) -> None:
         if self.attention == FLASH and self.dtype == "float32":

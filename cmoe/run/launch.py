@@ -24,8 +24,9 @@ from cmoe.evaluation.report_data import report_data
 from cmoe.evaluation.targets import Targets, stream_targets
 from cmoe.folder import APART, BEGUN, CONFIG, DATA, MATRIX, REPORT, RunFolder
 from cmoe.mini.tasks import ensure_data
-from cmoe.modeling.base import UnsupportedModelError
-from cmoe.modeling.pretrained import MissingModelError, require_base, require_loadable
+from cmoe.modeling.base import UnsupportedModelError, find_ffns
+from cmoe.modeling.kernels.choice import require_swiglu, require_triton
+from cmoe.modeling.pretrained import MissingModelError, load_shape, require_base, require_loadable
 from cmoe.run.cluster import may_have_gpu
 from cmoe.run.display import Display, refused
 from cmoe.run.lease import LeaseError, held
@@ -194,7 +195,7 @@ def require_uploaded(config: RunConfig) -> None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse a base that isn't there or can't be loaded so, or a locator's layer that it lacks.
+    """Refuse a base that isn't there or can't be loaded or computed so, or lacks a locator's layer.
 
     Raises:
         RunError: Says which.
@@ -203,8 +204,9 @@ def check_model(config: RunConfig) -> None:
         found = require_base(config.model.path, revision=config.model.revision)
     except (MissingModelError, UnsupportedModelError) as error:
         raise RunError(f"model.name: {error}") from error
+    gpu = may_have_gpu(config.cluster.gpu, config.cluster.address)
     try:
-        require_loadable(config.model, gpu=may_have_gpu(config.cluster.gpu, config.cluster.address))
+        require_loadable(config.model, gpu=gpu)
     except UnsupportedModelError as error:
         raise RunError(str(error)) from error
     layers = found.get_text_config().num_hidden_layers
@@ -213,6 +215,14 @@ def check_model(config: RunConfig) -> None:
             f"locator.layer is {config.locator.layer}; {config.model.name} has layers 0 to "
             f"{layers - 1}, and {layers} or -1 for its output"
         )
+    if config.model.kernels == "triton":
+        try:
+            require_triton(gpu=gpu)
+            shape = load_shape(config.model.path, revision=config.model.revision)
+            for layer, site in enumerate(find_ffns(shape)):
+                require_swiglu(layer, site.module)
+        except UnsupportedModelError as error:
+            raise RunError(str(error)) from error
 
 
 def read_stream(config: RunConfig, show: Callable[[str], None] | None = None) -> tuple[Task, ...]:

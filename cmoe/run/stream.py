@@ -294,6 +294,8 @@ def session_of(config: RunConfig, group: Group, collator: Collator) -> Session:
 def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
     """The method that a run is configured for, with nothing learned yet."""
     method = config.entry.create(base, config.seed, config.method_sections)
+    if isinstance(method.module, GrowingVLM):
+        method.module.use_kernels(config.model.kernels)
     if config.training.gradient_checkpointing:
         method.enable_gradient_checkpointing()
     return method

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from cmoe.experiments.benchmarks.timing import compare, milliseconds, peak_bytes, ratio
 from cmoe.modeling import experts
 from cmoe.modeling.ffn import GrowingFFN
+from cmoe.modeling.gates import choose_experts
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.kernels import choice
 from cmoe.modeling.locator import VAEBank
-from cmoe.modeling.routers import BASE, Routing, choose_experts
-from cmoe.modeling.settings import LocatorConfig
+from cmoe.modeling.routers import BASE, Routing
+from cmoe.modeling.settings import Kernels, LocatorConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +34,7 @@ def experts_of_one_ffn(device: str, dtype: torch.dtype) -> list[Row]:
     """Stacked experts on a frozen Llama-shaped FFN, top-2, against a loop over experts.
 
     Both ways of computing are timed at every size: the rule that chooses between them rests on
-    this table.
+    this table. On a GPU with Triton there is a third: our own kernels, which are `chosen` there.
     """
     rows = []
     for tokens, counts in (
@@ -64,13 +66,18 @@ def _ways(model: GrowingVLM, hidden_bsd: Tensor) -> dict[str, Callable[[], objec
     ffn = model.ffns[0]
     routing = Routing((0,), torch.zeros(1, dtype=torch.long, device=hidden_bsd.device))
 
-    def grown(way: str) -> None:
+    def grown(way: str, kernels: Kernels) -> None:
+        ffn.use_kernels(kernels)
         with forced(way), model._context.using(routing):
             ffn(hidden_bsd)
 
     ways: dict[str, Callable[[], object]] = {
-        way: partial(grown, way) for way in ("chosen", "concatenated", "grouped")
+        "chosen": partial(grown, "chosen", "auto"),
+        "concatenated": partial(grown, "concatenated", "torch"),
+        "grouped": partial(grown, "grouped", "torch"),
     }
+    if choice.on(hidden_bsd.device, "auto"):
+        ways["kernels"] = partial(grown, "chosen", "triton")
     return {
         "frozen": partial(ffn, hidden_bsd),
         **ways,
@@ -225,14 +232,15 @@ def _prompts(batch: int, length: int, device: str) -> dict[str, Tensor]:
 @contextmanager
 def forced(way: str) -> Iterator[None]:
     """Compute experts `concatenated` or `grouped` at every size, or in the `chosen` way."""
-    before = experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS
-    if way != "chosen":
-        share = 0 if way == "grouped" else 10**9
-        experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS = share, 0
+    before = experts.GROUPED_FROM
+    if way == "concatenated":
+        experts.GROUPED_FROM = {}
+    elif way == "grouped":
+        experts.GROUPED_FROM = dict.fromkeys(("cpu", "cuda"), experts.GroupedFrom(0, 0))
     try:
         yield
     finally:
-        experts.GROUPED_MIN_SHARE, experts.GROUPED_MIN_ROWS = before
+        experts.GROUPED_FROM = before
 
 
 def _looped(ffn: GrowingFFN, hidden_bsd: Tensor, *, sparse: bool) -> Tensor:
