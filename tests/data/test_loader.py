@@ -91,20 +91,26 @@ def test_a_pass_begins_anew_where_the_one_before_was_left(
         next(left)
 
 
+def making() -> int:
+    """Threads of loaders."""
+    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
 def test_a_thread_makes_two_batches_ahead_and_ends_with_its_loader(samples: list[Sample]) -> None:
-    before = threading.active_count()
+    gc.collect()  # of other tests' loaders
+    before = making()
     loader = Loader(make_collator())
-    assert threading.active_count() == before
+    assert making() == before
     batches = loader.batches("training", samples, [[n] for n in range(8)])
     for taken in range(1, 4):
         next(batches)
         wait_for(taken + AHEAD)
         assert len(Collating.made) == taken + AHEAD
     assert threading.current_thread().name not in Collating.made
-    assert threading.active_count() == before + 1
+    assert making() == before + 1
     del batches, loader
     gc.collect()
-    until(lambda: threading.active_count() == before)
+    until(lambda: making() == before)
     assert len(Collating.made) == 3 + AHEAD, "nothing more of a pass that was left"
 
 
