@@ -36,8 +36,8 @@ class Baseline:
         self._base = base
         freeze(base)
 
-    def enable_gradient_checkpointing(self) -> None:
-        checkpoint_layers(self._base)
+    def enable_gradient_checkpointing(self, layers: int | None = None) -> None:
+        checkpoint_layers(self._base, count=layers)
 
     def learning_flops(self, task: int, tokens: Mapping[str, int]) -> int:
         """All of their passes have a backward one."""

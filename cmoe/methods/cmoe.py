@@ -71,8 +71,8 @@ class CMoE:
     def settings(self) -> dict[str, Any]:
         return self.module.settings()
 
-    def enable_gradient_checkpointing(self) -> None:
-        self.module.enable_gradient_checkpointing()
+    def enable_gradient_checkpointing(self, layers: int | None = None) -> None:
+        self.module.enable_gradient_checkpointing(layers)
 
     def flops_per_token(self, task: int) -> int:
         if task == BASE:

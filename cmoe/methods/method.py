@@ -122,7 +122,7 @@ class Method(Protocol):
         """What a reader of the store needs beside the primitives."""
         ...
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, layers: int | None = None) -> None:
         """Recompute activations in the backward pass."""
         ...
 

@@ -286,17 +286,20 @@ def freeze(model: nn.Module) -> None:
 
 
 def checkpoint_layers(
-    model: nn.Module, context_fn: Callable[[], tuple[Context, Context]] = noop_context_fn
+    model: nn.Module,
+    context_fn: Callable[[], tuple[Context, Context]] = noop_context_fn,
+    count: int | None = None,
 ) -> None:
-    """Recompute each decoder layer in the backward pass, once and for all.
+    """Recompute decoder layers in the backward pass, once and for all.
 
     The model's own switch for it works in training mode alone, which turns dropout on as well.
 
     Args:
         model: Changed in place.
         context_fn: Makes the contexts of a layer's forward pass and of its recomputation.
+        count: The first so many of them; None takes all.
     """
-    for layer in find_layers(model):
+    for layer in find_layers(model)[:count]:
         layer.forward = partial(_recomputed, layer.forward, context_fn)
 
 

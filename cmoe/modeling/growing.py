@@ -210,9 +210,13 @@ class GrowingVLM(GrownBase):
         self.base.eval()
         return self
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass, with the routing of its forward pass."""
-        checkpoint_layers(self.base, self._checkpoint_contexts)
+    def enable_gradient_checkpointing(self, layers: int | None = None) -> None:
+        """Recompute layers in the backward pass, with the routing of their forward pass.
+
+        Args:
+            layers: The first so many of them; None takes all.
+        """
+        checkpoint_layers(self.base, self._checkpoint_contexts, layers)
 
     def _checkpoint_contexts(
         self,

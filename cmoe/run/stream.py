@@ -297,7 +297,7 @@ def make_method(config: RunConfig, base: PreTrainedModel) -> Method:
     if isinstance(method.module, GrowingVLM):
         method.module.use_kernels(config.model.kernels)
     if config.training.gradient_checkpointing:
-        method.enable_gradient_checkpointing()
+        method.enable_gradient_checkpointing(config.training.checkpointed_layers)
     return method
 
 

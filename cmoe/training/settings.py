@@ -26,6 +26,8 @@ class TrainingConfig:
         zero: DeepSpeed's ZeRO stage: 0 replicates all, 1 shards optimizer states, 2 gradients
             too, 3 the decoder's weights too, the frozen ones included (not the vision tower's).
         gradient_checkpointing: Recompute activations in the backward pass.
+        checkpointed_layers: Of how many decoder layers, where not of all: the others keep theirs,
+            which takes memory and saves a pass through them. `cmoe plan` says how many must be.
         checkpoint_every: Steps from one checkpoint within a phase to the next.
         log_every: Steps from one progress report to the next.
     """
@@ -40,12 +42,20 @@ class TrainingConfig:
     clip: float = 1.0
     zero: Literal[0, 1, 2, 3] = 2
     gradient_checkpointing: bool = False
+    checkpointed_layers: int | None = None
     checkpoint_every: int = 100
     log_every: int = 10
 
     def __post_init__(self) -> None:
         counts = ("steps", "global_batch", "micro_batch", "checkpoint_every", "log_every")
         require(self, "training", *counts, least=1)
+        if self.checkpointed_layers is not None:
+            require(self, "training", "checkpointed_layers", least=1)
+            if not self.gradient_checkpointing:
+                raise ValueError(
+                    f"training.checkpointed_layers is {self.checkpointed_layers}, and "
+                    "training.gradient_checkpointing is false; set it to true"
+                )
         require(self, "training", "epochs", "learning_rate", "clip", above=0)
         require(self, "training", "weight_decay", least=0)
         if self.global_batch % self.micro_batch:

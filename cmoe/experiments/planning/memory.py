@@ -147,9 +147,17 @@ def training_activations(config: RunConfig, shape: Shape) -> float:
         # In float32, and cast where the rest is in less.
         layer += shape.heads * batch * tokens(config, shape) * (4 + (size if size < 4 else 0))
     logits = 12 * batch * shape.vocabulary
-    if config.training.gradient_checkpointing:
-        return size * batch * shape.width * shape.layers + max(layer, logits)
-    return layer * shape.layers + logits
+    again = checkpointed(config, shape)
+    inputs = size * batch * shape.width * again
+    # The others are done with, and so are the logits, before a layer is computed again.
+    return max(inputs + layer * (shape.layers - again) + logits, inputs + layer)
+
+
+def checkpointed(config: RunConfig, shape: Shape) -> int:
+    """How many of the layers are recomputed."""
+    if not config.training.gradient_checkpointing:
+        return 0
+    return min(config.training.checkpointed_layers or shape.layers, shape.layers)
 
 
 def _resident(config: RunConfig, tasks: Sequence[Added]) -> int:
@@ -182,11 +190,31 @@ def largest_micro_batch(
     """
     share = max(1, config.training.global_batch // config.cluster.workers)
     for size in (m for m in range(share, 0, -1) if share % m == 0):
-        training = replace(config.training, micro_batch=size, gradient_checkpointing=checkpointing)
+        training = replace(
+            config.training,
+            micro_batch=size,
+            gradient_checkpointing=checkpointing,
+            checkpointed_layers=None,
+        )
         phases = memory(replace(config, training=training), shape, samples)
         if next(m.total for m in phases if m.phase == "training") <= limit:
             return size
     return 0
+
+
+def fewest_checkpointed(config: RunConfig, shape: Shape, samples: int, limit: float) -> int | None:
+    """Of how many layers activations must be recomputed for training to fit; None if all don't do.
+
+    Arguments as of `largest_micro_batch`.
+    """
+    for count in range(shape.layers + 1):
+        training = replace(
+            config.training, gradient_checkpointing=count > 0, checkpointed_layers=count or None
+        )
+        phases = memory(replace(config, training=training), shape, samples)
+        if next(m.total for m in phases if m.phase == "training") <= limit:
+            return count
+    return None
 
 
 @dataclass(frozen=True)

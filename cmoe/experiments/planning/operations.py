@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cmoe.config.tree import RunConfig
+from cmoe.experiments.planning.memory import checkpointed
 from cmoe.experiments.planning.samples import Samples
 from cmoe.experiments.planning.sizes import (
     Shape,
@@ -42,7 +43,7 @@ def operations(config: RunConfig, shape: Shape, growth: Sequence[Mapping[int, in
     base = shape.flops + 4 * length * shape.width * shape.layers  # attention meets all tokens twice
     own = adapter_flops(config, shape, growth)
     head, vision = 2 * shape.width * shape.vocabulary, 2 * shape.vision * shape.image_tokens
-    again = int(config.training.gradient_checkpointing)
+    again = checkpointed(config, shape) / shape.layers
     reached = shape.layers if config.locator.layer < 0 else config.locator.layer
     locates = config.entry.locates
     return Operations(

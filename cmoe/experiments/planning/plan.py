@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
-from cmoe.experiments.planning.memory import PARTS, Memory, largest_micro_batch, memory, remedies
+from cmoe.experiments.planning.memory import (
+    PARTS,
+    Memory,
+    fewest_checkpointed,
+    largest_micro_batch,
+    memory,
+    remedies,
+)
 from cmoe.experiments.planning.operations import ANSWERED, work
 from cmoe.experiments.planning.samples import Samples, samples_of
 from cmoe.experiments.planning.sizes import (
@@ -104,6 +111,7 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"{verdict}: {worst.phase} takes most, {_bytes(worst.total)} of {settings.memory:g} GiB"
     yield from _help(plan)
     yield _micro_batches(plan)
+    yield _checkpointed(plan)
     yield from ("", f"time on {gpus} GPUs at {settings.flops:.3g} operations per second each")
     yield from _columns(_time_rows(plan))
     yield from ("", f"store: {_bytes(plan.stored)} on disk", "", "assumed")
@@ -121,6 +129,18 @@ def _micro_batches(plan: Plan) -> str:
     }
     told = ", ".join(f"{count or 'none'} {way}" for way, count in most.items())
     return f"largest training.micro_batch that fits, gradient_checkpointing or not: {told}"
+
+
+def _checkpointed(plan: Plan) -> str:
+    """How little recomputation does at the run's own micro-batch."""
+    limit = plan.settings.memory * GIB
+    count = fewest_checkpointed(plan.config, plan.shape, plan.largest, limit)
+    at, layers = f"at training.micro_batch {plan.config.training.micro_batch}", plan.shape.layers
+    if count is None:
+        return f"{at} training doesn't fit, even if all {layers} layers are recomputed"
+    if not count:
+        return f"{at} training fits without gradient_checkpointing"
+    return f"{at} training fits with training.checkpointed_layers {count} of {layers}"
 
 
 def _precision(model: ModelConfig) -> str:

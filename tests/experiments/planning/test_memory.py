@@ -133,12 +133,16 @@ def test_two_workers_hold_what_was_planned() -> None:
 
 @pytest.mark.parametrize("attention", [None, "eager"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "layers"), [(False, None), (True, None), (True, 2)])
 def test_a_micro_batch_leaves_the_planned_activations(
-    checkpointing: bool, dtype: Any, attention: Any
+    checkpointing: bool, layers: int | None, dtype: Any, attention: Any
 ) -> None:
     training = TrainingConfig(
-        global_batch=4, micro_batch=2, gradient_checkpointing=checkpointing, steps=1
+        global_batch=4,
+        micro_batch=2,
+        gradient_checkpointing=checkpointing,
+        checkpointed_layers=layers,
+        steps=1,
     )
     data = DataConfig(tasks=TASKS, max_length=128)
     named = ModelConfig(dtype=dtype, attention=attention)
@@ -148,7 +152,7 @@ def test_a_micro_batch_leaves_the_planned_activations(
     shape = shape_of(base)
     model = GrowingVLM(base)
     if checkpointing:
-        model.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing(layers)
     for task, grown in zip(TASKS, worst_growth(config, shape), strict=True):
         model.grow(task, grown, rank=8, lora_alpha=8, seed=0)
         if task != TASKS[-1]:

@@ -20,7 +20,7 @@ from cmoe.config.parse import parse
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
-from cmoe.experiments.planning.memory import largest_micro_batch, memory
+from cmoe.experiments.planning.memory import fewest_checkpointed, largest_micro_batch, memory
 from cmoe.experiments.planning.plan import GIB, Plan, lines, make_plan
 from cmoe.methods.settings import ExpertsConfig
 from cmoe.modeling.growing import GrowingVLM
@@ -142,3 +142,22 @@ def test_the_largest_micro_batch_fits_and_the_next_one_does_not(
     )
     sizes = [m for m in range(1, 25) if 24 % m == 0]  # of the 24 samples that a worker takes
     assert [m for m in sizes if trains(m)] == [m for m in sizes if m <= found]
+
+
+@given(st.floats(-3, 0))
+@settings(max_examples=20, deadline=None)
+def test_the_fewest_recomputed_layers_fit_and_one_less_does_not(power: float) -> None:
+    plan, limit = mini_plan(), 10**power * GIB
+
+    def trains(layers: int) -> bool:
+        training = replace(
+            plan.config.training,
+            gradient_checkpointing=layers > 0,
+            checkpointed_layers=layers or None,
+        )
+        phases = memory(replace(plan.config, training=training), plan.shape, plan.largest)
+        return next(m.total for m in phases if m.phase == "training") <= limit
+
+    fits = [trains(layers) for layers in range(plan.shape.layers + 1)]
+    few = fewest_checkpointed(plan.config, plan.shape, plan.largest, limit)
+    assert few == (fits.index(True) if any(fits) else None)
