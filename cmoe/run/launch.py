@@ -207,6 +207,11 @@ def check_model(config: RunConfig) -> None:
     gpu = may_have_gpu(config.cluster.gpu, config.cluster.address)
     try:
         require_loadable(config.model, gpu=gpu)
+        if config.model.kernels == "triton":
+            require_triton(gpu=gpu)
+            shape = load_shape(config.model.path, revision=config.model.revision)
+            for layer, site in enumerate(find_ffns(shape)):
+                require_swiglu(layer, site.module)
     except UnsupportedModelError as error:
         raise RunError(str(error)) from error
     layers = found.get_text_config().num_hidden_layers
@@ -215,14 +220,6 @@ def check_model(config: RunConfig) -> None:
             f"locator.layer is {config.locator.layer}; {config.model.name} has layers 0 to "
             f"{layers - 1}, and {layers} or -1 for its output"
         )
-    if config.model.kernels == "triton":
-        try:
-            require_triton(gpu=gpu)
-            shape = load_shape(config.model.path, revision=config.model.revision)
-            for layer, site in enumerate(find_ffns(shape)):
-                require_swiglu(layer, site.module)
-        except UnsupportedModelError as error:
-            raise RunError(str(error)) from error
 
 
 def read_stream(config: RunConfig, show: Callable[[str], None] | None = None) -> tuple[Task, ...]:

@@ -14,6 +14,7 @@ from cmoe.modeling.growing import GrowingVLM
 from cmoe.modeling.pretrained import load_base
 from cmoe.modeling.primitive import Primitive
 from cmoe.modeling.routers import BASE
+from cmoe.modeling.settings import FLASH
 from cmoe.serving.bases import base_of
 from cmoe.serving.messages import Location, Prompt
 from cmoe.serving.prompts import to_tensors
@@ -133,12 +134,17 @@ class ServedLocator(Served[FrontLocator]):
 
     @classmethod
     async def load(cls, store: Store, config: ServeConfig) -> Self:
-        """As `ServedModel.load`. What isn't kept never goes to the device."""
+        """As `ServedModel.load`. What isn't kept doesn't go to the device, unless the base can only
+        be made there: quantised, or with FlashAttention.
+        """
 
         def loaded() -> tuple[FrontLocator, Any]:
-            base, processor = _base(store, config, "cpu")
+            named, device = base_of(store, config), _device(config)
+            there = named.quantization is not None or named.attention == FLASH
+            base, processor = _base(store, config, device if there else "cpu")
             locator = load_locator(store, base)
-            base.to(torch.device(_device(config)))  # type: ignore[arg-type]
+            if not there:
+                base.to(torch.device(device))  # type: ignore[arg-type]
             return locator, processor
 
         locator, processor = await asyncio.to_thread(loaded)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from support.mini_store import LOCATOR, make_primitive
-from support.workers import FolderLink, run_group, small_config
+from support.workers import FolderLink, Stops, run_group, small_config
 
 from cmoe.common import packages
 from cmoe.common.errors import RunError
@@ -33,16 +32,6 @@ from cmoe.store.log import Store
 from cmoe.store.model import create_store
 
 HALF = {"dtype": "bfloat16"}
-
-
-class Stops(FolderLink):
-    """The group is lost right behind the second task's first checkpoint."""
-
-    def save(self, folder: Path, *, wait: bool) -> None:
-        super().save(folder, wait=wait)
-        progress = json.loads(self.read_saved("progress.json") or "{}")
-        if progress["index"] == 1 and progress["phase"] == "train":
-            raise KeyError("stopped")
 
 
 def configured(root: Path, name: str) -> RunConfig:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from support.workers import TASKS, FolderLink, run_group, small_config
+from support.workers import TASKS, FolderLink, Stops, run_group, small_config
 
 from cmoe.common.group import Group
 from cmoe.config.tree import RunConfig
@@ -25,16 +25,6 @@ from cmoe.store.log import Store
 METHODS = tuple(methods())
 RIVALS = tuple(m for m in METHODS if m not in ("cmoe", "expand_all", "located_lora"))
 TRAINED = tuple(m for m in METHODS if m != "zero_shot")
-
-
-class Stops(FolderLink):
-    """The group is lost right behind the second task's first checkpoint."""
-
-    def save(self, folder: Path, *, wait: bool) -> None:
-        super().save(folder, wait=wait)
-        progress = json.loads(self.read_saved("progress.json") or "{}")
-        if progress["index"] == 1 and progress["phase"] == "train":
-            raise KeyError("stopped")
 
 
 def streams(group: Group, configs: list[RunConfig], interrupted: bool) -> None:
