@@ -136,7 +136,7 @@ def locating(device: str, dtype: torch.dtype) -> list[Row]:
             one.score(features)
             alone.append(one)
         batched = partial(bank.score, features)
-        peak = peak_bytes(batched)
+        peak = peak_bytes(batched, device)
         seconds = compare(
             {"batched": batched, "loop": partial(_each_alone, alone, features)}, rounds=15
         )

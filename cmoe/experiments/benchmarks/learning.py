@@ -141,7 +141,7 @@ def training_memory(work: Workload) -> list[Figure]:
         step()
 
     weights = sum(t.nbytes for t in (*work.base.parameters(), *work.base.buffers()))
-    measured = weights + peak_bytes(two_steps)
+    measured = weights + peak_bytes(two_steps, work.device)
     return [
         Figure(
             measured / 2**30,

@@ -66,13 +66,13 @@ def milliseconds(seconds: list[float]) -> float:
     return 1e3 * median(seconds)
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
+def peak_bytes(call: Callable[[], object], device: str | torch.device) -> int:
     """What a call allocates at its peak: on a GPU by its allocator, else by the process's size."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
     if platform.libc_ver()[0] == "glibc":  # give free memory back, or it would hide what is taken
         ctypes.CDLL("libc.so.6").malloc_trim(0)
