@@ -14,7 +14,7 @@ from cmoe.data.batches import Collator, slices
 from cmoe.data.samples import Sample, Task
 from cmoe.modeling.base import find_layers, pooled, pooling_weights, watch_hidden_state
 from cmoe.modeling.locator import Bank, locate, make_bank
-from cmoe.modeling.settings import LocatorConfig, Placement, Pooling, Score
+from cmoe.modeling.settings import LocatorConfig, Pooling, Score
 
 Feature = tuple[int, Pooling]
 INLINE_LOSS = 1.0  # points of accuracy that a pass less is worth
@@ -60,12 +60,11 @@ def accuracies(
 
 
 class Choice(NamedTuple):
-    """A feature, a score, where it is computed, and the samples located right by it, in percent."""
+    """A feature, a score, and the samples located right by it, in percent."""
 
     layer: int
     pooling: Pooling
     score: Score
-    placement: Placement
     accuracy: float
 
     def __str__(self) -> str:
@@ -80,22 +79,22 @@ def chosen(rows: Sequence[Mapping[str, Any]]) -> Choice:
     than `INLINE_LOSS` points; else the best one of all, for which the base runs in front.
 
     A layer's input can be taken inline where no layer below has experts. Before a stream nobody
-    knows which layers will: only the input of the first one can be counted on.
+    knows which layers will: only the input of the first one can be counted on, which
+    `locator.placement auto` takes inline.
 
     Args:
         rows: Of `accuracies`.
     """
 
-    def best(among: Sequence[Mapping[str, Any]], placement: Placement) -> Choice:
+    def best(among: Sequence[Mapping[str, Any]]) -> Choice:
         choices = [
-            Choice(row["layer"], row["pooling"], score, placement, row[score])
+            Choice(row["layer"], row["pooling"], score, row[score])
             for row in among
             for score in get_args(Score)
         ]
         return max(choices, key=lambda choice: choice.accuracy)  # the first of equal ones
 
-    front = best(rows, "front")
-    inline = best([row for row in rows if row["layer"] == 0], "inline")
+    front, inline = best(rows), best([row for row in rows if row["layer"] == 0])
     return inline if front.accuracy - inline.accuracy < INLINE_LOSS else front
 
 

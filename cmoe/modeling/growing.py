@@ -145,13 +145,13 @@ class GrowingVLM(GrownBase):
             return
         if tasks is not None:
             chosen = self._indices(tasks, batch)
-        elif self.locator.placement == "front":
-            location = self.locate(inputs)
-            chosen = self.claimed(location)
-        else:
+        elif self.locator.inline:
             self._require_bank()
             self._require_inline()
             inline, chosen = True, (BASE,) * batch
+        else:
+            location = self.locate(inputs)
+            chosen = self.claimed(location)
         run = RoutedPass(Routing.of(_repeated(chosen, copies), self.device), location)
         if record:
             run.routing.tokens, run.routing.record = inputs.get("attention_mask"), []
@@ -187,7 +187,7 @@ class GrowingVLM(GrownBase):
     def _require_inline(self) -> None:
         grown = (f.layer for f in self.ffns if len(f.frozen))
         first = min(grown, default=len(self.ffns))
-        if self.locator.layer > first:
+        if not 0 <= self.locator.layer <= first:
             raise ValueError(
                 f"locator.placement is inline, but the feature is taken at layer "
                 f"{self.locator.layer} and layer {first} has experts: take it at layer {first} or "

@@ -13,7 +13,7 @@ MIN_SAMPLES = 8
 
 Pooling = Literal["last", "mean", "mean_text"]
 Score = Literal["z", "raw", "mahalanobis"]
-Placement = Literal["front", "inline"]
+Placement = Literal["auto", "front", "inline"]
 GateForm = Literal["renormalized", "softmax", "residual"]
 Kernels = Literal["auto", "triton", "torch"]
 Quantization = Literal["nf4", "int8"]
@@ -77,7 +77,7 @@ class LocatorConfig:
             in the feature's units; `mahalanobis`, under a pooled covariance.
         placement: `front`, the base runs up to the feature's layer first; `inline`, the answering
             pass computes the feature itself, which needs `layer` at or below the first layer
-            with experts.
+            with experts; `auto`, inline at layer 0, which no expert is below, else in front.
         paraphrases: In how many other ways each training prompt is asked for the fit, beside its
             own: as people ask, without the task's instruction, politely or in small letters.
         reject: A sample whose best score exceeds this quantile of its task's held-out scores is
@@ -96,7 +96,7 @@ class LocatorConfig:
     layer: int = -1
     pooling: Pooling = "last"
     score: Score = "z"
-    placement: Placement = "front"
+    placement: Placement = "auto"
     paraphrases: int = 1
     reject: float = 0.99
     hidden: int = 64
@@ -110,6 +110,11 @@ class LocatorConfig:
     shrinkage: float = 0.05
 
     def __post_init__(self) -> None:
+        if self.placement == "inline" and self.layer < 0:
+            raise ValueError(
+                f"locator.placement is inline, and locator.layer {self.layer} is the decoder's "
+                "output, which all experts are below; take a layer, or placement front"
+            )
         require(self, "locator", "hidden", "latent", "steps", "batch_size", least=1)
         require(self, "locator", "learning_rate", above=0)
         require(self, "locator", "paraphrases", "beta", "deviation_floor", least=0)
@@ -118,6 +123,11 @@ class LocatorConfig:
                 raise ValueError(f"locator.{name} is {getattr(self, name)}; between 0 and 1")
         if not 0 <= self.shrinkage < 1:
             raise ValueError(f"locator.shrinkage is {self.shrinkage}; 0 or more, and less than 1")
+
+    @property
+    def inline(self) -> bool:
+        """Whether the answering pass computes the feature."""
+        return self.placement == "inline" or (self.placement == "auto" and self.layer == 0)
 
 
 def slots(count: int, always: int, top_k: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from cmoe.modeling.settings import LocatorConfig
 from cmoe.serving.engines.executor import LocatingExecutor
 from cmoe.serving.engines.registry import executor_class
 from cmoe.serving.gateway.http import Gateway
@@ -57,8 +58,8 @@ def application(config: ServeConfig, options: Mapping[str, Mapping[str, Any]]) -
 
     keys = Keys.of(config.auth)
     answers = executor_class(config.engine.kind)
-    placement = Store.follow(config.store).header.settings["locator"]["placement"]
-    if placement == "inline" and issubclass(answers, LocatingExecutor):
+    locator = LocatorConfig(**Store.follow(config.store).header.settings["locator"])
+    if locator.inline and issubclass(answers, LocatingExecutor):
         executors = deployment(LocatingExecutorReplica, "executor").bind(config, answers)
         locators = None
     else:

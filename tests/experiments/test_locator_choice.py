@@ -54,10 +54,9 @@ def test_the_choice_is_inline_where_that_loses_less_than_a_point() -> None:
     """By the first layer's input alone: no layer below it can have experts."""
     near = rows_of((0, "mean", 98.0, 99.2, 97.0), (1, "mean", 99.5, 99.9, 99.0))
     assert str(chosen(near)) == (
-        "--locator.layer 0 --locator.pooling mean --locator.score raw "
-        "--locator.placement inline  (99.2)"
+        "--locator.layer 0 --locator.pooling mean --locator.score raw  (99.2)"
     )
     far = rows_of(
         (0, "mean", 98.0, 98.9, 97.0), (1, "mean", 99.5, 99.9, 99.0), (2, "last", 9, 9, 9)
     )
-    assert chosen(far) == (1, "mean", "raw", "front", 99.9)
+    assert chosen(far) == (1, "mean", "raw", 99.9)

@@ -323,6 +323,16 @@ def test_the_features_pass_stops_at_the_features_layer() -> None:
     assert ran == [0, 1]
 
 
+@pytest.mark.parametrize(("layer", "passes"), [(0, 1), (1, 2)])
+@torch.no_grad()
+def test_the_first_layers_input_is_taken_in_the_answering_pass(layer: int, passes: int) -> None:
+    model = grown(locator=replace(SMALL, layer=layer, pooling="mean"))
+    calls: list[int] = []
+    model.base.get_decoder().register_forward_pre_hook(lambda *_: calls.append(0))
+    assert model(make_inputs()).location is not None
+    assert len(calls) == passes
+
+
 @torch.no_grad()
 def test_inline_and_front_placement_give_the_same_tasks_and_answers() -> None:
     upper = {2: 2, 3: 1}

@@ -18,6 +18,8 @@ def test_inline_placement_above_the_first_experts_is_refused() -> None:
     model = grown(locator=replace(SMALL, layer=2, placement="inline"))
     with pytest.raises(ValueError, match="feature is taken at layer 2 and layer 0 has experts"):
         model(make_inputs())
+    with pytest.raises(ValueError, match="-1 is the decoder's output, which all experts are below"):
+        replace(SMALL, layer=-1, placement="inline")
 
 
 def test_a_model_without_linear_ffns_is_refused_with_the_names_looked_for() -> None:
