@@ -137,7 +137,11 @@ def names_resources(command: str) -> None:
         if word.startswith("{") and "jsonpath" not in command:
             json.loads(word)
     for kind, name in pairwise(given):
-        if kind in ("raycluster", "rayjob", "secret") and not name.startswith("-") and name != "generic":
+        if (
+            kind in ("raycluster", "rayjob", "secret")
+            and not name.startswith("-")
+            and name != "generic"
+        ):
             assert f"name: {name}\n" in texts or f"generic {name}" in texts, name
     for word in given:
         if word.startswith(("daemonset/", "job/", "service/")):

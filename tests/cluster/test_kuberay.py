@@ -287,8 +287,17 @@ def test_containers_fit_their_machines(name: str) -> None:
 
 @every_file
 def test_probes_and_restarts_are_left_to_kuberay(name: str) -> None:
-    """Its probes ask Ray; and with the second autoscaler it lets no pod be restarted."""
+    """Its probes ask Ray; and with the second autoscaler it lets no pod be restarted.
+
+    But the service's workers are ready by their proxy alone, head or no head.
+    """
     for part, template in pods(name):
-        assert not [key for key in container_of(template) if key.endswith("Probe")]
+        container = container_of(template)
+        serving = name.startswith("service") and part != "head"
+        probes = [key for key in container if key.endswith("Probe")]
+        assert probes == (["readinessProbe"] if serving else [])
+        if serving:
+            asked = container["readinessProbe"]["httpGet"]
+            assert asked == {"path": "/-/healthz", "port": container["ports"][0]["name"]}
         if part != "submitter":
             assert "restartPolicy" not in template["spec"]
