@@ -96,6 +96,21 @@ def test_what_two_overlays_share_is_the_same_in_both(name: str) -> None:
         assert document == known
 
 
+@pytest.mark.parametrize(
+    ("label", "kinds"),
+    [
+        ("cmoe-pre-pull", {"DaemonSet"}),
+        ("cmoe-cache", {"PersistentVolumeClaim", "Job"}),
+    ],
+)
+def test_what_comes_first_is_applied_alone_by_its_label(label: str, kinds: set[str]) -> None:
+    named = {"app.kubernetes.io/name": label}
+    whole = documents("eight-gpus + redis + shared-cache + pre-pull")
+    found = {e["kind"] for e in whole if e["metadata"].get("labels", {}).items() >= named.items()}
+    assert found == kinds
+    assert f"-l app.kubernetes.io/name={label}" in text_of("README.md")
+
+
 def test_what_a_group_from_the_spot_market_differs_in() -> None:
     (_, head), (_, owned), (_, spot), (_, _) = pods("eight-gpus + redis + shared-cache + pre-pull")
     assert container_of(spot) == container_of(owned)
