@@ -119,25 +119,32 @@ def makes(command: str) -> None:
 
 
 def names_files(command: str) -> None:
-    """The files of the repository that it names are there."""
+    """The files of the repository that it names are there, and the folders."""
     named = [w for w in words(command) if re.match(r"(cluster|configs|ray_jobs)/", w)]
-    assert all((ROOT / name).is_file() for name in named), named
+    assert all((ROOT / name).exists() for name in named), named
+    for before, name in pairwise(words(command)):
+        if before in ("-k", "kustomize"):
+            assert (ROOT / name / "kustomization.yaml").is_file(), name
 
 
 def names_resources(command: str) -> None:
     """So are the resources of the manifests, and a patch is JSON."""
     names_files(command)
-    manifests = [*(ROOT / "cluster").glob("*.yaml")]
+    manifests = [*(ROOT / "cluster").rglob("*.yaml")]
     texts = "".join(p.read_text() for p in [*manifests, ROOT / "cluster" / "README.md"])
     given = words(command)
     for word in given:
         if word.startswith("{") and "jsonpath" not in command:
             json.loads(word)
     for kind, name in pairwise(given):
-        if kind in ("rayjob", "secret") and not name.startswith("-") and name != "generic":
+        if (
+            kind in ("raycluster", "rayjob", "secret")
+            and not name.startswith("-")
+            and name != "generic"
+        ):
             assert f"name: {name}\n" in texts or f"generic {name}" in texts, name
     for word in given:
-        if word.startswith(("job/", "service/")):
+        if word.startswith(("daemonset/", "job/", "service/")):
             name = word.partition("/")[2].removesuffix("-head-svc")
             assert f"name: {name}\n" in texts, word
 
@@ -238,6 +245,7 @@ def test_a_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         (names_tests, "python -m pytest tests/modelling"),
         (makes, "make streams"),
         (names_files, "docker build -f cluster/Dockerfile"),
+        (names_files, "kubectl apply -k cluster/components"),
         (names_resources, "kubectl -n cmoe get rayjob coin-streams"),
         (names_resources, "kubectl -n cmoe logs --follow job/coin-streams"),
         (is_rays, "ray ups cluster/aws.yaml"),

@@ -11,8 +11,7 @@ import yaml
 from support.cluster_files import (
     GID,
     KINDS,
-    KUBERAY,
-    MANIFESTS,
+    RENDERED,
     ROOT,
     UID,
     cluster_in,
@@ -22,12 +21,14 @@ from support.cluster_files import (
     gibibytes,
     launcher,
     machine,
+    plain_pods,
     pods,
     resource,
+    without,
 )
 
 CRDS = next(ROOT.parent.glob("*/kuberay-crds"), None)
-every_file = pytest.mark.parametrize("name", KUBERAY)
+every_file = pytest.mark.parametrize("name", RENDERED)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,6 @@ def unknown_fields(value: Any, schema: Mapping[str, Any], path: str = "") -> Ite
                 yield from unknown_fields(each, more, f"{path}.{key}")
             elif not more:
                 yield f"{path}.{key}"
-
-
-def without(document: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name != key}
 
 
 @every_file
@@ -128,12 +125,12 @@ def test_rays_own_autoscaler_reads_the_groups(name: str) -> None:
 
 
 def test_the_streams_cluster_is_the_one_that_stays() -> None:
-    assert cluster_of("rayjob-stream.yaml") == cluster_of("raycluster.yaml")
+    assert cluster_of("eight-gpus") == cluster_of("cluster")
 
 
 @every_file
 def test_the_resources_agree_in_what_they_share(name: str) -> None:
-    first, cluster = cluster_of("raycluster.yaml"), cluster_of(name)
+    first, cluster = cluster_of("cluster"), cluster_of(name)
     for key in ("rayVersion", "authOptions", "autoscalerOptions", "enableInTreeAutoscaling"):
         assert cluster[key] == first[key]
     lead = first["headGroupSpec"]["template"]
@@ -141,9 +138,23 @@ def test_the_resources_agree_in_what_they_share(name: str) -> None:
     assert without(head, "volumeMounts") == without(container_of(lead), "volumeMounts")
     for _, template in pods(name):
         container = container_of(template)
-        assert container["image"] == launcher()["docker"]["image"]
         assert container["securityContext"] == container_of(lead)["securityContext"]
         assert template["spec"]["securityContext"] == lead["spec"]["securityContext"]
+
+
+@every_file
+def test_images_are_ours_by_their_digests(name: str) -> None:
+    """With vLLM the workers' alone is another; what isn't Ray's may be Redis'."""
+    ours = launcher()["docker"]["image"].rpartition(":")[0]
+    usual, other = f"{ours}@sha256:YOUR-DIGEST", f"{ours}@sha256:YOUR-VLLM-DIGEST"
+    for part, template in pods(name):
+        working = part not in ("head", "submitter")
+        assert container_of(template)["image"] == (other if "vllm" in name and working else usual)
+    for _, template in plain_pods(name):
+        spec = template["spec"]
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            redis = "docker.io/library/redis@sha256:YOUR-REDIS-DIGEST"
+            assert container["image"] in (usual, other, redis)
 
 
 @every_file
@@ -151,8 +162,16 @@ def test_no_container_is_root_or_gains_privileges(name: str) -> None:
     """Ours, and the autoscaler's, which KubeRay adds; its init containers copy ours."""
     contexts = [cluster_of(name)["autoscalerOptions"]["securityContext"]]
     for _, template in pods(name):
+        assert "initContainers" not in template["spec"]
+        contexts.append(container_of(template)["securityContext"])
+    for _, template in plain_pods(name):
         spec = template["spec"]
-        assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(spec)
+        assert spec["automountServiceAccountToken"] is False
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            contexts.append(without(container["securityContext"], "readOnlyRootFilesystem"))
+    for _, template in [*pods(name), *plain_pods(name)]:
+        spec = template["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
         assert not [volume for volume in spec.get("volumes", []) if "hostPath" in volume]
         assert spec["securityContext"] == {
             "runAsNonRoot": True,
@@ -161,7 +180,6 @@ def test_no_container_is_root_or_gains_privileges(name: str) -> None:
             "fsGroup": GID,
             "seccompProfile": {"type": "RuntimeDefault"},
         }
-        contexts.append(container_of(template)["securityContext"])
     for context in contexts:
         assert context == {
             "allowPrivilegeEscalation": False,
@@ -189,19 +207,20 @@ def test_the_dashboard_is_served_to_nobody(name: str) -> None:
     assert "serveService" not in resource(name)["spec"]
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_every_file_keeps_to_its_namespace_and_opens_none_of_it(name: str) -> None:
+@every_file
+def test_every_overlay_keeps_to_its_namespace_and_opens_none_of_it(name: str) -> None:
     for document in documents(name):
         metadata = document["metadata"]
         place = metadata["name"] if document["kind"] == "Namespace" else metadata["namespace"]
         assert place == "cmoe"
-        assert document["kind"] not in ("Service", "Ingress", "Gateway", "HTTPRoute", "Secret")
+        assert document["kind"] not in ("Ingress", "Gateway", "HTTPRoute", "Secret")
+        if document["kind"] == "Service":  # Redis', for heads alone
+            assert (metadata["name"], document["spec"]["type"]) == ("cmoe-redis", "ClusterIP")
 
 
 @every_file
-def test_accounts_and_claims_are_in_the_other_files(name: str) -> None:
-    files = [*documents("namespace.yaml"), *documents("sweep-volume.yaml")]
-    kept = {(each["kind"], each["metadata"]["name"]): each for each in files}
+def test_accounts_and_claims_are_there(name: str) -> None:
+    kept = {(each["kind"], each["metadata"]["name"]): each for each in documents(name)}
     for part, template in pods(name):
         spec = template["spec"]
         # Only the head's autoscaler speaks to the Kubernetes API; a submitter to the head alone.
@@ -222,16 +241,21 @@ def test_accounts_and_claims_are_in_the_other_files(name: str) -> None:
 @every_file
 def test_pods_are_where_their_part_belongs(name: str) -> None:
     """A head never on a machine that the spot market takes away; nothing on one being emptied."""
+    operated = "gpu-operator" in name or name.startswith("one-gpu")
     for part, template in pods(name):
         spec = template["spec"]
         if part == "submitter":
             continue
         assert template["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
         spot = part.endswith("-spot")
-        capacity = spec["nodeSelector"]["karpenter.sh/capacity-type"]
-        assert capacity == ("spot" if spot else "on-demand")
-        tolerated = {each["key"] for each in spec.get("tolerations", [])}
+        selected = spec.get("nodeSelector", {})
         gpus = "nvidia.com/gpu" in container_of(template)["resources"]["limits"]
+        if operated:
+            assert selected == ({"nvidia.com/gpu.present": "true"} if gpus else {})
+        else:
+            assert selected["karpenter.sh/capacity-type"] == ("spot" if spot else "on-demand")
+        assert ("affinity" in spec) == (operated and gpus)
+        tolerated = {each["key"] for each in spec.get("tolerations", [])}
         assert ("spot" in tolerated, "nvidia.com/gpu" in tolerated) == (spot, gpus)
         if part != "head":
             assert spec["terminationGracePeriodSeconds"] > 30  # Kubernetes' default
@@ -252,10 +276,9 @@ def test_containers_fit_their_machines(name: str) -> None:
         shared = volumes["shared-mem"]["emptyDir"]
         assert shared["medium"] == "Memory"
         assert gibibytes(shared["sizeLimit"]) < gibibytes(limits["memory"]) / 2
-        if "cache" in volumes:
-            size = volumes["cache"]["emptyDir"]["sizeLimit"]
-            assert gibibytes(size) < gibibytes(limits["ephemeral-storage"])
-        if kind := spec["nodeSelector"].get("node.kubernetes.io/instance-type"):
+        if cache := volumes["cache"].get("emptyDir"):
+            assert gibibytes(cache["sizeLimit"]) < gibibytes(limits["ephemeral-storage"])
+        if kind := spec.get("nodeSelector", {}).get("node.kubernetes.io/instance-type"):
             cpus, memory, gpus = machine(kind)
             assert limits["nvidia.com/gpu"] == gpus
             assert limits["cpu"] < cpus
@@ -264,8 +287,17 @@ def test_containers_fit_their_machines(name: str) -> None:
 
 @every_file
 def test_probes_and_restarts_are_left_to_kuberay(name: str) -> None:
-    """Its probes ask Ray; and with the second autoscaler it lets no pod be restarted."""
+    """Its probes ask Ray; and with the second autoscaler it lets no pod be restarted.
+
+    But the service's workers are ready by their proxy alone, head or no head.
+    """
     for part, template in pods(name):
-        assert not [key for key in container_of(template) if key.endswith("Probe")]
+        container = container_of(template)
+        serving = name.startswith("service") and part != "head"
+        probes = [key for key in container if key.endswith("Probe")]
+        assert probes == (["readinessProbe"] if serving else [])
+        if serving:
+            asked = container["readinessProbe"]["httpGet"]
+            assert asked == {"path": "/-/healthz", "port": container["ports"][0]["name"]}
         if part != "submitter":
             assert "restartPolicy" not in template["spec"]

@@ -1,11 +1,22 @@
-"""The cluster files, as their tests read them."""
+"""The cluster files, as their tests read them.
+
+Kubernetes' are read as kubectl renders them: an overlay by its name, and an overlay with components
+more or less as "service + vllm" or "eight-gpus - spot".
+"""
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import shlex
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +26,21 @@ from support.paths import ROOT
 CLUSTER = ROOT / "cluster"
 STREAM, SERVICE = "configs/coin_llava_7b.yaml", "configs/serve_llava_7b.yaml"
 
-FILES = sorted(path.name for path in CLUSTER.iterdir() if path.is_file())
-MANIFESTS = [name for name in FILES if name.endswith(".yaml") and name != "aws.yaml"]
-JOBS = ["rayjob-stream.yaml", "rayjob-sweep.yaml"]
-KUBERAY = ["raycluster.yaml", *JOBS, "rayservice.yaml"]
+FILES = sorted(str(p.relative_to(CLUSTER)) for p in CLUSTER.rglob("*") if p.is_file())
+OVERLAYS = sorted(path.name for path in (CLUSTER / "overlays").iterdir())
+COMPONENTS = sorted(path.name for path in (CLUSTER / "components").iterdir())
+STREAMS = ["eight-gpus", "one-gpu"]
+JOBS = [*STREAMS, "sweep"]
+SERVICES = ["service", "service + vllm + shared-cache + pre-pull"]
+RENDERED = [
+    *(each for each in OVERLAYS if each != "service"),
+    *SERVICES,
+    "eight-gpus + redis + shared-cache + pre-pull",
+    "eight-gpus - spot + gpu-operator",
+    "one-gpu + shared-cache",
+    "cluster + redis",
+]
+MACHINE_S = 900  # in which a new machine is there, and has the image
 KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
 
 Stage = list[tuple[str, str]]
@@ -28,18 +50,54 @@ def text_of(name: str) -> str:
     return (CLUSTER / name).read_text(encoding="utf-8")
 
 
+def config_of(file: str) -> dict[str, Any]:
+    """What a file of `configs/` says."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+    return found
+
+
 def launcher() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(text_of("aws.yaml"))
     return found
 
 
+def kubectl() -> str | None:
+    """The program: the environment's own, which the extra `dev` installs, or the machine's."""
+    own = Path(sys.executable).parent
+    return shutil.which("kubectl", path=f"{own}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+@lru_cache
+def _rendered(name: str) -> list[dict[str, Any]]:
+    if (program := kubectl()) is None:
+        pytest.skip("no kubectl: `make install` has it on Linux; elsewhere install it yourself")
+    overlay, *changes = name.replace(" - ", " + -").split(" + ")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = shutil.copytree(CLUSTER, Path(folder) / "cluster")
+        file = tree / "overlays" / overlay / "kustomization.yaml"
+        made = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for change in changes:  # before those that are there, as README.md says
+            path = f"../../components/{change.removeprefix('-')}"
+            if change.startswith("-"):
+                made["components"].remove(path)
+            else:
+                made["components"].insert(0, path)
+        file.write_text(yaml.safe_dump(made), encoding="utf-8")
+        done = subprocess.run(
+            [program, "kustomize", file.parent], capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr  # warnings of what a later version refuses
+    return [json.loads(json.dumps(each)) for each in yaml.safe_load_all(done.stdout)]
+
+
 def documents(name: str) -> list[dict[str, Any]]:
-    """What a manifest has. By way of JSON, as it is sent: parts by one anchor are copies then."""
-    return [json.loads(json.dumps(each)) for each in yaml.load_all(text_of(name), yaml.CSafeLoader)]
+    """All that an overlay renders to: what the API server is sent."""
+    return copy.deepcopy(_rendered(name))
 
 
 def resource(name: str) -> dict[str, Any]:
-    """The one custom resource of a manifest."""
+    """The one resource of KubeRay's."""
     (found,) = [each for each in documents(name) if each["kind"] in KINDS]
     return found
 
@@ -55,7 +113,7 @@ def cluster_of(name: str) -> dict[str, Any]:
 
 
 def pods(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every pod template of a manifest, by its part."""
+    """Every pod template of Ray's, by its part."""
     cluster = cluster_of(name)
     yield "head", cluster["headGroupSpec"]["template"]
     for group in cluster["workerGroupSpecs"]:
@@ -64,10 +122,21 @@ def pods(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "submitter", submitter
 
 
+def plain_pods(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every other pod template, by its resource's name."""
+    for document in documents(name):
+        if document["kind"] in ("StatefulSet", "DaemonSet", "Job"):
+            yield document["metadata"]["name"], document["spec"]["template"]
+
+
 def container_of(template: dict[str, Any]) -> dict[str, Any]:
     """The one container of a pod template."""
     (found,) = template["spec"]["containers"]
     return found
+
+
+def without(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name != key}
 
 
 def flags(name: str) -> dict[str, str]:

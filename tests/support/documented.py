@@ -13,7 +13,7 @@ PAGES = (
     *("cluster/README.md", "cmoe/mini/base/README.md", "cmoe/small/weights/README.md"),
     *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
 )
-COMMENTED = ("configs/*.yaml", "cluster/*.yaml", "cluster/Containerfile")
+COMMENTED = ("configs/*.yaml", "cluster/**/*.yaml", "cluster/Containerfile")
 PROGRAMS = (
     *("cmoe", "python", "pip", "apt", "make", "ray", "serve", "kubectl", "helm", "docker", "aws"),
     *("grep", "printf"),
@@ -56,6 +56,7 @@ RUN = {
     "(chmod 600 ~/.ray/auth_token|export .*|IMAGE=.*)": "",
     "grep -rn YOUR- cluster configs": "",
     'printf %s "\\$KEY" \\| sha256sum > api_keys': "",
+    'python -c "import secrets; .*" > password': "",
 }
 """Patterns of commands that are run, and what is appended: few steps, a small model."""
 
