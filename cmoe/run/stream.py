@@ -64,14 +64,7 @@ def run_stream(config: RunConfig, group: Group, link: Link) -> None:
         StoreError: The store is damaged or another base's.
     """
     with mirrored(config.url, apart=APART) as mirror:
-        stream = Stream(config, group, link, mirror)
-        stream.evaluate(BASE)
-        for index, task in enumerate(stream.tasks):
-            if index < len(stream.store):
-                stream.recall(index)
-            else:
-                stream.learn(index, task)
-            stream.evaluate(index)
+        Stream(config, group, link, mirror).run()
 
 
 class Stream:
@@ -79,6 +72,8 @@ class Stream:
 
     Rank 0 alone reads and writes files of the run's folder.
     """
+
+    trainer = TaskTrainer
 
     def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
         self.config, self.group, self.link, self.mirror = config, group, link, mirror
@@ -90,8 +85,7 @@ class Stream:
         )
         link.reached({"phase": "loading the base"})
         with _named("while loading the base"):
-            base, collator = load(config, group.device)
-            self.method = make_method(config, base)
+            self.method, collator = self._loaded()
         self.session = session_of(config, group, collator)
         link.reached({"phase": "opening the store"})
         group.from_first(self._prepare)
@@ -107,6 +101,21 @@ class Stream:
             emit=self._emit_prediction,
         )
         self._index = BASE
+
+    def run(self) -> None:
+        """Carry the run to its end."""
+        self.evaluate(BASE)
+        for index, task in enumerate(self.tasks):
+            if index < len(self.store):
+                self.recall(index)
+            else:
+                self.learn(index, task)
+            self.evaluate(index)
+
+    def _loaded(self) -> tuple[Method, Collator]:
+        """The method with nothing learned yet, and what makes its batches."""
+        base, collator = load(self.config, self.group.device)
+        return make_method(self.config, base), collator
 
     def _prepare(self) -> None:
         self.mirror.fetch()
@@ -127,7 +136,7 @@ class Stream:
     def learn(self, index: int, task: Task) -> None:
         """Learn a task and commit its primitive."""
         samples, training = self._lesson(index)
-        trainer = TaskTrainer(
+        trainer = self.trainer(
             self.method.module,
             self.session,
             training,

@@ -80,6 +80,8 @@ class TaskTrainer:
         progress: How far the task has come; taken up from the latest checkpoint if that is its own.
     """
 
+    engine: Callable[..., Engine] = Engine
+
     def __init__(
         self,
         module: nn.Module,
@@ -191,7 +193,7 @@ class TaskTrainer:
         """The engine of a training, and the step to go on from."""
         workers, resumed = self.session.group.workers, self._resumable == phase
         converted = resumed and self._regrouped and self.config.zero > 0
-        engine = Engine(self.module, self.config, steps, workers, converted=converted)
+        engine = self.engine(self.module, self.config, steps, workers, converted=converted)
         if not resumed:
             self.progress.loss[phase], self.progress.tokens[phase] = [], 0
             return engine, 0
