@@ -100,12 +100,11 @@ class CountedLink(RayLink):
             raise LostError
 
     def leaving(self) -> bool:
-        self._actors.meet(self._group.rank)
         return False
 
     @contextmanager
-    def saved(self) -> Iterator[Path | None]:
-        with self.ledger.within(RESUMING), super().saved() as folder:
+    def saved(self, needed: Callable[[str], bool] | None = None) -> Iterator[Path | None]:
+        with self.ledger.within(RESUMING), super().saved(needed) as folder:
             yield folder
 
     def read_saved(self, name: str) -> str | None:

@@ -69,7 +69,7 @@ class IdleMethod:
 
     def learn(self, task: str, samples: Sequence[Sample], trainer: Trainer) -> Primitive:
         trainer.fit("train", samples, lambda forward, inputs, tokens: torch.zeros(()))
-        features = trainer.map("features", samples, self.features)
+        features = trainer.map("features", samples, self.features, first=True)
         entry = trainer.once(lambda: {"mean": torch.cat(features).mean(0)})
         weights = {"weights": torch.zeros(WEIGHTS)}
         primitive = Primitive(task, 1, 1.0, weights, {"router": torch.zeros(1)}, entry)

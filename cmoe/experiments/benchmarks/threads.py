@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import _set_thread_isolation_mode
+from torch._C._distributed_c10d import _set_thread_isolation_mode  # type: ignore[attr-defined]
 from torch.testing._internal.distributed.multi_threaded_pg import (
     ProcessLocalGroup,
     _install_threaded_pg,
@@ -188,7 +188,7 @@ def _counted(store: Any, rank: int, workers: int, timeout: Any) -> _CountedGroup
 _Threads: Any = ProcessLocalGroup  # its overloads are more than it has
 
 
-class _CountedGroup(_Threads):  # type: ignore[misc]
+class _CountedGroup(_Threads):
     """torch's group of threads; every rank's ledger has what came to it."""
 
     def allreduce(self, tensor_list: Any, *args: Any) -> Any:
