@@ -53,7 +53,7 @@ Found = dict[str, list[Counts]]
 TASKS = ("first", "second")
 TRAINED, TESTED = 512, 128  # samples of a task
 STEPS, KEPT_EVERY = 20, 10  # of a task
-BATCHES = 64  # of a step: as many workers can share it
+BATCHES = 64  # of a step at least: as many workers can share it
 LOST_BEHIND = 3  # checkpoints: the second task's first
 TIMES = {STEP: 40, CHECKPOINT: 4, FEATURES: 2, COMMITTING: 2, EVALUATING: 3}
 """How often a stream does what it does more than once."""
@@ -76,11 +76,12 @@ def control(workers: Sequence[int]) -> list[Row]:
     with TemporaryDirectory(prefix="cmoe-bench-") as folder:
         data = write_rows(Path(folder) / "data")
         with session(RunConfig("bench", cluster=ClusterConfig(workers=1))):
-            first = configured(Path(folder), data, 2)
+            batches = max(BATCHES, *workers)
+            first = configured(Path(folder), data, 2, batches)
             measured(replace(first, name="first"), ray_actors(2))  # it imports what all use
             for count in workers:
                 actors = ray_actors(count)
-                found = measured(configured(Path(folder), data, count), actors)
+                found = measured(configured(Path(folder), data, count, batches), actors)
                 rows += [row(operation, count, each) for operation, each in found.items()]
                 rows.append(row(LOOK, count, [look(count, actors)]))
     return with_growth(rows)
@@ -100,14 +101,14 @@ def write_rows(folder: Path) -> DataConfig:
     return DataConfig(root=str(folder), own=own)
 
 
-def configured(folder: Path, data: DataConfig, workers: int) -> RunConfig:
+def configured(folder: Path, data: DataConfig, workers: int, batches: int = BATCHES) -> RunConfig:
     """A run of the same steps and batches for any number of workers."""
     return RunConfig(
         f"of-{workers}",
         runs=str(folder / "runs"),
         data=data,
         training=TrainingConfig(
-            steps=STEPS, global_batch=BATCHES, micro_batch=1, checkpoint_every=KEPT_EVERY
+            steps=STEPS, global_batch=batches, micro_batch=1, checkpoint_every=KEPT_EVERY
         ),
         evaluation=EvaluationConfig(batch_size=2, flush_every=2),
         cluster=ClusterConfig(workers=workers),
