@@ -1,7 +1,7 @@
 """Measure what growing and serving cost.
 
-`gpu`, `serve` and `recovery` are asked for by name. The last two need a store, as `make stream`
-leaves one.
+`gpu`, `control`, `serve` and `recovery` are asked for by name. The last two need a store, as
+`make stream` leaves one.
 Compare ratios of times within one run: absolute times depend on the machine.
 """
 
@@ -29,13 +29,15 @@ GROWING = {
 """Sections about the network, and their functions."""
 CARD = {"gpu": "gpu.costs_on_a_card"}
 """The section about a whole base on a card, and its function."""
+CONTROL = {"control": "control.control"}
+"""The section about what isn't computing, for several numbers of workers, and its function."""
 SERVING = {"serve": "bench.load", "recovery": "recovery.recovery"}
 """Sections about a service, and their functions."""
 
 
 def main(words: Sequence[str], prog: str) -> int:
     parser = Parser(prog=prog, description=__doc__)
-    known = (*GROWING, *CARD, *SERVING)
+    known = (*GROWING, *CARD, *CONTROL, *SERVING)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(known))
     parser.add_argument("--device", help="by itself cuda, where there is a GPU")
     parser.add_argument(
@@ -46,6 +48,8 @@ def main(words: Sequence[str], prog: str) -> int:
     card.add_argument("--base", help="by itself LLaVA-1.5-7B's shape with random weights")
     card.add_argument("--tiny", action="store_true", help="the mini base in float32, small batches")
     card.add_argument("--seconds", type=float, default=600, help="what would pass it is left out")
+    control = parser.add_argument_group(", ".join(CONTROL))
+    control.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64], help="by threads")
     serve = parser.add_argument_group(", ".join(SERVING))
     serve.add_argument("--service", default="serve_mini", help="Ray Serve's file of it")
     serve.add_argument("--store", help="instead of the service's own")
@@ -54,6 +58,8 @@ def main(words: Sequence[str], prog: str) -> int:
     asked = parser.parse_args(words)
     if unknown := set(asked.sections) - set(known):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if (least := min(asked.workers)) < 1:
+        parser.error(f"--workers is {least}; 1 or more")
     if asked.tiny:
         if asked.base is not None:
             parser.error("--tiny is the mini base; leave --base out")
@@ -100,6 +106,10 @@ def loaded(name: str, asked: argparse.Namespace, device: str) -> partial[list[di
         module, _, function = SERVING[name].partition(".")
         section = getattr(import_module(f"cmoe.serving.{module}"), function)
         return partial(section, asked.service, asked.store, asked.data, asked.samples)
+    if name in CONTROL:
+        module, _, function = CONTROL[name].partition(".")
+        section = getattr(import_module(f"cmoe.experiments.benchmarks.{module}"), function)
+        return partial(section, asked.workers)
     import torch
 
     dtype = getattr(torch, asked.dtype)

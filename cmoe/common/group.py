@@ -1,4 +1,4 @@
-"""The processes that carry a stream together: torch.distributed in five words."""
+"""The processes that carry a stream together: torch.distributed in a few words."""
 
 from __future__ import annotations
 
@@ -59,9 +59,17 @@ class Group:
         dist.all_gather_object(everyone, mine)
         return everyone
 
+    def to_first(self, mine: T) -> list[T]:
+        """Every rank's object, on rank 0; nothing elsewhere."""
+        if self.workers == 1:
+            return [mine]
+        everyone: list[Any] | None = [None] * self.workers if self.first else None
+        dist.gather_object(mine, everyone)
+        return everyone or []
+
     def wait(self) -> None:
         """Go on when every rank has come here."""
-        self.gather(None)
+        self.largest(0)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, on every rank. If it fails there, the others end with it."""
@@ -76,6 +84,13 @@ class Group:
         if self.workers > 1:
             dist.all_reduce(values)
         return values
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' numbers."""
+        found = torch.tensor(value, device=self.device)
+        if self.workers > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over ranks."""

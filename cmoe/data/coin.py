@@ -24,7 +24,7 @@ from cmoe.data.formats.own_rows import OwnRows
 from cmoe.data.formats.parsed import usable
 from cmoe.data.image_limits import ImageLimits
 from cmoe.data.images import image_size
-from cmoe.data.paraphrases import Paraphrased
+from cmoe.data.paraphrases import Paraphrased, original
 from cmoe.data.row_rules import BaseRule, RowRule, Split
 from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig
@@ -152,6 +152,16 @@ def told_apart(selection: Sequence[Sample]) -> Sequence[Sample]:
         return replace(sample, id=name)
 
     return tuple(map(renamed, selection))
+
+
+def lies_below(task: Task, root: str) -> bool:
+    """Whether all that a task's samples don't hold themselves is images in files below a folder."""
+    splits = [original(split) for split in (task.train, task.test)]
+    if any(isinstance(split, StoredSamples) for split in splits):
+        return False
+    prefix = f"{Path(root)}{os.sep}"
+    images = (image for split in splits for sample in split for image in sample.images)
+    return all(isinstance(image, Path) and str(image).startswith(prefix) for image in images)
 
 
 def picked(samples: Sequence[Sample], numbers: Sequence[int]) -> Sequence[Sample]:

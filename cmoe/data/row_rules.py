@@ -284,6 +284,21 @@ def require_usable(sample: Sample, rule: RowRule) -> None:
         raise named(error, sample.id) from None
 
 
+def require_images(samples: Iterable[Sample]) -> None:
+    """Refuse samples one of whose image files isn't there.
+
+    Raises:
+        DataError: Names the sample and the path.
+    """
+    for sample in samples:
+        for image in sample.images:
+            if isinstance(image, Path):
+                try:
+                    require_picture(image)
+                except DataError as error:
+                    raise named(error, sample.id) from None
+
+
 def require_picture(file: Path) -> None:
     """Refuse a picture that isn't there, or is no regular file; its content isn't read.
 

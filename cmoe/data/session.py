@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from cmoe.common.group import Group
 from cmoe.data.batches import Collator, slices
 from cmoe.data.loader import Kind, Loader
 from cmoe.data.samples import Sample
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,15 @@ class Session:
     batch_size: int
     sharded: bool = False
 
-    def over(
+    def each(
         self,
         samples: Sequence[Sample],
         kind: Kind,
-        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        compute: Callable[[Mapping[str, Tensor]], T],
         done: Callable[[int, int], Any],
         batch_size: int | None = None,
-    ) -> list[Tensor]:
-        """`compute` of every batch, in order, fp32 on the CPU of every worker.
+    ) -> dict[int, T]:
+        """`compute` of each of this worker's batches, by the batch's number among all.
 
         Args:
             samples: Cut into batches alike for any number of workers.
@@ -53,9 +55,27 @@ class Session:
         batches = slices(len(samples), batch_size or self.batch_size)
         mine = self.group.share(batches, equal=self.sharded)
         inputs = self.loader.batches(kind, samples, [numbers for _, numbers in mine])
-        results: dict[int, Tensor] = {}
+        results: dict[int, T] = {}
         for count, ((number, _), batch) in enumerate(zip(mine, inputs, strict=True), 1):
-            results[number] = compute(self.group.moved(batch)).float().cpu()
+            results[number] = compute(self.group.moved(batch))
             done(count, len(mine))
-        merged = {n: rows for part in self.group.gather(results) for n, rows in part.items()}
-        return [merged[n] for n in range(len(batches))]
+        return results
+
+    def over(
+        self,
+        samples: Sequence[Sample],
+        kind: Kind,
+        compute: Callable[[Mapping[str, Tensor]], Tensor],
+        done: Callable[[int, int], Any],
+        *,
+        first: bool = False,
+    ) -> list[Tensor]:
+        """`compute` of every batch, in order, fp32 on the CPU; arguments as of `each`.
+
+        Args:
+            first: On rank 0 alone, where no other needs it: the others get nothing.
+        """
+        mine = self.each(samples, kind, lambda batch: compute(batch).float().cpu(), done)
+        every = self.group.to_first(mine) if first else self.group.gather(mine)
+        merged = {n: rows for part in every for n, rows in part.items()}
+        return [merged[n] for n in sorted(merged)]

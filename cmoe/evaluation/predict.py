@@ -82,7 +82,8 @@ class Predictor:
         self.method, self.session, self.tasks, self.root = method, session, tasks, root
         self.group = session.group
         self.folder, self.config, self.emit = folder, config, emit
-        self._surveys: dict[int, Survey] = {}
+        self._surveyed: set[int] = set()  # tasks
+        self._surveys: dict[int, Survey] = {}  # of them, on rank 0
         self._digests: dict[int, list[str]] = {}  # of a task's questions; rank 0 alone needs them
 
     def done(self, stage: int, digests: Mapping[int, str]) -> bool:
@@ -128,29 +129,57 @@ class Predictor:
         Args:
             stage: Index of the task learned last.
             digests: Digest of every primitive up to `stage`, and of the base at -1.
+
+        Returns:
+            What the stage's file is to hold; on other ranks than 0 it lacks what these don't know.
         """
         tests = self._tests(stage)
         for task in tests:
             self._survey(task)
-        located, kept, wanted = self.group.from_first(lambda: self._plan(stage, tests, digests))
-        written = self._generate(stage, wanted, digests)
+        located: dict[str, Stage] = {}
+        kept: set[str] = set()
+
+        def plan() -> list[Wanted]:
+            located.update((self.tasks[t].name, self._located(stage, t)) for t in tests)
+            keys = {w: self._key(w, digests) for w in self._wanted(stage, located)}
+            known = kept_answers(self.folder) if self.config.cache else {}
+            kept.update(known[key] for key in keys.values() if key in known)
+            return [wanted for wanted, key in keys.items() if key not in known]
+
+        written = self._generate(stage, self.group.from_first(plan), digests)
         return Evaluated(located, primitives_of(stage, digests), sorted({*kept, *written}))
 
     # What each sample needs
 
     def _survey(self, task: int) -> None:
-        """Prompt lengths and features of a task's test samples, from the disk if they are there."""
-        if task in self._surveys:
-            return
-        file = survey_file(self.folder, task)
-        survey = self.group.from_first(lambda: read_survey(file, self._questions(task)))
-        if survey is None:
-            survey = self._asked(self.tasks[task])
-            if self.group.first:
-                write_survey(file, survey, self._questions(task))
-        self._surveys[task] = survey
+        """Prompt lengths and features of a task's test samples, from the disk if they are there.
 
-    def _asked(self, task: Task) -> Survey:
+        Rank 0 alone needs and keeps them.
+        """
+        if task in self._surveyed:
+            return
+        self._surveyed.add(task)
+        file = survey_file(self.folder, task)
+
+        def read() -> bool:
+            survey = read_survey(file, self._questions(task))
+            if survey is not None:
+                self._surveys[task] = survey
+            return survey is not None
+
+        if self.group.from_first(read):
+            return
+        rows = self._asked(self.tasks[task])
+        if self.group.first:
+            every = torch.cat(rows)
+            lengths = tuple(every[:, -1].int().tolist())
+            survey = Survey(lengths, every[:, :-1] if self.method.locates else None)
+            write_survey(file, survey, self._questions(task))
+            self._surveys[task] = survey
+
+    def _asked(self, task: Task) -> list[Tensor]:
+        """Features with prompts' lengths behind them, of every batch of a task's test samples."""
+
         def compute(batch: Mapping[str, Tensor]) -> Tensor:
             """Features [B, d] with the prompts' lengths behind them."""
             lengths = batch["attention_mask"].sum(1, keepdim=True).float()
@@ -158,28 +187,13 @@ class Predictor:
                 return lengths
             return torch.cat([self.method.features(batch), lengths], 1)
 
-        batches = self.session.over(
+        return self.session.over(
             task.test,
             "prompts",
             compute,
             lambda step, steps: self.emit(phase="features", of=task.name, step=step, steps=steps),
+            first=True,
         )
-        rows = torch.cat(batches)
-        lengths = tuple(rows[:, -1].int().tolist())
-        return Survey(lengths, rows[:, :-1] if self.method.locates else None)
-
-    def _plan(
-        self, stage: int, tests: Sequence[int], digests: Mapping[int, str]
-    ) -> tuple[dict[str, Stage], set[str], list[Wanted]]:
-        """Who answers each test sample after a stage, and which answers aren't known yet.
-
-        Between them the files that hold those that are.
-        """
-        located = {self.tasks[task].name: self._located(stage, task) for task in tests}
-        known = kept_answers(self.folder) if self.config.cache else {}
-        keys = {wanted: self._key(wanted, digests) for wanted in self._wanted(stage, located)}
-        kept = {known[key] for key in keys.values() if key in known}
-        return located, kept, [wanted for wanted, key in keys.items() if key not in known]
 
     def _located(self, stage: int, task: int) -> Stage:
         """Which primitive answers each test sample of a task after a stage, and why."""
@@ -229,7 +243,7 @@ class Predictor:
             for number in range(first, min(first + every, len(mine))):
                 rows[mine[number][0]] = next(answers)
                 self.emit(phase="predict", step=number + 1, steps=rounds)
-            merged = dict(pair for part in self.group.gather(rows) for pair in part.items())
+            merged = dict(pair for part in self.group.to_first(rows) for pair in part.items())
             if self.group.first and merged:
                 answered = [(batches[n], merged[n]) for n in sorted(merged)]
                 written.append(self._write_answers(stage, answered, digests))

@@ -43,6 +43,6 @@ def fit_entry(
         for number in range(bank.config.paraphrases)
     ]
     every = [*own_words, *(sample for others in asked for sample in others)]
-    found = torch.cat(trainer.map("features", every, features))
+    found = trainer.map("features", every, features, first=True)
     own = seed_of(seed, task, "locator")
-    return trainer.once(lambda: bank.fit(found.to(device), own))
+    return trainer.once(lambda: bank.fit(torch.cat(found).to(device), own))

@@ -53,8 +53,17 @@ class Trainer(Protocol):
         compute: Callable[[Inputs], Tensor],
         *,
         answers: bool = False,
+        first: bool = False,
     ) -> list[Tensor]:
-        """`compute` of every batch of prompts (with their answers on request), in order, fp32."""
+        """`compute` of every batch of prompts, in order, fp32.
+
+        Args:
+            phase: Names the pass.
+            samples: What to go over.
+            compute: Of one batch.
+            answers: The prompts come with their answers.
+            first: The results come to rank 0 alone, for `once`; the others get none.
+        """
         ...
 
     def total(

@@ -27,7 +27,11 @@ class Board:
         self._moved = clock()
 
     def post(self, event: Mapping[str, Any]) -> None:
-        """An event for the display."""
+        """An event for the display; with `failed` go the beats as they are, which the next group's
+        take the place of.
+        """
+        if event["phase"] == "failed":
+            event = {**event, "beats": self.beats()}
         self._events.append(event)
         self._moved = self._clock()
 
@@ -43,18 +47,16 @@ class Board:
             self._moved = now
         self._beats[rank], self._heard[rank] = beat, now
 
-    def look(self) -> dict[str, Any]:
-        """How long nothing has moved, and every worker's last beat.
+    def quiet(self) -> float:
+        """Seconds since the last event or progress."""
+        return self._clock() - self._moved
 
-        Returns:
-            `quiet`: seconds since the last event or progress; `beats`: by rank, with `silent`, the
-            seconds since it came.
-        """
+    def beats(self) -> dict[int, dict[str, Any]]:
+        """Every worker's last beat by its rank, with `silent`, the seconds since it came."""
         now = self._clock()
-        beats = {
+        return {
             rank: {**beat, "silent": now - self._heard[rank]} for rank, beat in self._beats.items()
         }
-        return {"quiet": now - self._moved, "beats": beats}
 
     def start(self) -> int:
         """How often rank 0 has started before."""

@@ -54,15 +54,19 @@ class Heartbeat:
         self._count += 1
 
     def start(self) -> None:
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
         self._over.set()
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Tell the board once."""
+        beat = {"place": self._place, "count": self._count, **self._about}
+        self._board.beat.remote(self._rank, beat | doing(self._thread))
+
+    def _run(self) -> None:
         while True:
-            beat = {"place": self._place, "count": self._count, **self._about}
-            self._board.beat.remote(self._rank, beat | doing(self._thread))
+            self.beat()
             if self._over.wait(BEAT_S):
                 return
 

@@ -33,7 +33,6 @@ class Follower:
         self._running = False
         self._since = time.monotonic()  # when it came to be so
         self._stall, self._wait = Spaced(QUIET_S), Spaced(WAITING_S)
-        self._beats: Mapping[int, Mapping[str, Any]] = {}
         self._stalled = ""  # as of the last look
 
     def look(self) -> None:
@@ -47,12 +46,14 @@ class Follower:
             if self._wait.due(lasted) and (text := self._waiting(lasted)):
                 self._display.line(text)
             return
-        found = ray.get(self._board.look.remote())
-        quiet, self._beats = min(found["quiet"], lasted), found["beats"]
-        text = stalled(quiet, self._beats, self._display.tasks)
-        self._stalled = text if quiet >= QUIET_S else ""
-        if self._stall.due(quiet):
-            self._display.line(text)
+        quiet = min(ray.get(self._board.quiet.remote()), lasted)
+        due = self._stall.due(quiet)
+        self._stalled = ""
+        if quiet >= QUIET_S:  # all workers' beats are asked for only then
+            beats = ray.get(self._board.beats.remote())
+            self._stalled = stalled(quiet, beats, self._display.tasks)
+        if due:
+            self._display.line(self._stalled)
 
     def _event(self, event: Mapping[str, Any]) -> None:
         match event["phase"]:
@@ -64,7 +65,7 @@ class Follower:
             case "resizing":
                 self._display.line(f"the group changes to {event['workers']} workers")
             case "failed":
-                self._failed(event["causes"])
+                self._failed(event["causes"], event["beats"])
             case _:
                 self._display.event(event)
 
@@ -72,8 +73,10 @@ class Follower:
         if running != self._running:
             self._running, self._since = running, time.monotonic()
 
-    def _failed(self, causes: list[tuple[int | None, str]]) -> None:
-        said = [text if r is None else f"{named(r, self._beats)} {text}" for r, text in causes]
+    def _failed(
+        self, causes: list[tuple[int | None, str]], beats: Mapping[int, Mapping[str, Any]]
+    ) -> None:
+        said = [text if r is None else f"{named(r, beats)} {text}" for r, text in causes]
         self._display.line("; ".join(said))
         if self._stalled:
             self._display.line(f"before that: {self._stalled}")

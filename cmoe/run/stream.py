@@ -20,9 +20,10 @@ from cmoe.common.run_files import write_json
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.data.batches import Collator
-from cmoe.data.coin import read_tasks
+from cmoe.data.coin import lies_below, read_tasks
 from cmoe.data.loader import Loader, prepare
 from cmoe.data.paraphrases import instructions_of
+from cmoe.data.row_rules import require_images
 from cmoe.data.samples import Sample, Task
 from cmoe.data.session import Session
 from cmoe.evaluation.coin_predictions import write_coin
@@ -64,14 +65,7 @@ def run_stream(config: RunConfig, group: Group, link: Link) -> None:
         StoreError: The store is damaged or another base's.
     """
     with mirrored(config.url, apart=APART) as mirror:
-        stream = Stream(config, group, link, mirror)
-        stream.evaluate(BASE)
-        for index, task in enumerate(stream.tasks):
-            if index < len(stream.store):
-                stream.recall(index)
-            else:
-                stream.learn(index, task)
-            stream.evaluate(index)
+        Stream(config, group, link, mirror).run()
 
 
 class Stream:
@@ -80,22 +74,22 @@ class Stream:
     Rank 0 alone reads and writes files of the run's folder.
     """
 
+    trainer = TaskTrainer
+
     def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
         self.config, self.group, self.link, self.mirror = config, group, link, mirror
         self.folder = RunFolder(mirror.folder, config.url)
         link.reached({"phase": "reading the tasks"})
-        self.tasks = read_tasks(config.data, config.seed)
+        self.tasks = read_together(config, group)
         self.targets = (
             stream_targets(self.tasks, config.data, config.evaluation) if group.first else {}
         )
         link.reached({"phase": "loading the base"})
         with _named("while loading the base"):
-            base, collator = load(config, group.device)
-            self.method = make_method(config, base)
+            self.method, collator = self._loaded()
         self.session = session_of(config, group, collator)
         link.reached({"phase": "opening the store"})
-        group.from_first(self._prepare)
-        self.store = Store.open(self.folder.store)
+        self.store = group.from_first(self._opened)
         self.store.require_base(self.method.base_digest)
         self.predictor = Predictor(
             self.method,
@@ -108,7 +102,23 @@ class Stream:
         )
         self._index = BASE
 
-    def _prepare(self) -> None:
+    def run(self) -> None:
+        """Carry the run to its end."""
+        self.evaluate(BASE)
+        for index, task in enumerate(self.tasks):
+            if index < len(self.store):
+                self.recall(index)
+            else:
+                self.learn(index, task)
+            self.evaluate(index)
+
+    def _loaded(self) -> tuple[Method, Collator]:
+        """The method with nothing learned yet, and what makes its batches."""
+        base, collator = load(self.config, self.group.device)
+        return make_method(self.config, base), collator
+
+    def _opened(self) -> Store:
+        """The run's store as rank 0 has read it, which all others get; its folder is ready then."""
         self.mirror.fetch()
         config, folder = self.config, self.folder
         require_same_rows(folder.path, self.tasks, self.targets, config.data, config.evaluation)
@@ -116,18 +126,19 @@ class Stream:
             each.mkdir(parents=True, exist_ok=True)
         if not exists(f"{folder.store}/{HEADER}"):
             start_store(folder.store, self.method, config)
+        return Store.open(folder.store)
 
     def recall(self, index: int) -> None:
         """Take a task that was learned before from the store.
 
         One at a time: a stage is answered by what was known then, whoever wrote the store.
         """
-        self.method.append(self.store.read(index))
+        self.method.append(self.group.from_first(lambda: self.store.read(index)))
 
     def learn(self, index: int, task: Task) -> None:
         """Learn a task and commit its primitive."""
         samples, training = self._lesson(index)
-        trainer = TaskTrainer(
+        trainer = self.trainer(
             self.method.module,
             self.session,
             training,
@@ -141,17 +152,18 @@ class Stream:
         if self.method.locates:
             primitive = self._told(primitive, samples)
         self.link.reached({"index": index, "task": task.name, "phase": "committing"})
-        memory = max(self.group.gather(peak_memory(self.group.device)))
+        memory = self.group.largest(peak_memory(self.group.device))
+
+        def commit() -> Store:
+            progress = trainer.progress
+            spent = {"seconds": progress.seconds, "tokens": progress.tokens, "memory": memory}
+            self.folder.note(index, {"task": task.name, "loss": progress.loss, **spent})
+            self.mirror.flush()  # the store doesn't wait for what is carried
+            self.store.append(primitive)
+            return self.store
+
         with _named(f"while committing task {task.name!r} to {self.store.url}"):
-            if self.group.first:
-                progress = trainer.progress
-                spent = {"seconds": progress.seconds, "tokens": progress.tokens, "memory": memory}
-                self.folder.note(index, {"task": task.name, "loss": progress.loss, **spent})
-                self.mirror.flush()  # the store doesn't wait for what is carried
-                self.store.append(primitive)
-            self.group.wait()  # it is in the store now
-            if not self.group.first:
-                self.store.refresh()
+            self.store = self.group.from_first(commit)
 
     def _told(self, primitive: Primitive, samples: Sequence[Sample]) -> Primitive:
         """A primitive with what a service wants to know of it."""
@@ -262,6 +274,29 @@ class Stream:
         task = "" if self._index == BASE else self.tasks[self._index].name
         at = {"index": self._index, "task": task, "phase": phase}
         self.link.emit(at | {"step": step, "steps": steps} | more)
+
+
+def read_together(config: RunConfig, group: Group) -> tuple[Task, ...]:
+    """A run's tasks, on every worker those of rank 0, which alone reads rows that can be handed on.
+
+    Prepared rows are mapped into memory from each machine's disk, and images within rows lie there:
+    these every worker reads itself. Of images in files the others look for the first of each split.
+
+    Raises:
+        DataError: Rows can't be used, or this machine lacks their images.
+    """
+    data, mine = config.data, list[Task]()
+
+    def read() -> tuple[Task, ...] | None:
+        mine.extend(read_tasks(data, config.seed))
+        return tuple(mine) if all(lies_below(task, data.root) for task in mine) else None
+
+    tasks = group.from_first(read)
+    if tasks is None:
+        return tuple(mine) or read_tasks(data, config.seed)
+    if not group.first:
+        require_images(split[0] for task in tasks for split in (task.train, task.test))
+    return tasks
 
 
 def load(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, Collator]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cmoe.common.group import Group
@@ -106,7 +106,7 @@ class Checkpoints:
         raise NotImplementedError
 
     @contextmanager
-    def saved(self) -> Iterator[Path | None]:
+    def saved(self, needed: Callable[[str], bool] | None = None) -> Iterator[Path | None]:
         checkpoint = self._latest()
         if checkpoint is None:
             yield None
@@ -117,7 +117,8 @@ class Checkpoints:
         # A copy of one's own: Ray's, which ranks of a node share, may be written anew while it is
         # read.
         with tempfile.TemporaryDirectory() as folder:
-            yield Path(checkpoint.to_directory(folder))
+            _fetch(checkpoint, Path(folder), needed)
+            yield Path(folder)
 
     def read_saved(self, name: str) -> str | None:
         checkpoint = self._latest()
@@ -129,6 +130,18 @@ class Checkpoints:
                 return text
         except FileNotFoundError:
             return None
+
+
+def _fetch(checkpoint: Any, folder: Path, needed: Callable[[str], bool] | None) -> None:
+    """Copy the files of one of Ray's checkpoints that are needed."""
+    from pyarrow.fs import FileSelector, FileType, LocalFileSystem, copy_files
+
+    found = checkpoint.filesystem.get_file_info(FileSelector(checkpoint.path, recursive=True))
+    for info in found:
+        if info.type == FileType.File and (needed is None or needed(info.base_name)):
+            file = folder / PurePosixPath(info.path).relative_to(checkpoint.path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            copy_files(info.path, str(file), checkpoint.filesystem, LocalFileSystem())
 
 
 class RayLink(Checkpoints):
@@ -195,9 +208,10 @@ class RayLink(Checkpoints):
             raise
 
     def leaving(self) -> bool:
-        from ray.train import get_preemption_info
+        # Not `get_preemption_info`, a broadcast by an actor that every worker calls.
+        from ray.train.v2._internal.execution.context import get_train_context
 
-        found = get_preemption_info()
+        found = get_train_context().preemption_context.preemption_info
         news = found is not None and found != self._told
         self._told = found
         return news

@@ -21,6 +21,8 @@ from cmoe.run.monitor import Follower, following
 from cmoe.run.stalls import fitting, has, lacking, needed
 from cmoe.run.worker import work
 
+POLL_S = 0.2  # between two times that Ray Train's controller asks all workers how they are
+POLLED_A_SECOND = 200  # workers at most, or so many would keep it busy with that
 HEALTH_S = 600  # Ray Train's own limit for a worker's process that doesn't answer
 
 
@@ -168,7 +170,8 @@ def session(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
 
 def _connect(config: RunConfig, dashboard: bool) -> None:
     # Before Ray is there: its processes inherit them.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    between = max(POLL_S, config.cluster.workers / POLLED_A_SECOND)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(between))
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     needed = config.cluster.workers * config.cluster.cpus_per_worker

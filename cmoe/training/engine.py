@@ -10,6 +10,7 @@ import gc
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
@@ -26,6 +27,7 @@ from cmoe.training.settings import TrainingConfig
 
 TAG = "state"  # DeepSpeed's folder in a checkpoint
 LINEAR = F.linear
+_SHARE = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(optim|model)_states\.pt$")
 BUCKET = 500_000_000  # gradients that DeepSpeed reduces at once at most, its own default
 
 
@@ -177,6 +179,12 @@ class Engine:
             p.grad_dtype = p.dtype
         del self.engine, self.parameters
         gc.collect()
+
+
+def of_another(rank: int, name: str) -> bool:
+    """Whether a file of what `save` wrote is another rank's share, which this one doesn't read."""
+    share = _SHARE.search(name)
+    return share is not None and int(share[1]) != rank
 
 
 def convert(folder: Path, into: Path) -> None:

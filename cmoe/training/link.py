@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,14 +27,20 @@ class Link(Protocol):
         ...
 
     def leaving(self) -> bool:
-        """Whether a machine of the group is about to be taken away. It is told once.
+        """Whether this worker has heard that a machine of the group is about to be taken away.
 
-        Every worker calls it at the same steps and gets the same answer, which is a broadcast.
+        It is told once.
         """
         ...
 
-    def saved(self) -> AbstractContextManager[Path | None]:
-        """The latest checkpoint, the shares of all workers in one folder."""
+    def saved(
+        self, needed: Callable[[str], bool] | None = None
+    ) -> AbstractContextManager[Path | None]:
+        """The latest checkpoint, the shares of all workers in one folder.
+
+        Args:
+            needed: Whether a file of this name is; others may be left out.
+        """
         ...
 
     def read_saved(self, name: str) -> str | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,14 +27,16 @@ from cmoe.data.loader import Kind
 from cmoe.data.samples import Sample
 from cmoe.data.session import Session
 from cmoe.methods.method import Loss
-from cmoe.training.engine import Engine, convert, gathering
+from cmoe.training.counting import Counted, Sum, Told
+from cmoe.training.engine import Engine, gathering, of_another
 from cmoe.training.link import Link
+from cmoe.training.regrouping import converted
 from cmoe.training.settings import TrainingConfig
 
 PROGRESS = "progress.json"
 TORCH_WRITER = "inline_container"  # in the message of its RuntimeError where a disk is full
 LEAVING_EVERY = 5
-"""Steps between two askings whether a machine is about to leave: each is a broadcast."""
+"""Steps between two looks whether a machine is about to leave: the host waits for its device."""
 
 
 @dataclass
@@ -80,6 +83,8 @@ class TaskTrainer:
         progress: How far the task has come; taken up from the latest checkpoint if that is its own.
     """
 
+    engine: Callable[..., Engine] = Engine
+
     def __init__(
         self,
         module: nn.Module,
@@ -99,7 +104,8 @@ class TaskTrainer:
         self._resumable: str | None = None  # the training that the checkpoint is of
         self._regrouped = False  # whether another number of workers wrote it
         self._from: dict[str, int] = {}  # the step that a training goes on from
-        if (text := link.read_saved(PROGRESS)) is not None:
+        text = session.group.from_first(lambda: link.read_saved(PROGRESS))
+        if text is not None:
             self._recover(Progress(**json.loads(text)))
 
     def _recover(self, saved: Progress) -> None:
@@ -123,18 +129,19 @@ class TaskTrainer:
         order = training_order(len(samples), steps, config.global_batch, seed)
         numbers, weights = micro_batches(order[start:], config.micro_batch, group)
         loader = self.session.loader.batches("training", samples, numbers)
-        told = _Told()
+        told = Told()
         with self._timed(phase):
             for step in range(start, steps):
                 batches = [next(loader) for _ in weights]
-                tokens = group.total(answer_tokens(batches, weights).to(group.device))
+                tokens, asked = group.total(self._counts(step, batches, weights))
                 share = tokens.double() * config.micro_batch / config.global_batch
                 for batch, weight in zip(batches, weights, strict=True):
                     self._reach(phase, step, steps)
                     inputs = group.moved(batch)
                     engine.backward(weight * loss(engine.model, inputs, share))
                 told.add(engine.update(), batches)
-                self._step_done(phase, step + 1, steps, engine, told)
+                leaving = _asks(step) and bool(asked)
+                self._step_done(phase, step + 1, steps, engine, told, leaving)
         engine.close()
 
     def map(
@@ -144,9 +151,16 @@ class TaskTrainer:
         compute: Callable[[Mapping[str, Tensor]], Tensor],
         *,
         answers: bool = False,
+        first: bool = False,
     ) -> list[Tensor]:
-        with self._timed(phase), gathering(self.module, self.config.zero):
-            return self._over(phase, samples, "training" if answers else "prompts", compute)
+        kind: Kind = "training" if answers else "prompts"
+        with (
+            self._timed(phase),
+            gathering(self.module, self.config.zero),
+            self._counted(phase, compute) as counted,
+        ):
+            over = self.session.over
+            return over(samples, kind, counted, partial(self._emit, phase), first=first)
 
     def total(
         self,
@@ -154,14 +168,16 @@ class TaskTrainer:
         samples: Sequence[Sample],
         compute: Callable[[Mapping[str, Tensor]], Tensor],
     ) -> Tensor:
-        group, sums = self.session.group, _Sum(compute)
+        group, sums = self.session.group, Sum(compute)
         with self._timed(phase):
-            self._over(phase, samples, "training", sums.add, batch_size=1)
-            sizes = group.gather(None if sums.total is None else sums.total.shape)
-            if sums.total is None:  # a worker without a sample
-                size = next(s for s in sizes if s is not None)
-                sums.total = torch.zeros(size, device=group.device)
-            return group.total(sums.total)
+            with self._counted(phase, sums.add) as counted:
+                self.session.each(samples, "training", counted, partial(self._emit, phase), 1)
+            total = sums.total
+            if len(samples) < group.workers:  # the last ones have none
+                shape = group.from_first(lambda: () if total is None else total.shape)
+                total = torch.zeros(shape, device=group.device) if total is None else total
+            assert total is not None
+            return group.total(total)
 
     def once(self, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         with self._timed("locator"):
@@ -189,24 +205,37 @@ class TaskTrainer:
 
     def _engine(self, phase: str, steps: int) -> tuple[Engine, int]:
         """The engine of a training, and the step to go on from."""
-        workers, resumed = self.session.group.workers, self._resumable == phase
-        converted = resumed and self._regrouped and self.config.zero > 0
-        engine = Engine(self.module, self.config, steps, workers, converted=converted)
+        group, resumed = self.session.group, self._resumable == phase
+        regrouped = resumed and self._regrouped and self.config.zero > 0
+        engine = self.engine(self.module, self.config, steps, group.workers, converted=regrouped)
         if not resumed:
             self.progress.loss[phase], self.progress.tokens[phase] = [], 0
             return engine, 0
         self._resumable = None
-        with self.link.saved() as folder, tempfile.TemporaryDirectory() as beside:
+        with (
+            converted(self.link, group)
+            if regrouped
+            else self.link.saved(lambda name: not of_another(group.rank, name))
+        ) as folder:
             assert folder is not None
-            if converted:
-                convert(folder, Path(beside))
-                folder = Path(beside)
             engine.load(folder)
         return engine, self.progress.step
 
-    def _step_done(self, phase: str, done: int, steps: int, engine: Engine, told: _Told) -> None:
+    def _counts(
+        self, step: int, batches: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+    ) -> Tensor:
+        """What this worker adds to a step's counts: answer tokens, and 1 where rank 0 has heard
+        that a machine is about to leave.
+        """
+        group = self.session.group
+        leaving = _asks(step) and group.first and self.link.leaving()
+        tokens = answer_tokens(batches, weights)
+        return torch.stack([tokens, tokens.new_tensor(leaving)]).to(group.device)
+
+    def _step_done(
+        self, phase: str, done: int, steps: int, engine: Engine, told: Told, leaving: bool
+    ) -> None:
         """Report and save every so many steps, and where a machine is about to leave."""
-        leaving = done % LEAVING_EVERY == 0 and self.link.leaving()
         saving = leaving or done % self.config.checkpoint_every == 0 or done == steps
         if saving or done % self.config.log_every == 0:
             self._report(phase, done, steps, engine.learning_rate, told)
@@ -215,7 +244,7 @@ class TaskTrainer:
         if leaving:
             self._emit("notice", done, steps)
 
-    def _report(self, phase: str, done: int, steps: int, rate: float, told: _Told) -> None:
+    def _report(self, phase: str, done: int, steps: int, rate: float, told: Told) -> None:
         """Bring the losses of the last steps to the host: the only time that a step waits for it.
 
         Raises:
@@ -261,25 +290,15 @@ class TaskTrainer:
 
     # Passes and places
 
-    def _over(
-        self,
-        phase: str,
-        samples: Sequence[Sample],
-        kind: Kind,
-        compute: Callable[[Mapping[str, Tensor]], Tensor],
-        batch_size: int | None = None,
-    ) -> list[Tensor]:
-        """A pass over samples as of `Session.over`, whose tokens are counted."""
-        counted = _Counted(compute)
-        found = self.session.over(
-            samples,
-            kind,
-            counted,
-            lambda step, steps: self._emit(phase, step, steps),
-            batch_size,
-        )
-        self.progress.tokens[phase] = sum(self.session.group.gather(counted.tokens))
-        return found
+    @contextmanager
+    def _counted(
+        self, phase: str, compute: Callable[[Mapping[str, Tensor]], Any]
+    ) -> Iterator[Counted]:
+        """`compute` for a pass over samples, whose tokens are counted over all workers."""
+        group, counted = self.session.group, Counted(compute)
+        yield counted
+        tokens = group.total(torch.tensor(counted.tokens, device=group.device))
+        self.progress.tokens[phase] = int(tokens)
 
     @contextmanager
     def _named(self, phase: str) -> Iterator[None]:
@@ -310,47 +329,9 @@ class TaskTrainer:
         return {"index": self.progress.index, "task": self.progress.task, "phase": phase}
 
 
-class _Told:
-    """Losses of steps on the device, and tokens of their batches, until they are reported."""
-
-    def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-        self._tokens = 0
-
-    def add(self, loss: Tensor, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        self._losses.append(loss)
-        self._tokens += sum(batch["input_ids"].numel() for batch in batches)
-
-    def taken(self) -> Tensor:
-        """The losses, and the tokens behind them; none are left here."""
-        values = torch.stack([*self._losses, self._losses[0].new_tensor(self._tokens)])
-        self._losses, self._tokens = [], 0
-        return values
-
-
-class _Counted:
-    """Computes, and counts the tokens that it saw, padding included."""
-
-    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
-        self._compute = compute
-        self.tokens = 0
-
-    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        self.tokens += batch["input_ids"].numel()
-        return self._compute(batch)
-
-
-class _Sum:
-    """Adds what is computed up on the device; a pass over samples keeps nothing of it."""
-
-    def __init__(self, compute: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
-        self._compute = compute
-        self.total: Tensor | None = None
-
-    def add(self, batch: Mapping[str, Tensor]) -> Tensor:
-        part = self._compute(batch)
-        self.total = part if self.total is None else self.total + part
-        return part.new_zeros(())
+def _asks(step: int) -> bool:
+    """Whether the workers look in this step whether a machine is about to leave."""
+    return (step + 1) % LEAVING_EVERY == 0
 
 
 def answer_tokens(batches: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensor:

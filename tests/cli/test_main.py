@@ -79,6 +79,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("export runs/x out --tasks 0", "cmoe export: --tasks is 0; 1 or more"),
         ("bench --dtype float23", "--dtype is 'float23'; one of float32, bfloat16 is needed; did"),
         ("bench serve --service serve_mni", "cmoe bench: serve_mni: no such file, and no config"),
+        ("bench control --workers 8 0", "cmoe bench: --workers is 0; 1 or more"),
         ("bench expert", "cmoe bench: no section expert; there are experts"),
     ],
 )

@@ -88,15 +88,22 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        self.looks: dict[str, Any] = {"quiet": 0.0, "beats": {}}
-        self.take, self.look = (type("Call", (), {"remote": f}) for f in (self._take, self._look))
+        self.seconds = 0.0
+        self.workers: dict[int, Any] = {}
+        self.asked = 0  # for all workers' beats
+        calls = (self._take, self._quiet, self._beats)
+        self.take, self.quiet, self.beats = (type("Call", (), {"remote": f}) for f in calls)
 
     def _take(self) -> list[dict[str, Any]]:
         events, self.events = self.events, []
         return events
 
-    def _look(self) -> dict[str, Any]:
-        return self.looks
+    def _quiet(self) -> float:
+        return self.seconds
+
+    def _beats(self) -> dict[int, Any]:
+        self.asked += 1
+        return self.workers
 
 
 @pytest.fixture
@@ -122,7 +129,7 @@ def test_a_stall_and_what_it_comes_to_are_shown(
     for second in range(0, 601):
         now[0] += 1
         silent = {1: beats[1] | {"silent": float(second)}}
-        board.looks = {"quiet": float(second), "beats": beats | silent}
+        board.seconds, board.workers = float(second), beats | silent
         follower.look()
     lines = logged(tmp_path)
     assert [re.match(r"no progress for (\d+) s", line)[1] for line in lines] == [
@@ -132,7 +139,8 @@ def test_a_stall_and_what_it_comes_to_are_shown(
         "480",
     ]
     assert all("worker 1 (node-a, pid 11) has not answered for" in line for line in lines)
-    board.events = [{"phase": "failed", "causes": [(1, "died"), (0, "failed: peer")]}]
+    causes = [(1, "died"), (0, "failed: peer")]
+    board.events = [{"phase": "failed", "causes": causes, "beats": beats}]
     follower.look()
     died, before = logged(tmp_path)[-2:]
     assert died == "worker 1 (node-a, pid 11) died; worker 0 (node-a, pid 10) failed: peer"
@@ -145,6 +153,7 @@ def test_a_group_that_steps_says_nothing(tmp_path: Path, told: tuple[Told, list[
     board.events = [{"phase": "running"}]
     for second in range(1000):
         now[0] += 1
-        board.looks = {"quiet": second % 59, "beats": {}}
+        board.seconds = second % 59
         follower.look()
+    assert not board.asked, "nor is it asked where each worker is"
     assert (tmp_path / LOG).read_text() == ""

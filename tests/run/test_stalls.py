@@ -74,15 +74,16 @@ def test_the_board_knows_progress_of_any_worker_from_none() -> None:
     for now[0] in range(0, 300, 5):
         board.beat(0, beat(1, count=7))
         board.beat(1, beat(1, count=7 + int(now[0] // 100)))  # a step every 100 s
-    found = board.look()
-    assert found["quiet"] == 295 - 200
-    assert {rank: b["silent"] for rank, b in found["beats"].items()} == {0: 0, 1: 0}
+    assert board.quiet() == 295 - 200
+    assert {rank: b["silent"] for rank, b in board.beats().items()} == {0: 0, 1: 0}
     now[0] = 400
-    assert board.look()["beats"][1]["silent"] == 105
+    assert board.beats()[1]["silent"] == 105
     board.post({"phase": "train"})
-    assert board.look()["quiet"] == 0
+    assert board.quiet() == 0
+    board.post({"phase": "failed"})
     board.start()
-    assert board.look()["beats"] == {}, "those before are gone"
+    assert board.beats() == {}, "those before are gone"
+    assert board.take()[-1]["beats"].keys() == {0, 1}, "what failed is told with them"
 
 
 class Heard:

@@ -92,6 +92,7 @@ class PlainTrainer:
         compute: Callable[[Inputs], Tensor],
         *,
         answers: bool = False,
+        first: bool = False,
     ) -> list[Tensor]:
         self.seen[phase] = list(samples)
         batches = [samples[i : i + 5] for i in range(0, len(samples), 5)]

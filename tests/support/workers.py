@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,8 +117,17 @@ class FolderLink:
         shutil.rmtree(folder)
 
     @contextmanager
-    def saved(self) -> Iterator[Path | None]:
-        yield self.folder if self.folder.is_dir() else None
+    def saved(self, needed: Callable[[str], bool] | None = None) -> Iterator[Path | None]:
+        """As of another storage: what isn't needed is left out."""
+        if not self.folder.is_dir():
+            yield None
+            return
+
+        def left_out(_: str, names: list[str]) -> list[str]:
+            return [name for name in names if needed is not None and not needed(name)]
+
+        with tempfile.TemporaryDirectory() as beside:
+            yield shutil.copytree(self.folder, Path(beside) / "checkpoint", ignore=left_out)
 
     def read_saved(self, name: str) -> str | None:
         file = self.folder / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,7 +125,7 @@ class Unkept:
         return False
 
     @contextmanager
-    def saved(self) -> Iterator[Path | None]:
+    def saved(self, needed: Callable[[str], bool] | None = None) -> Iterator[Path | None]:
         yield None
 
     def read_saved(self, name: str) -> str | None:
