@@ -10,6 +10,7 @@
     matrix.json              the figures; with a row of every task the run is finished
     report.json              what its pages show; report.html and report.md are made of it
     run.log                  what the run said
+    status.json              where the run is, as its driver wrote it last (`run.status_file`)
     tracked.json             which steps trackers got; tensorboard/, wandb/: what two of them keep
     train/                   Ray Train's own part, with the checkpoints
     lease/                   who drives the run
@@ -34,12 +35,12 @@ from cmoe.common.run_files import RunFileError, read_object, read_settings, writ
 
 CONFIG, DATA, MATRIX, LOG = "config.yaml", "data.json", "matrix.json", "run.log"
 REPORT, PAGE, CARD = "report.json", "report.html", "report.md"
-TRACKED = "tracked.json"
+TRACKED, STATUS = "tracked.json", "status.json"
 STORE, STAGES, PREDICTIONS, COIN = "store", "stages", "predictions", "coin"
 TRAIN, LEASE = "train", "lease"
 APART = (STORE, TRAIN, LEASE)
 """What isn't copied to the machine that works on a run."""
-BEGUN = (CONFIG, DATA, MATRIX, REPORT, LOG, TRACKED, STAGES)
+BEGUN = (CONFIG, DATA, MATRIX, REPORT, LOG, TRACKED, STATUS, STAGES)
 """What tells how far a run is."""
 NEUTRAL = ("runs", "cluster", "trackers", "wandb", "mlflow")
 """Settings that may change when a run resumes: where and how fast, not what comes out."""
@@ -63,7 +64,7 @@ class RunFolder:
         self.path, self.url = path, url
         self.config, self.data = path / CONFIG, path / DATA
         self.matrix, self.report, self.log = path / MATRIX, path / REPORT, path / LOG
-        self.tracked = path / TRACKED
+        self.tracked, self.status = path / TRACKED, path / STATUS
         self.stages, self.predictions, self.coin = path / STAGES, path / PREDICTIONS, path / COIN
         self.store = f"{url}/{STORE}"
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from cmoe.common.files import whole
 from cmoe.common.storage import StorageError, explained, filesystem, is_remote, storage_error
@@ -21,6 +22,13 @@ from cmoe.common.storage_errors import READ, WRITTEN
 
 PERIOD_S = 2.0  # between two looks for what was written
 AGAIN_S = 30.0  # until it is tried again, where it failed
+
+_REMOTES: WeakSet[_Remote] = WeakSet()
+
+
+def waiting() -> int:
+    """Files that this process's mirrors had still to carry when they last looked."""
+    return sum(remote.waiting for remote in _REMOTES)
 
 
 @contextmanager
@@ -83,6 +91,8 @@ class _Remote(Mirror):
         self._failure: StorageError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._carry, name="mirror", daemon=True)
+        self.waiting = 0
+        _REMOTES.add(self)
 
     def fetch(self, *names: str) -> None:
         with explained(self.url, READ):
@@ -134,9 +144,11 @@ class _Remote(Mirror):
         with self._putting:
             name = ""
             try:
-                for _, name in sorted((state, name) for name, state in self._changed().items()):
+                changed = sorted((state, name) for name, state in self._changed().items())
+                for done, (_, name) in enumerate(changed):
+                    self.waiting = len(changed) - done
                     self._put_file(name)
-                self._failure = None
+                self.waiting, self._failure = 0, None
             except Exception as error:
                 found = storage_error(error, f"{self.url}/{name}", WRITTEN)
                 kind, why = (StorageError, repr(error)) if found is None else (type(found), found)

@@ -13,13 +13,15 @@ from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder
 from cmoe.run.remaining_time import Remaining
 from cmoe.run.stalls import stage
-from cmoe.run.trackers import Tracking
+from cmoe.run.standing import Standing
+from cmoe.run.status_file import StatusFile
+from cmoe.run.trackers import Tracking, ended
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows a run's events on a stream and in the run's `run.log`, and tells its trackers.
+    """Shows a run's events on a stream, in its `run.log` and its `status.json`; tells its trackers.
 
     Control characters are written to a terminal alone.
 
@@ -28,6 +30,9 @@ class Display:
         folder: Where it is kept.
         remaining: Estimates what is left.
         out: Where to show.
+
+    Attributes:
+        standing: Where the run stands.
     """
 
     def __init__(
@@ -43,18 +48,23 @@ class Display:
         self._log = Log(folder.log, lambda text: print(text, file=out, flush=True))
         self._phase: tuple[Any, ...] = ()
         self._remaining = remaining
+        self.standing = Standing(self.tasks, remaining)
+        self._status = StatusFile(folder, self.standing, self.line)
         self._last_line = 0.0
         self._start = time.monotonic()
         self._open_line = False
         self._trackers = Tracking(config, folder, self.line)
 
     def __enter__(self) -> Display:
+        self._status.write("running")
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Let go of the trackers, say how the run has ended, and let go of the log."""
         self._trackers.close(error)
-        self.line(ending(error, time.monotonic() - self._start))
+        said = ending(error, time.monotonic() - self._start)
+        self.line(said)
+        self._status.write(ended(error), said)
         self._log.close()
 
     def line(self, text: str) -> None:
@@ -66,9 +76,22 @@ class Display:
         self.out.flush()
         self._log.write(stamped(text))
 
+    def tick(self) -> None:
+        """Called time and again, whether anything happens or not."""
+        self._status.tick()
+
+    def lost(self, why: str) -> None:
+        """The workers have to be started again."""
+        self.line(why)
+        self.standing.lost(why)
+        self._status.write("running")
+
     def event(self, event: Mapping[str, Any]) -> None:
         """One event of the worker program."""
         self._remaining.event(event)
+        self.standing.event(event)
+        if event["phase"] in ("stage", "restart", "notice"):
+            self._status.write("running")
         if event["phase"] == "stage":
             self._stage(event["index"], event["results"])
             return

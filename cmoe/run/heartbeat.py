@@ -9,11 +9,13 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cmoe.common import mirror
 from cmoe.run.stalls import named
 
 BEAT_S = 5.0
@@ -37,6 +39,7 @@ class Heartbeat:
 
     Attributes:
         worker: How the worker is named.
+        saving: Whether a checkpoint of this worker's is being kept.
     """
 
     def __init__(self, board: Any, rank: int) -> None:
@@ -44,14 +47,17 @@ class Heartbeat:
         self._thread = threading.get_ident()
         self._about = {"host": socket.gethostname(), "pid": os.getpid()}
         self.worker = named(rank, {rank: self._about})
+        self.saving: Callable[[], bool] = lambda: False
         self._place: Mapping[str, Any] = {}
         self._count = 0
+        self._pace = StepTime()
         self._over = threading.Event()
 
     def reached(self, place: Mapping[str, Any]) -> None:
         """Progress: the worker has come here. It is told with the next beat."""
         self._place = {key: place[key] for key in PLACE if key in place}
         self._count += 1
+        self._pace.reached(self._place)
 
     def start(self) -> None:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -62,9 +68,46 @@ class Heartbeat:
     def _beat(self) -> None:
         while True:
             beat = {"place": self._place, "count": self._count, **self._about}
+            queues = {"uploads": mirror.waiting(), "checkpoints": int(self.saving())}
+            beat |= queues | {"step_s": self._pace.seconds()}
             self._board.beat.remote(self._rank, beat | doing(self._thread))
             if self._over.wait(BEAT_S):
                 return
+
+
+class StepTime:
+    """Seconds of a worker's steps, by the host's clock: nothing waits for the device.
+
+    A step is what a phase counts: of a training an optimizer step, of a pass a batch.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._at: tuple[Any, int, float] = (None, 0, 0.0)  # phase, step, when it came there
+        self._done = self._told = (0, 0.0)  # steps and their seconds; a whole pair for threads
+
+    def reached(self, place: Mapping[str, Any]) -> None:
+        """The worker has come here."""
+        if (step := place.get("step")) is None:
+            return
+        phase = place.get("index"), place.get("phase"), place.get("of")
+        before, since, then = self._at
+        if phase == before and step == since:
+            return
+        now = self._clock()
+        if phase == before and step > since:
+            steps, seconds = self._done
+            self._done = steps + step - since, seconds + now - then
+        self._at = phase, step, now
+
+    def seconds(self) -> float | None:
+        """Mean of the steps since the last call; None where none ended."""
+        (steps, seconds), (before, then) = self._done, self._told
+        self._told = steps, seconds
+        return (seconds - then) / (steps - before) if steps > before else None
 
 
 def doing(thread: int) -> dict[str, Any]:

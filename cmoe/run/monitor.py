@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cmoe.run.display import Display
+from cmoe.run.metrics import RunMetrics
 from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
 
 POLL_SECONDS = 0.5
@@ -20,14 +21,20 @@ class Follower:
     Args:
         board: The board's actor.
         display: Where to show.
+        metrics: Where to show it as figures.
         workers: How many the group needs at least.
         each: What one asks for, by Ray's resources.
     """
 
     def __init__(
-        self, board: Any, display: Display, workers: int, each: Mapping[str, float]
+        self,
+        board: Any,
+        display: Display,
+        metrics: RunMetrics,
+        workers: int,
+        each: Mapping[str, float],
     ) -> None:
-        self._board, self._display = board, display
+        self._board, self._display, self._metrics = board, display, metrics
         self._least, self._each = workers, each
         self._workers = workers  # that are asked for at the moment
         self._running = False
@@ -43,12 +50,19 @@ class Follower:
         for event in ray.get(self._board.take.remote()):
             self._event(event)
         lasted = time.monotonic() - self._since
-        if not self._running:
+        if self._running:
+            self._watch(ray.get(self._board.look.remote()), lasted)
+        else:
+            self._display.standing.look(lasted, {})
             if self._wait.due(lasted) and (text := self._waiting(lasted)):
                 self._display.line(text)
-            return
-        found = ray.get(self._board.look.remote())
+        self._display.tick()
+        self._metrics.show()
+
+    def _watch(self, found: Mapping[str, Any], lasted: float) -> None:
+        """Say if nothing moves, though there are workers."""
         quiet, self._beats = min(found["quiet"], lasted), found["beats"]
+        self._display.standing.look(quiet, self._beats)
         text = stalled(quiet, self._beats, self._display.tasks)
         self._stalled = text if quiet >= QUIET_S else ""
         if self._stall.due(quiet):
@@ -62,7 +76,7 @@ class Follower:
             case "running":
                 self._state(running=True)
             case "resizing":
-                self._display.line(f"the group changes to {event['workers']} workers")
+                self._display.lost(f"the group changes to {event['workers']} workers")
             case "failed":
                 self._failed(event["causes"])
             case _:
@@ -74,7 +88,7 @@ class Follower:
 
     def _failed(self, causes: list[tuple[int | None, str]]) -> None:
         said = [text if r is None else f"{named(r, self._beats)} {text}" for r, text in causes]
-        self._display.line("; ".join(said))
+        self._display.lost("; ".join(said))
         if self._stalled:
             self._display.line(f"before that: {self._stalled}")
         self._stalled, self._workers = "", self._least

@@ -155,6 +155,11 @@ class RayLink(Checkpoints):
         self._memory = memory
         self._told: Any = None
         self._under_way: Path | None = None
+        heartbeat.saving = self._saving
+
+    def _saving(self) -> bool:
+        """Whether a checkpoint is under way: its folder goes when it is kept."""
+        return self._under_way is not None and self._under_way.exists()
 
     def emit(self, event: Mapping[str, Any]) -> None:
         self._heartbeat.reached(event)
@@ -168,7 +173,7 @@ class RayLink(Checkpoints):
     def save(self, folder: Path, *, wait: bool) -> None:
         from ray.train import Checkpoint, CheckpointUploadMode, report
 
-        while self._under_way is not None and self._under_way.exists():
+        while self._saving():
             time.sleep(POLL_SECONDS)  # one at a time, or a slow storage would fill this disk
         self._under_way = folder
         report(

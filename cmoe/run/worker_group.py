@@ -17,6 +17,7 @@ from cmoe.folder import TRAIN
 from cmoe.run.board import Board
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.run.display import Display
+from cmoe.run.metrics import RunMetrics
 from cmoe.run.monitor import Follower, following
 from cmoe.run.stalls import fitting, has, lacking, needed
 from cmoe.run.worker import work
@@ -73,8 +74,9 @@ def train(config: RunConfig, display: Display) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=cluster.timeout_s),
     )
+    follower = Follower(board, display, RunMetrics(config.name, display.standing), least, resources)
     try:
-        with following(Follower(board, display, least, resources)):
+        with following(follower):
             trainer.fit()
     except TrainingFailedError as error:
         lost = error
