@@ -35,7 +35,7 @@ from cmoe.common.run_files import RunFileError, read_object, read_settings, writ
 
 CONFIG, DATA, MATRIX, LOG = "config.yaml", "data.json", "matrix.json", "run.log"
 REPORT, PAGE, CARD = "report.json", "report.html", "report.md"
-TRACKED, STATUS = "tracked.json", "status.json"
+TRACKED, STATUS, STATUS_FORMAT = "tracked.json", "status.json", 1
 STORE, STAGES, PREDICTIONS, COIN = "store", "stages", "predictions", "coin"
 TRAIN, LEASE = "train", "lease"
 APART = (STORE, TRAIN, LEASE)
@@ -147,6 +147,23 @@ class RunFolder:
             "restore it from a copy, or remove it: the task's times and losses are unknown then"
         )
         return read_object(file, remedy) if file.is_file() else {}
+
+    def read_status(self) -> dict[str, Any]:
+        """What the driver wrote last of where the run is; nothing where it wrote nothing.
+
+        Raises:
+            RunFileError: The file is damaged, or of another version.
+        """
+        if not self.status.is_file():
+            return {}
+        remedy = "remove it, and the same command writes it again"
+        found = read_object(self.status, remedy, "format", "state")
+        if found["format"] != STATUS_FORMAT:
+            raise RunFileError(
+                f"{self.status}: of format {found['format']}, not {STATUS_FORMAT}: another version "
+                f"of cmoe wrote it; {remedy}"
+            )
+        return found
 
     def note(self, index: int, values: Mapping[str, Any]) -> None:
         """Add to what is noted of a task, or of the base alone (-1)."""

@@ -45,6 +45,7 @@ COMMANDS = {
     "compare": Command(
         "learn a stream by several methods and compare them", "cmoe.cli.stream", "compare"
     ),
+    "status": Command("tell where a run is, from its files alone", "cmoe.cli.status"),
     "sweep": Command("search how much to grow for each task", "cmoe.cli.sweep"),
     "choice": Command("judge a choice of layers beside random ones", "cmoe.cli.choice"),
     "serve": Command("answer requests over HTTP from a store", "cmoe.cli.serve"),

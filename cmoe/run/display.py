@@ -12,7 +12,7 @@ from cmoe.common.files import Log
 from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder
 from cmoe.run.remaining_time import Remaining
-from cmoe.run.stalls import stage
+from cmoe.run.stalls import duration, stage
 from cmoe.run.standing import Standing
 from cmoe.run.status_file import StatusFile
 from cmoe.run.trackers import Tracking, ended
@@ -163,10 +163,3 @@ def refused(folder: RunFolder, error: Exception) -> None:
 def stamped(text: str) -> str:
     """A line of the log."""
     return f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
-
-
-def duration(seconds: float) -> str:
-    """A time that is still to come, as it is read; never none at all."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -112,6 +112,13 @@ def phase(place: Mapping[str, Any]) -> str:
     return f"{place['phase']}{of}{steps}"
 
 
+def duration(seconds: float) -> str:
+    """A time that is still to come, as it is read; never none at all."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 # While there are no workers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +41,6 @@ class Standing:
 
     Attributes:
         place: Of the last event: `index`, `phase`, `step`, `steps`, and `of` of an evaluation.
-        moved: When that came, in seconds since the epoch.
         figures: Of the last step that was logged: `loss`, `learning_rate`, `tokens_per_s` of all
             workers, `memory` in bytes.
         tokens: That trainings went over since this driver began, by phase.
@@ -56,7 +54,6 @@ class Standing:
     def __init__(self, tasks: Sequence[str], remaining: Remaining) -> None:
         self.tasks, self.remaining = tasks, remaining
         self.place: dict[str, Any] = {}
-        self.moved = time.time()
         self.figures: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
         self.scores: Sequence[float] = ()
@@ -69,12 +66,11 @@ class Standing:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Take in an event of the worker program."""
-        self.moved = event["time"]
         if event["phase"] == "stage":
             index, results = event["index"], event["results"]
             self.scores, self.measures = results["located"][index][: index + 1], results["metrics"]
         elif event["phase"] == "restart":
-            self.restarts.append({"time": self.moved, "why": self._cause})
+            self.restarts.append({"time": event["time"], "why": self._cause})
             self._cause, self.figures = "", {}
         elif event["phase"] != "notice":
             self.place = {key: event[key] for key in PLACE if key in event}

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from cmoe.common.run_files import RunFileError, read_object, write_json
+from cmoe.common.run_files import RunFileError, write_json
 from cmoe.common.storage import StorageError
-from cmoe.folder import RunFolder
+from cmoe.folder import STATUS_FORMAT, RunFolder
 from cmoe.run.standing import Standing
 
-FORMAT = 1
 PERIOD_S = 10.0
 """Between two writings, if nothing happens."""
 KEPT = 20
@@ -37,7 +36,10 @@ class StatusFile:
         self._file, self._standing, self._say = folder.status, standing, say
         self._told = False
         self._begun, self._last = time.time(), 0.0
-        before = earlier(folder)
+        try:
+            before = folder.read_status()
+        except RunFileError:
+            before = {}  # it is written anew
         self._jobs = before.get("jobs", 0) + 1
         self._restarts = before.get("restarts", [])
         self._restarted = before.get("restarted", 0)
@@ -51,7 +53,7 @@ class StatusFile:
         """Write now."""
         self._last, now = time.monotonic(), self._standing
         value = {
-            "format": FORMAT,
+            "format": STATUS_FORMAT,
             "state": state,
             "why": why,
             "jobs": self._jobs,
@@ -59,7 +61,7 @@ class StatusFile:
             "written": time.time(),
             "tasks": list(now.tasks),
             "place": now.place,
-            "moved": now.moved,
+            "quiet_s": now.quiet,
             "figures": now.figures | {"step_s": now.remaining.pace},
             "remaining_s": {"phase": now.remaining.phase(), "run": now.remaining.run()},
             "workers": {rank: _worker(beat) for rank, beat in now.workers.items()},
@@ -77,14 +79,3 @@ class StatusFile:
 def _worker(beat: Mapping[str, Any]) -> dict[str, Any]:
     known = ("host", "pid", "step_s", "silent", "uploads", "checkpoints")
     return {key: beat[key] for key in known if key in beat}
-
-
-def earlier(folder: RunFolder) -> dict[str, Any]:
-    """What the file says; nothing where there is none, or none that can be read."""
-    if not folder.status.is_file():
-        return {}
-    try:
-        found = read_object(folder.status, "it is written anew", "format", "state")
-    except RunFileError:
-        return {}
-    return found if found["format"] == FORMAT else {}

@@ -11,10 +11,11 @@ import pytest
 from support.workers import TASKS, small_config
 
 from cmoe.folder import LOG, RunFolder
-from cmoe.run.display import Display, duration, refused
+from cmoe.run.display import Display, refused
 from cmoe.run.metrics import RunMetrics
 from cmoe.run.monitor import Follower
 from cmoe.run.remaining_time import Remaining, Sizes
+from cmoe.run.stalls import duration
 
 SIZES = Sizes(steps=[12] * 3, samples=[96] * 3, tests=[21] * 3)
 
