@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cmoe import __version__
 from cmoe.common.command_line import LISTED_BY_HELP, refuse
 from cmoe.common.errors import KnownError
+from cmoe.common.log_lines import log_line
 from cmoe.common.nearest import did_you_mean, near
 from cmoe.common.storage import storage_error
 
@@ -114,7 +115,7 @@ def execute(program: Program, name: str, words: Sequence[str] | None = None) -> 
     except KnownError as error:
         return failed(name, error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print(log_line("interrupted; the same command goes on"), file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if (found := storage_error(error)) is None:
@@ -124,5 +125,5 @@ def execute(program: Program, name: str, words: Sequence[str] | None = None) -> 
 
 def failed(name: str, error: KnownError) -> int:
     """Tell what a user can mend; the exit status."""
-    print(f"{name}: {error}", file=sys.stderr)
+    print(log_line(f"{name}: {error}", "ERROR"), file=sys.stderr)
     return 1

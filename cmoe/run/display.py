@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from datetime import datetime
 from typing import Any, TextIO
 
 from cmoe.common.files import Log
+from cmoe.common.log_lines import in_json, log_line
 from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder
 from cmoe.run.remaining_time import Remaining
@@ -44,8 +46,9 @@ class Display:
     ) -> None:
         self.tasks = config.data.tasks
         self.out = out
-        self.live = out.isatty()
-        self._log = Log(folder.log, lambda text: print(text, file=out, flush=True))
+        self.live = out.isatty() and not in_json()
+        self._about = {"run": config.name, "worker": "driver", "node": socket.gethostname()}
+        self._log = Log(folder.log, self._show)
         self._phase: tuple[Any, ...] = ()
         self._remaining = remaining
         self.standing = Standing(self.tasks, remaining)
@@ -72,9 +75,17 @@ class Display:
         if self._open_line:
             self.out.write("\r\033[K")
             self._open_line = False
-        self.out.write(f"{text}\n")
-        self.out.flush()
+        self._show(text)
         self._log.write(stamped(text))
+
+    def _show(self, text: str) -> None:
+        place, about = self.standing.place, dict(self._about)
+        if place:
+            about |= {"phase": place["phase"]}
+            if place["index"] >= 0:
+                about["task"] = self.tasks[place["index"]]
+        self.out.write(f"{log_line(text, **about)}\n")
+        self.out.flush()
 
     def tick(self) -> None:
         """Called time and again, whether anything happens or not."""

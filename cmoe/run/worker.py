@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -19,7 +20,9 @@ from cmoe.folder import TRAIN
 from cmoe.methods.method import seed_of
 from cmoe.run.heartbeat import Heartbeat
 from cmoe.run.worker_failures import described, is_own, limit_collectives
+from cmoe.run.worker_logs import mark_logs
 
+logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 
 
@@ -39,6 +42,7 @@ def work(settings: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     heartbeat = Heartbeat(board, rank)
+    mark_logs(config, heartbeat)
     heartbeat.start()
     import torch
 
@@ -60,6 +64,7 @@ def work(settings: Mapping[str, Any]) -> None:
     try:
         run_stream(config, Group(rank, workers, device), link)
     except Exception as error:
+        logger.info("failed", exc_info=error)  # Ray writes the trace itself, if not in JSON
         if is_own(error):
             error.add_note(f"on {heartbeat.worker}")
             ray.get(board.fail.remote(described(error, config)))

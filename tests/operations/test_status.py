@@ -119,8 +119,7 @@ def test_a_run_that_ended_early_says_why(
 ) -> None:
     """Also one of a version that wrote no `status.json`, by its log."""
     config = small_config(tmp_path, "seen")
-    with pytest.raises(type(error)), driven(config) as display:
-        steps(display)
+    with pytest.raises(type(error)), driven(config):
         raise error
     folder = RunFolder(config.folder, config.url)
     if old:

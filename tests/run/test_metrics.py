@@ -1,4 +1,6 @@
-"""A run's figures as Prometheus gets them: from the agents that Ray's discovery file names."""
+"""A run as machines see it: its figures from the agents that Ray's discovery file names, as
+Prometheus gets them; and its log lines in JSON.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from support.heads import Head, running_head
 from support.jobs import JOB, finish, matrix_of, start, write_config
 from support.workers import TASKS, small_config
 
+from cmoe.common.log_lines import ENCODING
 from cmoe.common.metrics import TRAINING
 
 DISCOVERY = "prom_metrics_service_discovery.json"
@@ -79,10 +82,10 @@ class Scraped:
 
 
 @pytest.fixture(scope="module")
-def followed(head: Head, place: Path) -> tuple[Scraped, Path]:
-    """A run of two tasks on the head, scraped from its beginning to its end."""
+def followed(head: Head, place: Path) -> tuple[Scraped, Path, str]:
+    """A run of two tasks on the head, scraped from its beginning to its end; what it said."""
     scraped = Scraped(place / "ray" / DISCOVERY)
-    environment = head.environment | {"RAY_ADDRESS": head.address}
+    environment = head.environment | {"RAY_ADDRESS": head.address, ENCODING: "JSON"}
     data = replace(small_config(place, "seen").data, tasks=TASKS[:2])
     config = write_config(place, "seen", data=data)
     job = start(JOB, "--config", config, environment=environment)
@@ -91,11 +94,11 @@ def followed(head: Head, place: Path) -> tuple[Scraped, Path]:
         time.sleep(0.5)
     out = finish(job)
     assert job.returncode == 0, out
-    return scraped, place / "runs" / "seen"
+    return scraped, place / "runs" / "seen", out
 
 
-def test_prometheus_gets_every_figure_of_a_run(followed: tuple[Scraped, Path]) -> None:
-    scraped, folder = followed
+def test_prometheus_gets_every_figure_of_a_run(followed: tuple[Scraped, Path, str]) -> None:
+    scraped, folder, _ = followed
     matrix: dict[str, Any] = matrix_of(folder)
     named = {name for metric in TRAINING for name in metric.exported}
     assert named - scraped.values.keys() == set()
@@ -110,8 +113,8 @@ def test_prometheus_gets_every_figure_of_a_run(followed: tuple[Scraped, Path]) -
     assert min(losses) <= scraped.of("ray_cmoe_train_loss", run="seen")[0] <= max(losses)
 
 
-def test_workers_are_told_apart(followed: tuple[Scraped, Path]) -> None:
-    scraped, _ = followed
+def test_workers_are_told_apart(followed: tuple[Scraped, Path, str]) -> None:
+    scraped, *_ = followed
     for rank in ("0", "1"):
         steps = scraped.of("ray_cmoe_train_step_seconds", worker=rank)
         assert steps
@@ -119,20 +122,55 @@ def test_workers_are_told_apart(followed: tuple[Scraped, Path]) -> None:
     assert max(scraped.of("ray_cmoe_train_workers", run="seen")) == 2
 
 
-def test_one_phase_is_at_work_at_a_time(followed: tuple[Scraped, Path]) -> None:
+def test_one_phase_is_at_work_at_a_time(followed: tuple[Scraped, Path, str]) -> None:
     """The series of a phase stays when the phase ends, with 0."""
-    scraped, _ = followed
+    scraped, *_ = followed
     series = scraped.values["ray_cmoe_train_phase_info"]
     assert {dict(labels)["phase"] for labels in series} >= {"train", "predict"}
     assert sum(values[-1] for values in series.values()) <= 1
     assert scraped.of("ray_cmoe_train_phase_info", task=TASKS[0], phase="train")[-1] == 0
 
 
-def test_tokens_are_counted(followed: tuple[Scraped, Path]) -> None:
-    scraped, folder = followed
+def test_tokens_are_counted(followed: tuple[Scraped, Path, str]) -> None:
+    scraped, folder, _ = followed
     notes = [json.loads((folder / "stages" / f"{i:03d}.json").read_text()) for i in range(2)]
     counted = scraped.of("ray_cmoe_train_tokens_total", phase="train")
     assert scraped.kinds["ray_cmoe_train_tokens"] == "counter"
     assert counted == sorted(counted)
     assert notes[0]["tokens"]["train"] in counted
     assert counted[-1] <= sum(note["tokens"]["train"] for note in notes)
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_what_the_driver_says_is_json_and_its_log_is_for_people(
+    followed: tuple[Scraped, Path, str],
+) -> None:
+    _, folder, out = followed
+    assert [line for line in out.splitlines() if "task " in line and line[0] != "{"] == []
+    said = [line for line in objects(out) if line.get("worker") == "driver"]
+    (trained,) = [line for line in said if line["message"].startswith("task 2/2 VizWiz  train 12/")]
+    assert (
+        trained.items()
+        >= {**{"run": "seen", "task": "VizWiz", "phase": "train", "levelname": "INFO"}}.items()
+    )
+    assert trained["node"]
+    assert abs(trained["timestamp_ns"] / 1e9 - time.time()) < 3600
+    log = (folder / "run.log").read_text().splitlines()
+    assert [line[20:] for line in log] == [line["message"] for line in said]
+
+
+def test_workers_lines_say_where_they_come_from(
+    followed: tuple[Scraped, Path, str], place: Path
+) -> None:
+    """Each worker's own, in Ray's files of it."""
+    logs = place.glob("ray/session_latest/logs/worker-*.err")
+    said = [line for log in logs for line in objects(log.read_text(errors="replace"))]
+    for rank in (0, 1):
+        mine = [line for line in said if line.get("worker") == rank and line["run"] == "seen"]
+        assert {(line["task"], line["phase"]) for line in mine if "task" in line} >= {
+            (task, phase) for task in TASKS[:2] for phase in ("probe", "train", "predict")
+        }
+        assert all(line["node"] and line["timestamp_ns"] for line in mine)

@@ -21,6 +21,7 @@ from typing import Any
 
 from cmoe.common.errors import RunError
 from cmoe.common.exclusive import require_exclusive
+from cmoe.common.log_lines import say
 from cmoe.common.packages import lacking
 from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import filesystem, is_remote
@@ -110,7 +111,7 @@ class SweepConfig:
         return plain
 
 
-def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
+def sweep(config: SweepConfig, show: Callable[[str], None] = say) -> dict[str, Any]:
     """Sweep all tasks of the stream, from wherever the run's folder stands.
 
     Args:
