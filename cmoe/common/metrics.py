@@ -81,3 +81,41 @@ TRAINING = (
     *(STEP_TIME, BEAT_AGE, UPLOADS, CHECKPOINTS, WORKERS, RESTARTS, PROGRESS_AGE, REMAINING),
     *(ACCURACY, LAST, TRANSFER),
 )
+
+# Serving: each by the replicas that know it
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(f"cmoe_{name}", "Counter", text, labels)
+
+
+def _seconds(name: str, text: str, *labels: str) -> Metric:
+    return Metric(f"cmoe_{name}_seconds", "Histogram", text, labels, SECONDS)
+
+
+REQUESTS = _counter("requests", "Requests answered, by task and status.", "task", "status")
+REFUSED = _counter("refused", "Requests that weren't answered, by their error's code.", "code")
+LOCATED = _counter("located", "Prompts by the task that they were located at.", "task")
+UNKNOWN = _counter("unknown", "Located prompts that no task claims.")
+PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of prompts that were answered.", "task")
+ANSWER_TOKENS = _counter("answer_tokens", "Tokens of answers.", "task")
+REQUEST_TIME = _seconds("request", "Seconds from a question's arrival to its answer's last byte.")
+LOCATE_TIME = _seconds("locate", "Seconds from a prompt's arrival to its task.")
+LOCATE_BATCH = Metric(
+    "cmoe_locate_batch_prompts",
+    "Histogram",
+    "Prompts that are located together.",
+    bounds=COUNTS,
+)
+QUEUE_TIME = _seconds("queue", "Seconds that a prompt waited until it was read.", "task")
+FIRST_TOKEN_TIME = _seconds(
+    "first_token", "Seconds from a prompt's arrival to its first token.", "task"
+)
+TOKEN_TIME = _seconds("token", "Seconds of a further token.", "task")
+RUNNING = Metric("cmoe_running", "Gauge", "Answers that an executor has under way: its batch.")
+WAITING = Metric("cmoe_waiting", "Gauge", "Prompts that wait for a place in an executor's batch.")
+
+SERVING = (
+    *(REQUESTS, REFUSED, LOCATED, UNKNOWN, PROMPT_TOKENS, ANSWER_TOKENS, REQUEST_TIME),
+    *(LOCATE_TIME, LOCATE_BATCH, QUEUE_TIME, FIRST_TOKEN_TIME, TOKEN_TIME, RUNNING, WAITING),
+)

@@ -40,6 +40,7 @@ def driven(config: RunConfig, *, learned: int = 0) -> Iterator[Display]:
     with held(config.url), mirrored(config.url, apart=APART) as mirror:
         folder = RunFolder(mirror.folder, config.url)
         folder.claim(config.as_dict())
+        mirror.flush()
         if learned:
             write_json(folder.matrix, {"located": ROWS[:learned], "metrics": METRICS})
         with Display(config, folder, Remaining(SIZES, {}), out=StringIO()) as display:
