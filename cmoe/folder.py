@@ -37,7 +37,7 @@ CONFIG, DATA, MATRIX, LOG = "config.yaml", "data.json", "matrix.json", "run.log"
 REPORT, PAGE, CARD = "report.json", "report.html", "report.md"
 TRACKED, STATUS, STATUS_FORMAT = "tracked.json", "status.json", 1
 STORE, STAGES, PREDICTIONS, COIN = "store", "stages", "predictions", "coin"
-TRAIN, LEASE = "train", "lease"
+TRAIN, LEASE, SWEEP = "train", "lease", "sweep.json"
 APART = (STORE, TRAIN, LEASE)
 """What isn't copied to the machine that works on a run."""
 BEGUN = (CONFIG, DATA, MATRIX, REPORT, LOG, TRACKED, STATUS, STAGES)

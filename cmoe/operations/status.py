@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from cmoe.common.errors import DataError, KnownError
 from cmoe.common.mirror import mirrored
+from cmoe.common.run_files import read_object
 from cmoe.common.storage import exists, explained, filesystem, require_reachable
 from cmoe.common.storage_errors import LISTED
-from cmoe.folder import APART, CONFIG, LOG, MATRIX, REPORT, STATUS, RunFolder
+from cmoe.folder import APART, CONFIG, LOG, MATRIX, REPORT, STATUS, SWEEP, RunFolder
 from cmoe.run.lease import BEAT_S, EXPIRY_S, Holder, holder_of
 
 LINES = 5  # of the log that are shown
@@ -40,7 +41,7 @@ class RunStatus:
         state: How it is.
         why: What it said of its end, or why it can't be read.
         tasks: Of its stream.
-        learned: How many of them are learned and evaluated.
+        learned: How many of them are learned and evaluated; of a sweep, swept.
         place: Where it was last: `index`, `task`, `phase`, `step`, `steps`; empty if not known.
         figures: `loss`, `tokens_per_s`, `step_s` and so on, of the last step that was logged.
         remaining_s: Seconds that are left of the phase and of the run, as estimated.
@@ -184,7 +185,7 @@ def age(holder: Holder) -> float:
 def _read(url: str, holder: Holder | None, alive: bool) -> RunStatus:
     try:
         with mirrored(url, apart=APART) as mirror:
-            mirror.fetch(CONFIG, MATRIX, REPORT, STATUS, LOG)
+            mirror.fetch(CONFIG, MATRIX, REPORT, STATUS, LOG, SWEEP)
             found = _of_folder(RunFolder(mirror.folder, url), holder, alive)
     except KnownError as error:
         return RunStatus(url, "unreadable", why=str(error), holder=holder)
@@ -196,10 +197,14 @@ def _of_folder(folder: RunFolder, holder: Holder | None, alive: bool) -> RunStat
     said, lines = folder.read_status(), _log(folder)
     rows: list[list[float]] = []
     measures: dict[str, float | None] = {}
+    whole = folder.finished() is not None and folder.report.is_file()
     if folder.matrix.is_file():
         matrix = folder.read_matrix()
         rows, measures = matrix["located"], matrix.get("metrics", {})
-    whole = folder.finished() is not None and folder.report.is_file()
+    learned = len(rows)
+    if not rows and (sweep := folder.path / SWEEP).is_file():  # its winners may be learned later
+        learned = len(read_object(sweep, "restore it from a copy", "tasks")["tasks"])
+        whole = learned == len(tasks)
     state, why = _state(said, lines, holder, alive=alive, whole=whole)
     place = said.get("place", {})
     if (index := place.get("index", -1)) >= 0:
@@ -209,7 +214,7 @@ def _of_folder(folder: RunFolder, holder: Holder | None, alive: bool) -> RunStat
         state=state,
         why=why,
         tasks=tasks,
-        learned=len(rows),
+        learned=learned,
         place=place,
         figures={n: v for n, v in said.get("figures", {}).items() if v is not None},
         remaining_s=said.get("remaining_s", {}),

@@ -42,7 +42,7 @@ def work(settings: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     heartbeat = Heartbeat(board, rank)
-    mark_logs(config, heartbeat)
+    mark_logs(config, heartbeat, in_json=settings["in_json"])
     heartbeat.start()
     import torch
 
@@ -64,7 +64,7 @@ def work(settings: Mapping[str, Any]) -> None:
     try:
         run_stream(config, Group(rank, workers, device), link)
     except Exception as error:
-        logger.info("failed", exc_info=error)  # Ray writes the trace itself, if not in JSON
+        logger.info("failed", exc_info=error)
         if is_own(error):
             error.add_note(f"on {heartbeat.worker}")
             ray.get(board.fail.remote(described(error, config)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import RunError
+from cmoe.common.log_lines import in_json
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.folder import TRAIN
@@ -55,7 +56,7 @@ def train(config: RunConfig, display: Display) -> None:
     lost: TrainingFailedError | None = None
     trainer = Trainer(
         work,
-        train_loop_config={"config": rooted(config), "board": board},
+        train_loop_config={"config": rooted(config), "board": board, "in_json": in_json()},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers
             if cluster.min_workers is None

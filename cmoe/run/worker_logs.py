@@ -1,6 +1,7 @@
 """What a worker's log lines are of: its run, its task, its phase, its rank and its machine.
 
-Ray gives workers a handler where its logs are JSON. Everything that is logged there gets the marks.
+Ray Train writes what a worker logs to `logs/train/ray-train-app-*` of Ray's session, as JSON, and
+to the worker's stderr, as plain text, or as JSON where the driver's lines are.
 """
 
 from __future__ import annotations
@@ -36,7 +37,27 @@ class Marks(logging.Filter):
         return True
 
 
-def mark_logs(config: RunConfig, heartbeat: Heartbeat) -> None:
-    """Mark all that this process logs from now on; errors and arguments as of `Marks`."""
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(Marks(config, heartbeat))
+def mark_logs(config: RunConfig, heartbeat: Heartbeat, *, in_json: bool) -> None:
+    """Mark all that this process logs from now on.
+
+    Args:
+        config: The run.
+        heartbeat: Knows where the worker is.
+        in_json: Whether its stderr is to be JSON.
+    """
+    from ray._common.filters import CoreContextFilter
+    from ray._common.formatters import JSONFormatter
+    from ray._private.log import PlainRayHandler
+
+    for name in ("", "ray.train"):
+        logger = logging.getLogger(name)
+        if in_json:
+            for handler in logger.handlers[:]:
+                if isinstance(handler, PlainRayHandler):  # it has a format of its own
+                    logger.removeHandler(handler)
+            console = logging.StreamHandler()
+            console.setFormatter(JSONFormatter())
+            console.addFilter(CoreContextFilter())
+            logger.addHandler(console)
+        for handler in logger.handlers:
+            handler.addFilter(Marks(config, heartbeat))

@@ -22,7 +22,7 @@ from cmoe.cli.main import main
 from cmoe.common.mirror import mirrored
 from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
-from cmoe.folder import APART, RunFolder
+from cmoe.folder import APART, SWEEP, RunFolder
 from cmoe.operations import status as reading
 from cmoe.operations.status import status_of
 from cmoe.run.display import Display
@@ -202,6 +202,16 @@ def test_a_folder_of_runs_is_a_line_for_each_also_of_a_comparison(
     code, _, said = asked(capsys, runs / "whole")
     assert code == 1
     assert "matrix.json: damaged" in said
+
+
+def test_a_sweep_is_finished_when_all_tasks_are_swept(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "swept")
+    folder = RunFolder(config.folder, config.url)
+    folder.claim(config.as_dict())
+    for count, state in ((2, "stopped"), (3, "finished")):
+        write_json(folder.path / SWEEP, {"tasks": [{}] * count})
+        found = status_of(config.url)
+        assert (found.state, found.learned) == (state, count)
 
 
 def test_where_no_run_is_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

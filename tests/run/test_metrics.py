@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,11 @@ def test_what_the_driver_says_is_json_and_its_log_is_for_people(
 def test_workers_lines_say_where_they_come_from(
     followed: tuple[Scraped, Path, str], place: Path
 ) -> None:
-    """Each worker's own, in Ray's files of it."""
-    logs = place.glob("ray/session_latest/logs/worker-*.err")
-    said = [line for log in logs for line in objects(log.read_text(errors="replace"))]
-    for rank in (0, 1):
+    """Each worker's own, in Ray Train's file of it and in its stderr."""
+    logs = place / "ray" / "session_latest" / "logs"
+    for pattern, rank in product(("train/ray-train-app-worker-*.log", "worker-*.err"), (0, 1)):
+        texts = [log.read_text(errors="replace") for log in logs.glob(pattern)]
+        said = [line for text in texts for line in objects(text)]
         mine = [line for line in said if line.get("worker") == rank and line["run"] == "seen"]
         assert {(line["task"], line["phase"]) for line in mine if "task" in line} >= {
             (task, phase) for task in TASKS[:2] for phase in ("probe", "train", "predict")

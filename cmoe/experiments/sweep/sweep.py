@@ -49,7 +49,7 @@ from cmoe.experiments.sweep.tuner import (
     run_trials,
 )
 from cmoe.experiments.sweep.worker import RESULT, read_kept, read_probed, read_result
-from cmoe.folder import STORE, RunFolder
+from cmoe.folder import STORE, SWEEP, RunFolder
 from cmoe.mini.tasks import ensure_data
 from cmoe.run.launch import check_model, require_lasting
 from cmoe.run.lease import LeaseError, held
@@ -57,7 +57,7 @@ from cmoe.run.worker_group import rooted
 from cmoe.store.log import Store
 from cmoe.tasks.base_rule import base_rule
 
-SWEEP, FOLDER = "sweep.json", "sweep"
+FOLDER = "sweep"
 
 
 @dataclass(frozen=True)
