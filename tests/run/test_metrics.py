@@ -23,6 +23,7 @@ from support.workers import TASKS, small_config
 
 from cmoe.common.log_lines import ENCODING
 from cmoe.common.metrics import TRAINING
+from cmoe.folder import RunFolder
 
 DISCOVERY = "prom_metrics_service_discovery.json"
 Labels = frozenset[tuple[str, str]]
@@ -98,6 +99,10 @@ def followed(head: Head, place: Path) -> tuple[Scraped, Path, str]:
     return scraped, place / "runs" / "seen", out
 
 
+def noted(folder: Path, task: int) -> dict[str, Any]:
+    return RunFolder(folder, str(folder)).read_notes(task)
+
+
 def test_prometheus_gets_every_figure_of_a_run(followed: tuple[Scraped, Path, str]) -> None:
     scraped, folder, _ = followed
     matrix: dict[str, Any] = matrix_of(folder)
@@ -109,8 +114,7 @@ def test_prometheus_gets_every_figure_of_a_run(followed: tuple[Scraped, Path, st
     assert scraped.of("ray_cmoe_train_tasks", run="seen")[-1] == 2
     assert scraped.of("ray_cmoe_train_task", run="seen")[-1] == 2
     assert set(scraped.of("ray_cmoe_train_restarts", run="seen")) == {0}
-    notes = json.loads((folder / "stages" / "000.json").read_text())
-    losses = [loss for values in notes["loss"].values() for loss in values]
+    losses = [loss for values in noted(folder, 0)["loss"].values() for loss in values]
     assert min(losses) <= scraped.of("ray_cmoe_train_loss", run="seen")[0] <= max(losses)
 
 
@@ -134,7 +138,7 @@ def test_one_phase_is_at_work_at_a_time(followed: tuple[Scraped, Path, str]) -> 
 
 def test_tokens_are_counted(followed: tuple[Scraped, Path, str]) -> None:
     scraped, folder, _ = followed
-    notes = [json.loads((folder / "stages" / f"{i:03d}.json").read_text()) for i in range(2)]
+    notes = [noted(folder, number) for number in range(2)]
     counted = scraped.of("ray_cmoe_train_tokens_total", phase="train")
     assert scraped.kinds["ray_cmoe_train_tokens"] == "counter"
     assert counted == sorted(counted)
@@ -166,13 +170,17 @@ def test_what_the_driver_says_is_json_and_its_log_is_for_people(
 def test_workers_lines_say_where_they_come_from(
     followed: tuple[Scraped, Path, str], place: Path
 ) -> None:
-    """Each worker's own, in Ray Train's file of it and in its stderr."""
+    """Each worker's own, in Ray Train's file of it and in its stderr: a line for each phase."""
+    phases = {
+        (task, phase)
+        for number, task in enumerate(TASKS[:2])
+        for phase in (*noted(followed[1], number)["loss"], "predict")
+    }
+    assert len(phases) > 4
     logs = place / "ray" / "session_latest" / "logs"
     for pattern, rank in product(("train/ray-train-app-worker-*.log", "worker-*.err"), (0, 1)):
         texts = [log.read_text(errors="replace") for log in logs.glob(pattern)]
         said = [line for text in texts for line in objects(text)]
         mine = [line for line in said if line.get("worker") == rank and line["run"] == "seen"]
-        assert {(line["task"], line["phase"]) for line in mine if "task" in line} >= {
-            (task, phase) for task in TASKS[:2] for phase in ("probe", "train", "predict")
-        }
+        assert {(line["task"], line["phase"]) for line in mine if "task" in line} >= phases
         assert all(line["node"] and line["timestamp_ns"] for line in mine)
