@@ -10,7 +10,7 @@
     matrix.json              the figures; with a row of every task the run is finished
     report.json              what its pages show; report.html and report.md are made of it
     run.log                  what the run said
-    status.json              where the run is, as its driver wrote it last (`run.status_file`)
+    status.json              where the run is, as its driver wrote it last (`run.monitoring`)
     tracked.json             which steps trackers got; tensorboard/, wandb/: what two of them keep
     train/                   Ray Train's own part, with the checkpoints
     lease/                   who drives the run

@@ -13,10 +13,10 @@ from cmoe.common.files import Log
 from cmoe.common.log_lines import in_json, log_line
 from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder
+from cmoe.run.monitoring.standing import Standing
+from cmoe.run.monitoring.status_file import StatusFile
 from cmoe.run.remaining_time import Remaining
 from cmoe.run.stalls import duration, stage
-from cmoe.run.standing import Standing
-from cmoe.run.status_file import StatusFile
 from cmoe.run.trackers import Tracking, ended
 
 SECONDS_BETWEEN_LINES = 10.0

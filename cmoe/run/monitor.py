@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cmoe.run.display import Display
-from cmoe.run.metrics import RunMetrics
+from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
 
 POLL_SECONDS = 0.5

@@ -24,7 +24,7 @@ from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder, by_key
-from cmoe.run.standing import TokenCount
+from cmoe.run.monitoring.standing import TokenCount
 
 WAITING = 10_000
 """Points that a tracker may be behind."""

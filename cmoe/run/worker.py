@@ -19,8 +19,8 @@ from cmoe.common.storage_errors import WRITTEN
 from cmoe.folder import TRAIN
 from cmoe.methods.method import seed_of
 from cmoe.run.heartbeat import Heartbeat
+from cmoe.run.monitoring.worker_logs import mark_logs
 from cmoe.run.worker_failures import described, is_own, limit_collectives
-from cmoe.run.worker_logs import mark_logs
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5

@@ -18,8 +18,8 @@ from cmoe.folder import TRAIN
 from cmoe.run.board import Board
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.run.display import Display
-from cmoe.run.metrics import RunMetrics
 from cmoe.run.monitor import Follower, following
+from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import fitting, has, lacking, needed
 from cmoe.run.worker import work
 

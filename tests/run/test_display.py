@@ -12,8 +12,8 @@ from support.workers import TASKS, small_config
 
 from cmoe.folder import LOG, RunFolder
 from cmoe.run.display import Display, refused
-from cmoe.run.metrics import RunMetrics
 from cmoe.run.monitor import Follower
+from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.remaining_time import Remaining, Sizes
 from cmoe.run.stalls import duration
 

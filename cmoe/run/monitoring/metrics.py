@@ -11,7 +11,7 @@ from typing import Any
 
 from cmoe.common import metrics, mirror
 from cmoe.common.metrics import Metric
-from cmoe.run.standing import Standing
+from cmoe.run.monitoring.standing import Standing
 
 DRIVER = "driver"
 """Stands for the driver where workers are told by their ranks."""

@@ -11,11 +11,11 @@ from support.workers import TASKS
 
 from cmoe.common.log_lines import ENCODING, log_line
 from cmoe.folder import RunFolder
-from cmoe.run import status_file
 from cmoe.run.heartbeat import StepTime
+from cmoe.run.monitoring import status_file
+from cmoe.run.monitoring.standing import Standing, TokenCount
+from cmoe.run.monitoring.status_file import KEPT, StatusFile
 from cmoe.run.remaining_time import Remaining, Sizes
-from cmoe.run.standing import Standing, TokenCount
-from cmoe.run.status_file import KEPT, StatusFile
 
 SIZES = Sizes(steps=[12] * 3, samples=[96] * 3, tests=[21] * 3)
 

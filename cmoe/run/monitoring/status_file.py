@@ -12,7 +12,7 @@ from typing import Any, Literal
 from cmoe.common.run_files import RunFileError, write_json
 from cmoe.common.storage import StorageError
 from cmoe.folder import STATUS_FORMAT, RunFolder
-from cmoe.run.standing import Standing
+from cmoe.run.monitoring.standing import Standing
 
 PERIOD_S = 10.0
 """Between two writings, if nothing happens."""
