@@ -23,14 +23,17 @@ def main(words: Sequence[str], prog: str) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one object of JSON")
     asked = parser.parse_args(words)
+    from cmoe.common.storage import require_reachable
     from cmoe.operations.status import is_run, runs_in, status_of, statuses
     from cmoe.operations.status_text import page, table
 
-    if is_run(asked.run):
-        found = [status_of(asked.run)]
+    url = asked.run.rstrip("/") or asked.run
+    require_reachable(url)
+    if is_run(url):
+        found = [status_of(url)]
         text, value = page(found[0]), asdict(found[0])
     else:
-        found = statuses(runs_in(asked.run))
+        found = statuses(runs_in(url))
         text, value = table(found), {"runs": [asdict(each) for each in found]}
     print(json.dumps(value, indent=1) if asked.json else text)
     return 0 if all(each.well for each in found) else STANDS_STILL

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 from cmoe.common.files import whole
 from cmoe.common.storage import StorageError, explained, filesystem, is_remote, storage_error
@@ -23,12 +22,12 @@ from cmoe.common.storage_errors import READ, WRITTEN
 PERIOD_S = 2.0  # between two looks for what was written
 AGAIN_S = 30.0  # until it is tried again, where it failed
 
-_REMOTES: WeakSet[_Remote] = WeakSet()
+_AT_WORK: list[_Remote] = []
 
 
 def waiting() -> int:
     """Files that this process's mirrors had still to carry when they last looked."""
-    return sum(remote.waiting for remote in _REMOTES)
+    return sum(remote.waiting for remote in _AT_WORK)
 
 
 @contextmanager
@@ -92,7 +91,6 @@ class _Remote(Mirror):
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._carry, name="mirror", daemon=True)
         self.waiting = 0
-        _REMOTES.add(self)
 
     def fetch(self, *names: str) -> None:
         with explained(self.url, READ):
@@ -126,6 +124,7 @@ class _Remote(Mirror):
         self.check()
 
     def start(self) -> None:
+        _AT_WORK.append(self)
         self._thread.start()
 
     def end(self) -> None:
@@ -133,6 +132,7 @@ class _Remote(Mirror):
         self._ended.set()
         self._thread.join()
         self._put()
+        _AT_WORK.remove(self)
 
     def _carry(self) -> None:
         while not self._ended.wait(PERIOD_S if self._failure is None else AGAIN_S):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cmoe.common.errors import DataError, KnownError
 from cmoe.common.mirror import mirrored
 from cmoe.common.run_files import read_object
-from cmoe.common.storage import exists, explained, filesystem, require_reachable
+from cmoe.common.storage import exists, explained, filesystem
 from cmoe.common.storage_errors import LISTED
 from cmoe.folder import APART, CONFIG, LOG, MATRIX, REPORT, STATUS, SWEEP, RunFolder
 from cmoe.run.lease import BEAT_S, EXPIRY_S, Holder, holder_of
@@ -115,8 +115,9 @@ def runs_in(url: str) -> list[str]:
         DataError: There is none, or there are too many.
         StorageError: The folder can't be read.
     """
-    require_reachable(url)
-    found = [*islice(_runs(url.rstrip("/"), 2), MOST + 1)]
+    found = [*islice(_runs(url, 2), MOST + 1)]
+    if not found and _seen(holder := holder_of(url)):
+        raise DataError(f"{url}: a job prepares it: {holder}; there is no more to tell yet")
     if not found:
         raise DataError(f"{url}: no run is here, as no {CONFIG} is; give a run's folder, or theirs")
     if len(found) > MOST:
@@ -126,7 +127,7 @@ def runs_in(url: str) -> list[str]:
 
 def is_run(url: str) -> bool:
     """Whether a folder is a run's; errors as of `exists`."""
-    return exists(f"{url.rstrip('/')}/{CONFIG}")
+    return exists(f"{url}/{CONFIG}")
 
 
 def _runs(url: str, depth: int) -> Iterator[str]:
@@ -200,7 +201,7 @@ def _of_folder(folder: RunFolder, holder: Holder | None, alive: bool) -> RunStat
     whole = folder.finished() is not None and folder.report.is_file()
     if folder.matrix.is_file():
         matrix = folder.read_matrix()
-        rows, measures = matrix["located"], matrix.get("metrics", {})
+        rows, measures = matrix["located"], matrix.get("metrics") or {}
     learned = len(rows)
     if not rows and (sweep := folder.path / SWEEP).is_file():  # its winners may be learned later
         learned = len(read_object(sweep, "restore it from a copy", "tasks")["tasks"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from cmoe.operations.status import RunStatus, age
+from cmoe.run.lease import Holder
 from cmoe.run.stalls import QUIET_S, SILENT_S, duration, named, where
 
 WIDTH = 10  # of what stands before a row's text
@@ -57,13 +58,13 @@ def _rows(status: RunStatus) -> Iterator[tuple[str, str]]:
     if running:
         yield from _progress(status)
     if status.holder is not None:
-        ended = f"released {status.holder.renewed}" if status.holder.released else _beat(status)
-        yield "driver", f"process {status.holder.pid} of {status.holder.user} on {ended}"
+        yield "driver", _driver(status.holder)
     yield from _restarts(status)
     if status.scores:
         scores = ", ".join(f"{task} {score:.1f}" for task, score in status.scores.items())
-        measures = [f"{n.upper()} {status.measures[n]:.1f}" for n in ("last", "bwt")]
-        yield "accuracy", f"{scores}; {', '.join(measures)}"
+        named = {"Last": status.measures.get("last"), "BWT": status.measures.get("bwt")}
+        measures = [f"; {name} {value:.1f}" for name, value in named.items() if value is not None]
+        yield "accuracy", scores + "".join(measures)
     if status.sizes:
         sizes = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in status.sizes.items())
         yield "size", sizes
@@ -96,12 +97,12 @@ def _progress(status: RunStatus) -> Iterator[tuple[str, str]]:
         yield "stalled", f"no progress for {status.quiet_s:.0f} s"
 
 
-def _beat(status: RunStatus) -> str:
-    holder = status.holder
-    assert holder is not None
+def _driver(holder: Holder) -> str:
     job = f", Ray job {holder.job}" if holder.job else ""
-    ago = f"{max(age(holder), 0):.0f} s ago by this machine's clock"
-    return f"{holder.host}{job}, since {holder.since}, last sign of life {ago}"
+    text = f"process {holder.pid} of {holder.user} on {holder.host}{job}, since {holder.since}"
+    if holder.released:
+        return f"{text}; ended {holder.renewed}"
+    return f"{text}; last sign of life {max(age(holder), 0):.0f} s ago by this machine's clock"
 
 
 def _restarts(status: RunStatus) -> Iterator[tuple[str, str]]:
@@ -116,6 +117,6 @@ def _restarts(status: RunStatus) -> Iterator[tuple[str, str]]:
             yield "workers", "; ".join([f"{len(ranks)} at work", *silent])
     if status.jobs is None or not (status.jobs > 1 or status.restarted):
         return
-    yield "started", f"{status.jobs} times; workers were restarted {status.restarted} times"
+    yield "restarts", f"{status.restarted} of the workers; job {status.jobs} of this run"
     for restart in status.restarts[-SHOWN:]:
         yield "", f"{datetime.fromtimestamp(restart['time']):%Y-%m-%d %H:%M:%S} {restart['why']}"

@@ -95,9 +95,9 @@ def test_a_run_that_goes_on_says_where_it_is_and_how_fast(
         "150 tokens/s, 2.00 s a step, loss 0.143",
         "about 10 s of the phase",
         "stalled   no progress for 75 s",
-        "1 times; workers were restarted 1 times",
+        "1 of the workers; job 1 of this run",
         "worker 1 (node-b, pid 9) died",
-        f"{TASKS[0]} 80.0; LAST 65.0, BWT -5.0",
+        f"{TASKS[0]} 80.0; Last 65.0; BWT -5.0",
     ):
         assert said in text
 
@@ -219,6 +219,10 @@ def test_where_no_run_is_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
         code, _, said = asked(capsys, place)
         assert code == 1
         assert f"{place}: no run is here" in said
+    with held(str(tmp_path / "begun")):
+        code, _, said = asked(capsys, tmp_path / "begun")
+        assert code == 1
+        assert f"begun: a job prepares it: process {os.getpid()} of" in said
 
 
 def test_a_run_on_s3_is_seen_while_it_goes_on(
