@@ -10,6 +10,7 @@
     matrix.json              the figures; with a row of every task the run is finished
     report.json              what its pages show; report.html and report.md are made of it
     run.log                  what the run said
+    status.json              where the run is, as its driver wrote it last (`run.monitoring`)
     tracked.json             which steps trackers got; tensorboard/, wandb/: what two of them keep
     train/                   Ray Train's own part, with the checkpoints
     lease/                   who drives the run
@@ -34,12 +35,12 @@ from cmoe.common.run_files import RunFileError, read_object, read_settings, writ
 
 CONFIG, DATA, MATRIX, LOG = "config.yaml", "data.json", "matrix.json", "run.log"
 REPORT, PAGE, CARD = "report.json", "report.html", "report.md"
-TRACKED = "tracked.json"
+TRACKED, STATUS, STATUS_FORMAT = "tracked.json", "status.json", 1
 STORE, STAGES, PREDICTIONS, COIN = "store", "stages", "predictions", "coin"
-TRAIN, LEASE = "train", "lease"
+TRAIN, LEASE, SWEEP = "train", "lease", "sweep.json"
 APART = (STORE, TRAIN, LEASE)
 """What isn't copied to the machine that works on a run."""
-BEGUN = (CONFIG, DATA, MATRIX, REPORT, LOG, TRACKED, STAGES)
+BEGUN = (CONFIG, DATA, MATRIX, REPORT, LOG, TRACKED, STATUS, STAGES)
 """What tells how far a run is."""
 NEUTRAL = ("runs", "cluster", "trackers", "wandb", "mlflow")
 """Settings that may change when a run resumes: where and how fast, not what comes out."""
@@ -63,7 +64,7 @@ class RunFolder:
         self.path, self.url = path, url
         self.config, self.data = path / CONFIG, path / DATA
         self.matrix, self.report, self.log = path / MATRIX, path / REPORT, path / LOG
-        self.tracked = path / TRACKED
+        self.tracked, self.status = path / TRACKED, path / STATUS
         self.stages, self.predictions, self.coin = path / STAGES, path / PREDICTIONS, path / COIN
         self.store = f"{url}/{STORE}"
 
@@ -146,6 +147,23 @@ class RunFolder:
             "restore it from a copy, or remove it: the task's times and losses are unknown then"
         )
         return read_object(file, remedy) if file.is_file() else {}
+
+    def read_status(self) -> dict[str, Any]:
+        """What the driver wrote last of where the run is; nothing where it wrote nothing.
+
+        Raises:
+            RunFileError: The file is damaged, or of another version.
+        """
+        if not self.status.is_file():
+            return {}
+        remedy = "remove it, and the same command writes it again"
+        found = read_object(self.status, remedy, "format", "state")
+        if found["format"] != STATUS_FORMAT:
+            raise RunFileError(
+                f"{self.status}: of format {found['format']}, not {STATUS_FORMAT}: another version "
+                f"of cmoe wrote it; {remedy}"
+            )
+        return found
 
     def note(self, index: int, values: Mapping[str, Any]) -> None:
         """Add to what is noted of a task, or of the base alone (-1)."""

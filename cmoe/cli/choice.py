@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cmoe.common.log_lines import say
 from cmoe.config.parse import parse_with
 from cmoe.experiments.choice.settings import ChoiceConfig
 
@@ -15,5 +16,5 @@ def main(words: Sequence[str], prog: str) -> int:
 
     found = choice(config, parts["choice"])
     write_choice_page(config.folder, found)
-    print(config.folder / "choice.html")
+    say(str(config.folder / "choice.html"))
     return 0

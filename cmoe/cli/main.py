@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cmoe import __version__
 from cmoe.common.command_line import LISTED_BY_HELP, refuse
 from cmoe.common.errors import KnownError
+from cmoe.common.log_lines import log_line
 from cmoe.common.nearest import did_you_mean, near
 from cmoe.common.storage import storage_error
 
@@ -45,6 +46,7 @@ COMMANDS = {
     "compare": Command(
         "learn a stream by several methods and compare them", "cmoe.cli.stream", "compare"
     ),
+    "status": Command("tell where a run is, from its files alone", "cmoe.cli.status"),
     "sweep": Command("search how much to grow for each task", "cmoe.cli.sweep"),
     "choice": Command("judge a choice of layers beside random ones", "cmoe.cli.choice"),
     "serve": Command("answer requests over HTTP from a store", "cmoe.cli.serve"),
@@ -113,7 +115,7 @@ def execute(program: Program, name: str, words: Sequence[str] | None = None) -> 
     except KnownError as error:
         return failed(name, error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print(log_line("interrupted; the same command goes on"), file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if (found := storage_error(error)) is None:
@@ -123,5 +125,5 @@ def execute(program: Program, name: str, words: Sequence[str] | None = None) -> 
 
 def failed(name: str, error: KnownError) -> int:
     """Tell what a user can mend; the exit status."""
-    print(f"{name}: {error}", file=sys.stderr)
+    print(log_line(f"{name}: {error}", "ERROR"), file=sys.stderr)
     return 1

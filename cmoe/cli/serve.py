@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmoe.common.command_line import Parser
+from cmoe.common.log_lines import log_line, say
 from cmoe.config.shipped import find_config
 
 CONFIG, LEARNED = "serve_mini", "runs/coin_mini/store"
@@ -49,10 +50,10 @@ def main(words: Sequence[str], prog: str) -> int:
             auth=False if given.no_auth else None,
         )
         with serving(service):
-            print(f"{service.url} answers; Ctrl-C ends it", flush=True)
+            say(f"{service.url} answers; Ctrl-C ends it")
             service.wait()
     except KeyboardInterrupt:
-        print("ended", file=sys.stderr)
+        print(log_line("ended"), file=sys.stderr)
         return 130
     return 0
 

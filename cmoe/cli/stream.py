@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cmoe.common.command_line import refuse
+from cmoe.common.log_lines import say
 from cmoe.config.parse import parse, parse_job, parse_with
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
@@ -46,8 +47,8 @@ def _learn(config: RunConfig) -> int:
 
     found = launch.run(config)
     write_run_page(config.url)
-    print(f"\n{table(found)}")
-    print(f"\n{config.url}/{PAGE}")
+    say(f"\n{table(found)}")
+    say(f"\n{config.url}/{PAGE}")
     return 0
 
 
@@ -62,8 +63,8 @@ def _compare(config: RunConfig, how: CompareConfig, prog: str) -> int:
         require_possible(config, how)
     except RunError as error:
         refuse(prog, [str(error)])
-    print(f"\n{table(comparison.compare(config, how))}")
-    print(f"\n{config.url}/{PAGE}")
+    say(f"\n{table(comparison.compare(config, how))}")
+    say(f"\n{config.url}/{PAGE}")
     return 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cmoe.common.command_line import refuse
+from cmoe.common.log_lines import say
 from cmoe.config.parse import parse_with
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.sweep.settings import BranchConfig, BudgetConfig, SearchConfig
@@ -33,8 +34,8 @@ def main(words: Sequence[str], prog: str) -> int:
     write_sweep_report(run.folder, said, streams)
     for name, found in streams.items():
         measures, added = found["metrics"], found["parameters"]["added"]
-        print(f"{name}: Last {measures['last']:.1f}, BWT {measures['bwt']:+.1f}, {added:,} added")
-    print(run.folder / "sweep.html")
+        say(f"{name}: Last {measures['last']:.1f}, BWT {measures['bwt']:+.1f}, {added:,} added")
+    say(str(run.folder / "sweep.html"))
     return 0
 
 

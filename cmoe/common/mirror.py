@@ -22,6 +22,13 @@ from cmoe.common.storage_errors import READ, WRITTEN
 PERIOD_S = 2.0  # between two looks for what was written
 AGAIN_S = 30.0  # until it is tried again, where it failed
 
+_AT_WORK: list[_Remote] = []
+
+
+def waiting() -> int:
+    """Files that this process's mirrors had still to carry when they last looked."""
+    return sum(remote.waiting for remote in _AT_WORK)
+
 
 @contextmanager
 def mirrored(url: str, *, apart: Sequence[str] = ()) -> Iterator[Mirror]:
@@ -83,6 +90,7 @@ class _Remote(Mirror):
         self._failure: StorageError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._carry, name="mirror", daemon=True)
+        self.waiting = 0
 
     def fetch(self, *names: str) -> None:
         with explained(self.url, READ):
@@ -116,6 +124,7 @@ class _Remote(Mirror):
         self.check()
 
     def start(self) -> None:
+        _AT_WORK.append(self)
         self._thread.start()
 
     def end(self) -> None:
@@ -123,6 +132,7 @@ class _Remote(Mirror):
         self._ended.set()
         self._thread.join()
         self._put()
+        _AT_WORK.remove(self)
 
     def _carry(self) -> None:
         while not self._ended.wait(PERIOD_S if self._failure is None else AGAIN_S):
@@ -134,9 +144,11 @@ class _Remote(Mirror):
         with self._putting:
             name = ""
             try:
-                for _, name in sorted((state, name) for name, state in self._changed().items()):
+                changed = sorted((state, name) for name, state in self._changed().items())
+                for done, (_, name) in enumerate(changed):
+                    self.waiting = len(changed) - done
                     self._put_file(name)
-                self._failure = None
+                self.waiting, self._failure = 0, None
             except Exception as error:
                 found = storage_error(error, f"{self.url}/{name}", WRITTEN)
                 kind, why = (StorageError, repr(error)) if found is None else (type(found), found)

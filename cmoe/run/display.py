@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -9,17 +10,20 @@ from datetime import datetime
 from typing import Any, TextIO
 
 from cmoe.common.files import Log
+from cmoe.common.log_lines import in_json, log_line
 from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder
+from cmoe.run.monitoring.standing import Standing
+from cmoe.run.monitoring.status_file import StatusFile
 from cmoe.run.remaining_time import Remaining
-from cmoe.run.stalls import stage
-from cmoe.run.trackers import Tracking
+from cmoe.run.stalls import duration, stage
+from cmoe.run.trackers import Tracking, ended
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows a run's events on a stream and in the run's `run.log`, and tells its trackers.
+    """Shows a run's events on a stream, in its `run.log` and its `status.json`; tells its trackers.
 
     Control characters are written to a terminal alone.
 
@@ -28,6 +32,9 @@ class Display:
         folder: Where it is kept.
         remaining: Estimates what is left.
         out: Where to show.
+
+    Attributes:
+        standing: Where the run stands.
     """
 
     def __init__(
@@ -39,22 +46,28 @@ class Display:
     ) -> None:
         self.tasks = config.data.tasks
         self.out = out
-        self.live = out.isatty()
-        self._log = Log(folder.log, lambda text: print(text, file=out, flush=True))
+        self.live = out.isatty() and not in_json()
+        self._about = {"run": config.name, "worker": "driver", "node": socket.gethostname()}
+        self._log = Log(folder.log, self._show)
         self._phase: tuple[Any, ...] = ()
         self._remaining = remaining
+        self.standing = Standing(self.tasks, remaining)
+        self._status = StatusFile(folder, self.standing, self.line)
         self._last_line = 0.0
         self._start = time.monotonic()
         self._open_line = False
         self._trackers = Tracking(config, folder, self.line)
 
     def __enter__(self) -> Display:
+        self._status.write("running")
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Let go of the trackers, say how the run has ended, and let go of the log."""
         self._trackers.close(error)
-        self.line(ending(error, time.monotonic() - self._start))
+        said = ending(error, time.monotonic() - self._start)
+        self.line(said)
+        self._status.write(ended(error), said)
         self._log.close()
 
     def line(self, text: str) -> None:
@@ -62,13 +75,34 @@ class Display:
         if self._open_line:
             self.out.write("\r\033[K")
             self._open_line = False
-        self.out.write(f"{text}\n")
-        self.out.flush()
+        self._show(text)
         self._log.write(stamped(text))
+
+    def _show(self, text: str) -> None:
+        place, about = self.standing.place, dict(self._about)
+        if place:
+            about |= {"phase": place["phase"]}
+            if place["index"] >= 0:
+                about["task"] = self.tasks[place["index"]]
+        self.out.write(f"{log_line(text, **about)}\n")
+        self.out.flush()
+
+    def tick(self) -> None:
+        """Called time and again, whether anything happens or not."""
+        self._status.tick()
+
+    def lost(self, why: str) -> None:
+        """The workers have to be started again."""
+        self.line(why)
+        self.standing.lost(why)
+        self._status.write("running")
 
     def event(self, event: Mapping[str, Any]) -> None:
         """One event of the worker program."""
         self._remaining.event(event)
+        self.standing.event(event)
+        if event["phase"] in ("stage", "restart", "notice"):
+            self._status.write("running")
         if event["phase"] == "stage":
             self._stage(event["index"], event["results"])
             return
@@ -140,10 +174,3 @@ def refused(folder: RunFolder, error: Exception) -> None:
 def stamped(text: str) -> str:
     """A line of the log."""
     return f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
-
-
-def duration(seconds: float) -> str:
-    """A time that is still to come, as it is read; never none at all."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

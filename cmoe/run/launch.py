@@ -13,6 +13,7 @@ from typing import Any
 from cmoe.common.errors import DataError
 from cmoe.common.errors import RunError as RunError
 from cmoe.common.files import WORKING_COPIES
+from cmoe.common.log_lines import say
 from cmoe.common.mirror import mirrored
 from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError, is_remote, require_reachable
@@ -36,7 +37,7 @@ from cmoe.run.worker_group import session, train
 from cmoe.tasks.base_rule import base_rule
 
 
-def run(config: RunConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
+def run(config: RunConfig, show: Callable[[str], None] = say) -> dict[str, Any]:
     """Carry a run to its end.
 
     Args:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from cmoe.common.errors import KnownError
 from cmoe.common.exclusive import create, require_exclusive
 from cmoe.common.files import whole
 from cmoe.common.parsing import parse_json
@@ -55,7 +56,7 @@ LOOK_S = 1.0
 _FILE = re.compile(r"\d{4,}\.json")
 
 
-class LeaseError(Exception):
+class LeaseError(KnownError):
     """Another job drives the run, or has taken it over; says who."""
 
 
@@ -158,6 +159,18 @@ def held(url: str, show: Callable[[str], object] = print) -> Iterator[None]:
         raise
     if lease.lost is not None:
         raise lease.lost
+
+
+def holder_of(url: str) -> Holder | None:
+    """Who holds a run's lease, or held it last; None where nobody does, or did. It takes nothing.
+
+    Raises:
+        LeaseError: Its file is damaged.
+        StorageError: The folder can't be read.
+    """
+    lease = _Lease(url)
+    number = max(lease._numbers(), default=0)
+    return lease._read(number) if number else None
 
 
 class _Lease:

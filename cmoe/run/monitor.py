@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from cmoe.run.display import Display
+from cmoe.run.heartbeat import BEAT_S
+from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
 
 POLL_SECONDS = 0.5
@@ -20,38 +22,59 @@ class Follower:
     Args:
         board: The board's actor.
         display: Where to show.
+        metrics: Where to show it as figures.
         workers: How many the group needs at least.
         each: What one asks for, by Ray's resources.
     """
 
     def __init__(
-        self, board: Any, display: Display, workers: int, each: Mapping[str, float]
+        self,
+        board: Any,
+        display: Display,
+        metrics: RunMetrics,
+        workers: int,
+        each: Mapping[str, float],
     ) -> None:
-        self._board, self._display = board, display
+        self._board, self._display, self._metrics = board, display, metrics
         self._least, self._each = workers, each
         self._workers = workers  # that are asked for at the moment
         self._running = False
         self._since = time.monotonic()  # when it came to be so
         self._stall, self._wait = Spaced(QUIET_S), Spaced(WAITING_S)
         self._stalled = ""  # as of the last look
+        self._beats: Mapping[int, Mapping[str, Any]] = {}
+        self._asked = self._shown = 0.0  # when beats were asked for, and figures shown
 
     def look(self) -> None:
         """Show what is new."""
         import ray
 
-        for event in ray.get(self._board.take.remote()):
+        events = ray.get(self._board.take.remote())
+        for event in events:
             self._event(event)
         lasted = time.monotonic() - self._since
-        if not self._running:
+        if self._running:
+            self._watch(lasted)
+        else:
+            self._display.standing.look(lasted, {})
             if self._wait.due(lasted) and (text := self._waiting(lasted)):
                 self._display.line(text)
-            return
+        self._display.tick()
+        if events or time.monotonic() >= self._shown + BEAT_S:
+            self._shown = time.monotonic()
+            self._metrics.show()
+
+    def _watch(self, lasted: float) -> None:
+        """Say if nothing moves, though there are workers."""
+        import ray
+
         quiet = min(ray.get(self._board.quiet.remote()), lasted)
-        due = self._stall.due(quiet)
-        self._stalled = ""
-        if quiet >= QUIET_S:  # all workers' beats are asked for only then
-            beats = ray.get(self._board.beats.remote())
-            self._stalled = stalled(quiet, beats, self._display.tasks)
+        due, standing = self._stall.due(quiet), self._display.standing
+        if quiet >= QUIET_S or time.monotonic() >= self._asked + BEAT_S:  # as often as they come
+            self._asked = time.monotonic()
+            self._beats = ray.get(self._board.beats.remote())
+        standing.look(quiet, self._beats)
+        self._stalled = stalled(quiet, self._beats, self._display.tasks) if quiet >= QUIET_S else ""
         if due:
             self._display.line(self._stalled)
 
@@ -63,7 +86,7 @@ class Follower:
             case "running":
                 self._state(running=True)
             case "resizing":
-                self._display.line(f"the group changes to {event['workers']} workers")
+                self._display.lost(f"the group changes to {event['workers']} workers")
             case "failed":
                 self._failed(event["causes"], event["beats"])
             case _:
@@ -72,12 +95,13 @@ class Follower:
     def _state(self, *, running: bool) -> None:
         if running != self._running:
             self._running, self._since = running, time.monotonic()
+            self._beats, self._asked = {}, 0.0  # others come
 
     def _failed(
         self, causes: list[tuple[int | None, str]], beats: Mapping[int, Mapping[str, Any]]
     ) -> None:
         said = [text if r is None else f"{named(r, beats)} {text}" for r, text in causes]
-        self._display.line("; ".join(said))
+        self._display.lost("; ".join(said))
         if self._stalled:
             self._display.line(f"before that: {self._stalled}")
         self._stalled, self._workers = "", self._least

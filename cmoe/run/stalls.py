@@ -33,7 +33,7 @@ def stalled(quiet: float, beats: Mapping[int, Mapping[str, Any]], tasks: Sequenc
 
     Args:
         quiet: Seconds since any worker's last progress.
-        beats: As of `Board.look`.
+        beats: As of `Board.beats`.
         tasks: The stream's.
     """
     text = f"no progress for {quiet:.0f} s"
@@ -110,6 +110,13 @@ def phase(place: Mapping[str, Any]) -> str:
     of = f" of {place['of']}" if "of" in place else ""
     steps = f", step {place['step']} of {place['steps']}" if "steps" in place else ""
     return f"{place['phase']}{of}{steps}"
+
+
+def duration(seconds: float) -> str:
+    """A time that is still to come, as it is read; never none at all."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # While there are no workers

@@ -24,6 +24,7 @@ from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder, by_key
+from cmoe.run.monitoring.standing import TokenCount
 
 WAITING = 10_000
 """Points that a tracker may be behind."""
@@ -31,6 +32,13 @@ CLOSING_S = 60.0
 """Seconds that a run's end waits for a tracker."""
 
 Ending = Literal["finished", "interrupted", "failed"]
+
+
+def ended(error: BaseException | None) -> Ending:
+    """How a run has ended, by what ended it."""
+    if error is None:
+        return "finished"
+    return "failed" if isinstance(error, Exception) else "interrupted"
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Tracking:
             _Sender(name, partial(TRACKERS[name], config, folder, self._record), say)
             for name in config.followed
         ]
-        self._counted: tuple[str, float, float] | None = None  # axis, tokens, time
+        self._counted = TokenCount()
 
     def progress(self, event: Mapping[str, Any]) -> None:
         """Log a step of a training; other events are passed over."""
@@ -84,15 +92,12 @@ class Tracking:
             return
         name = f"{event['phase']}/{event['task']}"
         values = {f"{name}/loss": event["loss"], f"{name}/learning_rate": event["learning_rate"]}
-        axis, tokens, now = f"{name}/step", event["tokens"], event["time"]
-        if self._counted is not None and self._counted[0] == axis and now > self._counted[2]:
-            rate = (tokens - self._counted[1]) / (now - self._counted[2])
-            if rate > 0:  # a training that goes on from its checkpoint counts from there
-                values[f"{name}/tokens_per_s"] = rate
-        self._counted = axis, tokens, now
+        tokens, seconds = self._counted.since(event)
+        if seconds:
+            values[f"{name}/tokens_per_s"] = tokens / seconds
         if "memory" in event:
             values[f"{name}/memory_gib"] = event["memory"] / 2**30
-        self._log(axis, event["step"], now, values)
+        self._log(f"{name}/step", event["step"], event["time"], values)
 
     def stage(self, index: int, results: Mapping[str, Any]) -> None:
         """Log the accuracies and measures after a task."""
@@ -105,12 +110,8 @@ class Tracking:
 
     def close(self, error: BaseException | None) -> None:
         """Let go of all trackers; each has `CLOSING_S` for what is left."""
-        if error is None:
-            ending: Ending = "finished"
-        else:
-            ending = "failed" if isinstance(error, Exception) else "interrupted"
         for sender in self._senders:
-            sender.put(ending)
+            sender.put(ended(error))
         for sender in self._senders:
             sender.join()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -18,8 +19,10 @@ from cmoe.common.storage_errors import WRITTEN
 from cmoe.folder import TRAIN
 from cmoe.methods.method import seed_of
 from cmoe.run.heartbeat import Heartbeat
+from cmoe.run.monitoring.worker_logs import mark_logs
 from cmoe.run.worker_failures import described, is_own, limit_collectives
 
+logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 
 
@@ -39,6 +42,7 @@ def work(settings: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     heartbeat = Heartbeat(board, rank)
+    mark_logs(config, heartbeat, in_json=settings["in_json"])
     heartbeat.start()
     import torch
 
@@ -60,6 +64,7 @@ def work(settings: Mapping[str, Any]) -> None:
     try:
         run_stream(config, Group(rank, workers, device), link)
     except Exception as error:
+        logger.info("failed", exc_info=error)
         if is_own(error):
             error.add_note(f"on {heartbeat.worker}")
             ray.get(board.fail.remote(described(error, config)))
@@ -168,6 +173,11 @@ class RayLink(Checkpoints):
         self._memory = memory
         self._told: Any = None
         self._under_way: Path | None = None
+        heartbeat.saving = self._saving
+
+    def _saving(self) -> bool:
+        """Whether a checkpoint is under way: its folder goes when it is kept."""
+        return self._under_way is not None and self._under_way.exists()
 
     def emit(self, event: Mapping[str, Any]) -> None:
         self._heartbeat.reached(event)
@@ -181,7 +191,7 @@ class RayLink(Checkpoints):
     def save(self, folder: Path, *, wait: bool) -> None:
         from ray.train import Checkpoint, CheckpointUploadMode, report
 
-        while self._under_way is not None and self._under_way.exists():
+        while self._saving():
             time.sleep(POLL_SECONDS)  # one at a time, or a slow storage would fill this disk
         self._under_way = folder
         report(

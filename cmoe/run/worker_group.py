@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import RunError
+from cmoe.common.log_lines import in_json
 from cmoe.common.storage import filesystem, is_remote
 from cmoe.config.tree import RunConfig
 from cmoe.folder import TRAIN
@@ -18,6 +19,7 @@ from cmoe.run.board import Board
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.run.display import Display
 from cmoe.run.monitor import Follower, following
+from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import fitting, has, lacking, needed
 from cmoe.run.worker import work
 
@@ -56,7 +58,7 @@ def train(config: RunConfig, display: Display) -> None:
     lost: TrainingFailedError | None = None
     trainer = Trainer(
         work,
-        train_loop_config={"config": rooted(config), "board": board},
+        train_loop_config={"config": rooted(config), "board": board, "in_json": in_json()},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers
             if cluster.min_workers is None
@@ -75,8 +77,9 @@ def train(config: RunConfig, display: Display) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=cluster.timeout_s),
     )
+    follower = Follower(board, display, RunMetrics(config.name, display.standing), least, resources)
     try:
-        with following(Follower(board, display, least, resources)):
+        with following(follower):
             trainer.fit()
     except TrainingFailedError as error:
         lost = error

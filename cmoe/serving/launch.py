@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmoe.common.log_lines import in_json
 from cmoe.common.storage import StorageError, require_reachable
 from cmoe.modeling.pretrained import MissingModelError, load_config, require_loadable
 from cmoe.modeling.settings import ModelConfig
@@ -27,7 +28,7 @@ from cmoe.store.log import Store
 
 if TYPE_CHECKING:
     from ray.serve import Application
-    from ray.serve.schema import DeploymentSchema
+    from ray.serve.schema import DeploymentSchema, LoggingConfig
 
 LOOPBACK = "localhost"
 RAY = {
@@ -119,12 +120,22 @@ def read_service(
     return Service(
         config,
         http,
-        schema.logging_config,
+        _logging(schema.logging_config),
         str(schema.proxy_location.value),
         {d.name: _options(d) for d in application.deployments},
         application.name,
         application.route_prefix or "/",
     )
+
+
+def _logging(given: LoggingConfig | None) -> LoggingConfig | None:
+    """Ray Serve's settings of its logs: in JSON where all of Ray's are, if the file doesn't say."""
+    said = {} if given is None else given.model_dump(exclude_unset=True)
+    if not in_json() or "encoding" in said:
+        return given
+    from ray.serve.schema import LoggingConfig
+
+    return LoggingConfig(**said, encoding="JSON")
 
 
 def _options(deployment: DeploymentSchema) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from ray.serve.metrics import Gauge, Histogram
-
+from cmoe.common import metrics
 from cmoe.modeling.routers import BASE
 from cmoe.serving.bases import UnservedBaseError
 from cmoe.serving.engines.executor import Executor, ExplainingExecutor, LocatingExecutor
-from cmoe.serving.gateway.metrics import BOUNDS
+from cmoe.serving.gateway.metrics import made
 from cmoe.serving.messages import BEHIND, AnswerPart, AnswerRequest, Located, Prompt, Reply
 from cmoe.serving.replica_port import keep_on_loopback
 from cmoe.serving.settings import ServeConfig
@@ -61,15 +60,9 @@ class ExecutorReplica:
             logger.error("%s", error)  # the trace that Ray writes of it says no more
             raise
         self._follower = await StoreFollower.start(store, self._executor, config)
-        self._running = Gauge("cmoe_running", "Answers that are under way.")
-        self._queue_s, self._first_token_s, self._token_s = (
-            Histogram(f"cmoe_{name}_seconds", text, BOUNDS, ("task",))
-            for name, text in (
-                ("queue", "Seconds that a prompt waited until it was read."),
-                ("first_token", "Seconds from a prompt's arrival to its first token."),
-                ("token", "Seconds of a further token."),
-            )
-        )
+        self._running, self._waiting = made(metrics.RUNNING), made(metrics.WAITING)
+        self._queue_s, self._token_s = made(metrics.QUEUE_TIME), made(metrics.TOKEN_TIME)
+        self._first_token_s = made(metrics.FIRST_TOKEN_TIME)
 
     async def answer(self, request: AnswerRequest) -> tuple[Reply, ...]:
         """Whole answers, one as a rule."""
@@ -96,6 +89,7 @@ class ExecutorReplica:
             async for part in parts:
                 self._measure(part)
                 yield self._reply(part)
+        self._load()
 
     async def whose_experts(self, prompt: Prompt, task: int) -> list[float] | None:
         """As `ExplainingExecutor`'s; None where the executor can't tell, or lacks the task."""
@@ -109,9 +103,17 @@ class ExecutorReplica:
         count = len(self._executor.tasks if part.location is None else part.location.scores)
         return Reply(part, str(self._follower.version_of(count)))
 
+    def _load(self) -> tuple[int, int]:
+        """How many answers run and wait; that is measured, too."""
+        running, waiting = self._executor.running, self._executor.waiting
+        self._running.set(running)
+        self._waiting.set(waiting)
+        return running, waiting
+
     def _measure(self, part: AnswerPart) -> None:
         if not part.finish:
             return
+        self._load()
         tags = {"task": "base" if part.task == BASE else self._executor.tasks[part.task]}
         self._queue_s.observe(part.queued_s, tags)
         self._first_token_s.observe(part.first_token_s, tags)
@@ -122,8 +124,7 @@ class ExecutorReplica:
     async def state(self, min_tasks: int = 0) -> dict[str, Any]:
         """As the locator's, and how many answers run and wait."""
         await self._follower.catch_up(min_tasks)
-        running, waiting = self._executor.running, self._executor.waiting
-        self._running.set(running)
+        running, waiting = self._load()
         return self._follower.state() | {"running": running, "waiting": waiting}
 
     def check_health(self) -> None:

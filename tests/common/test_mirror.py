@@ -128,6 +128,7 @@ def test_failing_calls_are_tried_again(
         with mirrored(bucket) as mirror:
             mirror.fetch()
             assert {f.name: f.read_bytes() for f in mirror.folder.iterdir()} == content
+            assert mirror_module.waiting() == 0
         assert sum(proxy.faults.values()) > 5
         assert len(proxy.faults) >= 3, proxy.faults
 
@@ -147,6 +148,7 @@ def test_what_waiting_can_not_mend_is_not_carried_again(
                 time.sleep(0.1)
             time.sleep(1)
             assert proxy.faults["denied"] == 1
+            assert mirror_module.waiting() == 1
             with pytest.raises(StorageError, match=r"AccessDenied.*give it the right"):
                 mirror.check()
             proxy.denied = False  # mended: what is left is carried at the end

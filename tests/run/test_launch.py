@@ -20,6 +20,7 @@ from cmoe.common.group import Group
 from cmoe.common.storage import StorageAwayError, StorageError
 from cmoe.config.settings import WandbConfig
 from cmoe.config.tree import RunConfig
+from cmoe.folder import RunFolder
 from cmoe.run import launch
 from cmoe.run.worker import is_own
 from cmoe.store.log import Store
@@ -57,6 +58,7 @@ def test_the_job_leaves_a_whole_run_folder(whole: tuple[Path, str]) -> None:
         "report.html",
         "report.md",
         "run.log",
+        "status.json",
     ):
         assert (folder / name).stat().st_size > 0, name
     assert Store.open(folder / "store").tasks == TASKS
@@ -94,7 +96,7 @@ def test_a_finished_run_that_lost_its_report_gets_it_again_and_learns_nothing(
 ) -> None:
     """As a job leaves it that was killed after the last answer."""
     folder, _ = whole
-    own = (folder / "lease", folder / "run.log")  # of every job
+    own = (folder / "lease", folder / "run.log", folder / "status.json")  # of every job
     files = (f for f in folder.rglob("*") if f.is_file() and not {f, f.parent} & {*own})
     before = {f: f.read_bytes() for f in files}
     lost = [folder / name for name in ("report.json", "report.html", "report.md")]
@@ -166,6 +168,9 @@ def test_killed_workers_and_drivers_end_in_the_same_matrix(
     assert re.search(
         stopped + r"\(\S+, pid \d+\) has not answered for \d+ s.*; worker 0 waits", log
     )
+    status = RunFolder(folder, str(folder)).read_status()
+    assert (status["state"], status["jobs"], status["restarted"]) == ("finished", 3, 3)
+    assert all("its process was killed" in restart["why"] for restart in status["restarts"])
     died = re.findall(r"worker (\d) \(\S+, pid \d+\) died: its process was killed", log)
     assert died == ["1", "0", "0"]
     same_run(folder, whole[0])

@@ -14,6 +14,7 @@ from support.service import service_file
 from support.serving_bases import qwen3_5
 
 from cmoe.common import packages
+from cmoe.common.log_lines import ENCODING
 from cmoe.modeling.settings import ModelConfig
 from cmoe.serving import launch
 from cmoe.serving.bases import UnservedBaseError
@@ -115,6 +116,20 @@ def test_a_service_refuses_such_a_base_before_it_loads_it(
     monkeypatch.setattr(launch, "_require_port", lambda *_: pytest.fail("Ray is about to start"))
     with pytest.raises(ServiceError, match="'qwen3_5' can't be served: it has"), serving(service):
         pass
+
+
+def test_a_service_logs_in_json_where_ray_does_unless_its_file_says_otherwise(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = service_file(tmp_path, store=store)
+    assert read_service(file, auth=False).logging is None
+    monkeypatch.setenv(ENCODING, "JSON")
+    assert read_service(file, auth=False).logging.encoding == "JSON"
+    file.write_text(f"{file.read_text()}logging_config: {{log_level: ERROR}}\n")
+    found = read_service(file, auth=False).logging
+    assert (found.encoding, found.log_level) == ("JSON", "ERROR")
+    file.write_text(file.read_text().replace("{log", "{encoding: TEXT, log"))
+    assert read_service(file, auth=False).logging.encoding == "TEXT"
 
 
 @pytest.mark.parametrize("python", [None, "nowhere/bin/python"])

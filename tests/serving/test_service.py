@@ -300,7 +300,9 @@ def test_what_is_there_is_shown(service: ServiceClient) -> None:
 
 def test_figures_for_prometheus_are_by_task(service: ServiceClient) -> None:
     wanted = {f"ray_cmoe_{n}_seconds_count/VizWiz" for n in ("queue", "first_token", "token")}
-    wanted |= {"ray_cmoe_locate_seconds_count/", "ray_cmoe_requests_total/VizWiz"}
+    wanted |= {f"ray_cmoe_{n}_total/VizWiz" for n in ("requests", "located", "answer_tokens")}
+    wanted |= {"ray_cmoe_locate_seconds_count/", "ray_cmoe_request_seconds_count/"}
+    wanted |= {"ray_cmoe_locate_batch_prompts_count/", "ray_cmoe_prompt_tokens_total/VizWiz"}
     until(lambda: wanted <= service.metrics().keys())
     assert all(service.metrics()[name] >= 1 for name in wanted)
     with pytest.raises(urllib.error.HTTPError, match="401"):

@@ -43,6 +43,7 @@ RUN = {
     "cmoe prepare --root data/coin --dry-run": "",
     "cmoe prepare --root data/coin --out .*": "",
     "cmoe score .*": "",
+    "cmoe status runs/coin_mini": "",
     "cmoe phrasing --config coin_mini": SHORT,
     "cmoe export runs/coin_mini .*": "",
     "cmoe export runs/mine .*": "",

@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from cmoe.common.errors import RunError
+from cmoe.common.log_lines import say
 from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import is_remote
 from cmoe.config.tree import RunConfig
@@ -42,7 +43,7 @@ CHOICE, FOLDER = "choice.json", "choice"
 
 
 def choice(
-    config: RunConfig, how: ChoiceConfig, show: Callable[[str], None] = print
+    config: RunConfig, how: ChoiceConfig, show: Callable[[str], None] = say
 ) -> dict[str, Any]:
     """Carry the study to its end, from wherever its folder stands.
 

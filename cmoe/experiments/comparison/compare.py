@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from cmoe.common.errors import RunError
+from cmoe.common.log_lines import say
 from cmoe.common.mirror import Mirror, mirrored
 from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError
@@ -42,7 +43,7 @@ Finish = Callable[..., Iterable[tuple[int, dict[str, Any]]]]
 
 
 def compare(
-    config: RunConfig, how: CompareConfig, show: Callable[[str], None] = print
+    config: RunConfig, how: CompareConfig, show: Callable[[str], None] = say
 ) -> dict[str, Any]:
     """Carry every run of a comparison to its end, and write what they came to.
 

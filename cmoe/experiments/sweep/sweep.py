@@ -21,6 +21,7 @@ from typing import Any
 
 from cmoe.common.errors import RunError
 from cmoe.common.exclusive import require_exclusive
+from cmoe.common.log_lines import say
 from cmoe.common.packages import lacking
 from cmoe.common.run_files import read_object, write_json
 from cmoe.common.storage import filesystem, is_remote
@@ -48,7 +49,7 @@ from cmoe.experiments.sweep.tuner import (
     run_trials,
 )
 from cmoe.experiments.sweep.worker import RESULT, read_kept, read_probed, read_result
-from cmoe.folder import STORE, RunFolder
+from cmoe.folder import STORE, SWEEP, RunFolder
 from cmoe.mini.tasks import ensure_data
 from cmoe.run.launch import check_model, require_lasting
 from cmoe.run.lease import LeaseError, held
@@ -56,7 +57,7 @@ from cmoe.run.worker_group import rooted
 from cmoe.store.log import Store
 from cmoe.tasks.base_rule import base_rule
 
-SWEEP, FOLDER = "sweep.json", "sweep"
+FOLDER = "sweep"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class SweepConfig:
         return plain
 
 
-def sweep(config: SweepConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
+def sweep(config: SweepConfig, show: Callable[[str], None] = say) -> dict[str, Any]:
     """Sweep all tasks of the stream, from wherever the run's folder stands.
 
     Args:

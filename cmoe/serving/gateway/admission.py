@@ -67,11 +67,13 @@ class Admission:
     Args:
         limits: The limits of a request, and of those in flight.
         keys: Who may ask.
-        count: Gets the status of every request that ends here.
+        refused: Gets the error of every request that ends here.
     """
 
-    def __init__(self, limits: LimitsConfig, keys: Keys, count: Callable[[int], None]) -> None:
-        self._limits, self._keys, self._count = limits, keys, count
+    def __init__(
+        self, limits: LimitsConfig, keys: Keys, refused: Callable[[RequestError], None]
+    ) -> None:
+        self._limits, self._keys, self._refused = limits, keys, refused
         self._bodies = Bodies(limits)
         self._in_flight = 0
 
@@ -92,7 +94,7 @@ class Admission:
                 yield slot
         except Exception as error:
             told = to_request_error(error)
-            self._count(told.status)
+            self._refused(told)
             raise told from error
         finally:
             if slot is not None and not slot.streaming:

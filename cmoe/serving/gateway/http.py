@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from ray import serve
-from ray.serve.metrics import Counter
 from starlette.exceptions import HTTPException
 
+from cmoe.common import metrics
 from cmoe.serving.bases import base_of
 from cmoe.serving.gateway.admission import Admission, SlotStream
 from cmoe.serving.gateway.chat import ChatRequest, read_explained, read_located
@@ -22,7 +23,7 @@ from cmoe.serving.gateway.conversation import conversation
 from cmoe.serving.gateway.errors import RequestError
 from cmoe.serving.gateway.failures import error_response, route_error, to_request_error
 from cmoe.serving.gateway.keys import Keys
-from cmoe.serving.gateway.metrics import exposition
+from cmoe.serving.gateway.metrics import exposition, made
 from cmoe.serving.gateway.pictures.memory import return_large_blocks
 from cmoe.serving.gateway.prompt_builder import PromptBuilder
 from cmoe.serving.gateway.protocol import (
@@ -48,6 +49,10 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
+)
+COUNTED = (
+    *(metrics.REQUESTS, metrics.REFUSED, metrics.LOCATED, metrics.UNKNOWN),
+    *(metrics.PROMPT_TOKENS, metrics.ANSWER_TOKENS, metrics.REQUEST_TIME),
 )
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -82,13 +87,8 @@ class Gateway:
         prompts = PromptBuilder(base, config.limits, writes=writes)
         self._replicas = Replicas(config, executor, locator)
         self._routing = Routing(config, prompts, self._replicas)
-        self._admission = Admission(config.limits, keys, self._count)
-        self._requests = Counter(
-            "cmoe_requests",
-            "Requests answered, by task and status.",
-            ("task", "status"),  # type: ignore[arg-type]
-        )
-        self._unknown = Counter("cmoe_unknown", "Located prompts that no task claims.")
+        self._admission = Admission(config.limits, keys, self._refuse)
+        self._metrics = {metric: made(metric) for metric in COUNTED}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the replica's own application."""
@@ -125,7 +125,9 @@ class Gateway:
 
     async def _generate(self, request: Request, kind: type[GenerationRequest]) -> Response:
         """An answer in one of the two protocols."""
+        took = partial(self._took, time.monotonic())
         async with self._admission.slot(request) as slot:
+            slot.on_free(took)
             asked = kind.read(slot.body, self._limits, self._samples)
             task, headers = asked.task, warning(asked.ignored)
             made = conversation(asked.messages, self._limits, kind.MESSAGES)
@@ -135,9 +137,9 @@ class Gateway:
                 slot.on_free(whole.cancel)
                 answers = await whole
                 answer = self._answer(asked, route, await self._checked(*answers))
-                self._count(200, answer.task)
                 parts = sorted((reply.part for reply in answers), key=lambda part: part.index)
                 usage = Usage(route.tokens, sum(part.tokens for part in parts))
+                self._count(200, answer.task, usage)
                 return JSONResponse(answer.whole(parts, usage), headers=headers)
             replies = self._replicas.stream(route.request)
             slot.on_free(replies.cancel)
@@ -182,11 +184,13 @@ class Gateway:
         except Exception as error:
             failure = to_request_error(error)
             status = failure.status
+            self._metrics[metrics.REFUSED].inc(tags={"code": failure.code or ""})
             yield answer.fail(failure)
             return
         finally:
-            self._count(status, answer.task)
-        yield told + answer.end(Usage(route.tokens, tokens))
+            usage = Usage(route.tokens, tokens)
+            self._count(status, answer.task, usage)
+        yield told + answer.end(usage)
 
     def _answer(self, asked: GenerationRequest, route: Route, reply: Reply) -> Answer:
         """What writes the answer: it knows which task answers, and how that was found."""
@@ -201,8 +205,9 @@ class Gateway:
                 found["nearest"] = name(location.nearest)
                 found["score"] = location.scores[location.nearest]
                 found["share"] = location.shares[location.nearest]
+            self._metrics[metrics.LOCATED].inc(tags={"task": found["task"] or "base"})
             if location.unknown:
-                self._unknown.inc()
+                self._metrics[metrics.UNKNOWN].inc()
         elif route.request.task is not None:
             found["task"] = name(route.request.task)
         found |= {"instructed": route.instructed, "store_version": version}
@@ -245,8 +250,21 @@ class Gateway:
                 "tasks": [{"task": name, "share": share} for name, share in rows],
             }
 
-    def _count(self, status: int, task: str = "") -> None:
-        self._requests.inc(tags={"task": task, "status": str(status)})
+    def _count(self, status: int, task: str, usage: Usage) -> None:
+        self._metrics[metrics.REQUESTS].inc(tags={"task": task, "status": str(status)})
+        for metric, tokens in (
+            (metrics.PROMPT_TOKENS, usage.prompt),
+            (metrics.ANSWER_TOKENS, usage.answer),
+        ):
+            if tokens:
+                self._metrics[metric].inc(tokens, {"task": task})
+
+    def _refuse(self, error: RequestError) -> None:
+        self._metrics[metrics.REQUESTS].inc(tags={"task": "", "status": str(error.status)})
+        self._metrics[metrics.REFUSED].inc(tags={"code": error.code or ""})
+
+    def _took(self, begun: float) -> None:
+        self._metrics[metrics.REQUEST_TIME].observe(time.monotonic() - begun)
 
     # Models
 

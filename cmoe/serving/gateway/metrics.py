@@ -1,15 +1,29 @@
-"""The service's metrics for Prometheus, from Ray's agents on all nodes."""
+"""The service's metrics for Prometheus: how they are made, and all of them on one page.
+
+Ray's agents on all nodes export them, by the file that Ray's agents are found by. The page is for
+who has no way to the agents: it asks them all.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import Iterable
+from typing import Any
 
-PREFIX = "ray_cmoe_"
+from ray.serve import metrics as serve_metrics
+
+from cmoe.common.metrics import RAY, SERVING, Metric
+
+NAMES = re.compile("|".join(f"{RAY}{each.name}(_total)?" for each in SERVING))
 TIMEOUT_S = 5.0  # after which an agent that doesn't answer is left out
-BOUNDS = [0.001 * 2**n for n in range(17)]
-"""Buckets of seconds, from a millisecond to a minute."""
+
+
+def made(metric: Metric) -> Any:
+    """Ray's own of a metric, in a replica."""
+    bounds = {"boundaries": [*metric.bounds]} if metric.bounds else {}
+    kind = getattr(serve_metrics, metric.kind)
+    return kind(metric.name, metric.text, tag_keys=metric.labels, **bounds)
 
 
 async def exposition() -> str:
@@ -36,7 +50,7 @@ async def exposition() -> str:
 
 
 def merged(pages: Iterable[str]) -> str:
-    """The metrics that begin with our prefix: each family once, with the samples of all pages."""
+    """The metrics of services: each family once, with the samples of all pages."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for page in pages:
@@ -44,9 +58,9 @@ def merged(pages: Iterable[str]) -> str:
         for line in page.splitlines():
             if found := re.match(r"# (?:HELP|TYPE) (\S+)", line):
                 family = found[1]
-                if family.startswith(PREFIX) and line not in heads.setdefault(family, []):
+                if NAMES.fullmatch(family) and line not in heads.setdefault(family, []):
                     heads[family].append(line)
-            elif line and not line.startswith("#") and family.startswith(PREFIX):
+            elif line and not line.startswith("#") and family in heads:
                 samples.setdefault(family, []).append(line)
     lines = [line for family in heads for line in (*heads[family], *samples.get(family, ()))]
     return "".join(f"{line}\n" for line in lines)

@@ -10,12 +10,12 @@ from typing import Any, Self, TypeVar
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.metrics import Histogram
 
+from cmoe.common import metrics
 from cmoe.common.instructions import Instructions
 from cmoe.modeling.routers import BASE
 from cmoe.serving.gateway.errors import RequestError
-from cmoe.serving.gateway.metrics import BOUNDS
+from cmoe.serving.gateway.metrics import made
 from cmoe.serving.gateway.protocol import MODEL, no_model
 from cmoe.serving.messages import BEHIND, AnswerRequest, AnyPrompt, Located, Prompt, Reply
 from cmoe.serving.settings import ServeConfig
@@ -57,8 +57,9 @@ class Replicas:
         self.instructions: tuple[Instructions | None, ...] = ()
         self._asking, self._asked_at = asyncio.Lock(), -STATE_S
         self._states: Mapping[str, State | None] = {}
-        self._locate_s = Histogram(
-            "cmoe_locate_seconds", "Seconds from a prompt's arrival to its task.", BOUNDS
+        self._locate_s, self._locate_batch = (
+            made(metrics.LOCATE_TIME),
+            made(metrics.LOCATE_BATCH),
         )
 
     # Tasks
@@ -96,6 +97,7 @@ class Replicas:
         return located
 
     async def _locate(self, prompts: list[Prompt]) -> list[Located]:
+        self._locate_batch.observe(len(prompts))
         located: list[Located] = await _tried(lambda: self._locator.locate.remote(prompts))
         return located
 

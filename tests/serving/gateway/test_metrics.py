@@ -7,13 +7,15 @@ from cmoe.serving.gateway.metrics import merged
 
 def test_figures_of_several_nodes_are_one_page() -> None:
     pages = [
-        f'# HELP ray_cmoe_a help\n# TYPE ray_cmoe_a counter\nray_cmoe_a{{node="{n}"}} {n}\n'
+        "# HELP ray_cmoe_running help\n# TYPE ray_cmoe_running gauge\n"
+        f'ray_cmoe_running{{node="{n}"}} {n}\n'
         "# HELP ray_other x\n# TYPE ray_other gauge\nray_other 1\n"
+        "# HELP ray_cmoe_train_loss x\n# TYPE ray_cmoe_train_loss gauge\nray_cmoe_train_loss 1\n"
         for n in (1, 2)
     ]
     assert merged([*pages, ""]).splitlines() == [
-        "# HELP ray_cmoe_a help",
-        "# TYPE ray_cmoe_a counter",
-        'ray_cmoe_a{node="1"} 1',
-        'ray_cmoe_a{node="2"} 2',
+        "# HELP ray_cmoe_running help",
+        "# TYPE ray_cmoe_running gauge",
+        'ray_cmoe_running{node="1"} 1',
+        'ray_cmoe_running{node="2"} 2',
     ]

@@ -1,0 +1,1 @@
+"""What a run tells machines of itself: Prometheus, collectors of logs, `cmoe status`."""
