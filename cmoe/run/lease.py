@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -160,6 +160,28 @@ def held(url: str, show: Callable[[str], object] = print) -> Iterator[None]:
         raise lease.lost
 
 
+def in_use(urls: Sequence[str], show: Callable[[str], object] = print) -> dict[str, Holder]:
+    """Who drives runs now, by the run's URL; runs that nobody drives aren't in it.
+
+    Nothing is written. Holders elsewhere are watched for a sign of life, all at the same time.
+
+    Raises:
+        LeaseError: The file of a lease is damaged.
+        StorageError: A run can't be read.
+    """
+    found = {url: holder for url in urls if (holder := _Lease(url).holder()) is not None}
+    used = {url: holder for url, holder in found.items() if holder.dead() is False}
+    unseen = {url: holder for url, holder in found.items() if holder.dead() is None}
+    if unseen:
+        show(f"watching {len(unseen)} jobs of other machines for {EXPIRY_S:.0f} s")
+        time.sleep(EXPIRY_S)
+    for url, holder in unseen.items():
+        now = _Lease(url).holder()
+        if now is not None and (now.token, now.beats) != (holder.token, holder.beats):
+            used[url] = now
+    return used
+
+
 class _Lease:
     def __init__(self, url: str) -> None:
         self.url = url
@@ -196,6 +218,12 @@ class _Lease:
             if create(self._fs, self._path(number + 1), data, self.url):
                 self.number = number + 1
         self._remove_older()
+
+    def holder(self) -> Holder | None:
+        """Who holds it, dead or alive; None where it was released, or never taken."""
+        number = max(self._numbers(), default=0)
+        holder = self._read(number) if number else None
+        return None if holder is None or holder.released else holder
 
     def _expires(self, number: int, holder: Holder, show: Callable[[str], object]) -> bool:
         """Whether a holder is dead: seen at once on this machine, else by watching its counter."""

@@ -1,0 +1,1 @@
+"""What keeps a cluster's runs and stores going: preflight, status."""
