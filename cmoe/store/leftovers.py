@@ -19,7 +19,7 @@ from uuid import uuid4
 from cmoe.common.exclusive import create
 from cmoe.common.storage import explained, is_local
 from cmoe.common.storage_errors import LISTED, READ, WRITTEN
-from cmoe.store.files import DiskFolder
+from cmoe.store.files import DiskFolder, record_name
 from cmoe.store.log import Store
 
 MIN_AGE_S = 24 * 3600.0
@@ -62,12 +62,15 @@ def leftovers(store: Store) -> list[Leftover]:
         return []
     found: dict[str, list[_Entry]] = {}
     committed = {record.folder for record in store.records()}
-    for entry in _entries(folder):
+    entries = list(_entries(folder))
+    unread = {entry.name for entry in entries} - {record_name(n) for n in range(len(store))}
+    for entry in entries:
         top, _, below = entry.name.partition("/")
         if entry.name.endswith(_TEMPORARY) and (not below or top in committed):
             found.setdefault(entry.name, []).append(entry)
-        elif _DATA.fullmatch(top) and top not in committed:
-            found.setdefault(top, []).append(entry)
+        elif (match := _DATA.fullmatch(top)) and top not in committed:
+            if record_name(int(match[1])) not in unread:  # else it may be that record's
+                found.setdefault(top, []).append(entry)
     left = [_of_entries(store, name, entries) for name, entries in found.items()]
     return sorted([*left, *_uploads(folder)], key=lambda each: each.name)
 
