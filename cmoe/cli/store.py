@@ -12,11 +12,11 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cmoe.common.command_line import LISTED_BY_HELP, Parser, refuse
 from cmoe.common.nearest import did_you_mean, near
-from cmoe.common.storage import StorageError, exists
+from cmoe.common.storage import S3, StorageError, exists
 
 if TYPE_CHECKING:
     from cmoe.store.leftovers import Leftover
@@ -42,8 +42,8 @@ def overview(prog: str) -> str:
     return "\n".join([f"usage: {prog} ACTION ...", "", (__doc__ or "").strip(), "", *actions])
 
 
-def store_of(url: str) -> str:
-    """The URL of the store that a URL of a store or of a run names.
+def store_of(url: str, **options: Any) -> str:
+    """The URL of the store that a URL of a store or of a run names; `options` are s3fs's.
 
     Raises:
         StoreError: There is none.
@@ -52,7 +52,7 @@ def store_of(url: str) -> str:
     from cmoe.store.log import HEADER, StoreError
 
     url = url.rstrip("/")
-    found = next((u for u in (url, f"{url}/{STORE}") if exists(f"{u}/{HEADER}")), None)
+    found = next((u for u in (url, f"{url}/{STORE}") if exists(f"{u}/{HEADER}", **options)), None)
     if found is None:
         raise StoreError(
             f"{url}: neither a store nor a run with one; give the folder that has {HEADER}, or the "
@@ -168,9 +168,9 @@ def copy(words: Sequence[str], prog: str) -> int:
     from cmoe.store import copying
     from cmoe.store.log import Store
 
-    asked = _from_and_to(copy.__doc__, words, prog)
-    source = Store.open(store_of(asked.source))
-    made = copying.copy(source, asked.out)
+    asked, theirs, ours = _from_and_to(copy.__doc__, words, prog)
+    source = Store.open(store_of(asked.source, **theirs), **theirs)
+    made = copying.copy(source, asked.out, **ours)
     more = len(made) - len(source)
     ahead = f", {more} more than {source.url}" if more > 0 else ""
     print(f"{made.url}: {len(made)} tasks{ahead}")
@@ -188,22 +188,35 @@ def upgrade(words: Sequence[str], prog: str) -> int:
     from cmoe.store.log import Store
     from cmoe.store.schema import SCHEMA
 
-    asked = _from_and_to(upgrade.__doc__, words, prog)
-    source = Store.open(store_of(asked.source))
+    asked, theirs, ours = _from_and_to(upgrade.__doc__, words, prog)
+    source = Store.open(store_of(asked.source, **theirs), **theirs)
     if is_newest(source):
         print(f"{source.url}: nothing to do: all of it has schema version {SCHEMA}")
         return 0
-    made = copy(source, asked.out, change=upgraded)
+    made = copy(source, asked.out, change=upgraded, **ours)
     print(f"{made.url}: {len(made)} tasks in schema version {SCHEMA}")
     return 0
 
 
-def _from_and_to(about: str | None, words: Sequence[str], prog: str) -> Namespace:
+def _from_and_to(
+    about: str | None, words: Sequence[str], prog: str
+) -> tuple[Namespace, dict[str, Any], dict[str, Any]]:
+    """What is asked for, and s3fs's options of either place."""
     parser = Parser(prog=prog, description=about)
     parser.add_argument("source", metavar="FROM", help=A_STORE)
     parser.add_argument("out", metavar="TO", help="a folder, an s3:// prefix or hf://owner/name")
-    found: Namespace = parser.parse_args(words)
-    return found
+    places = {"from": "source", "to": "out"}
+    for flag in places:
+        help = f"profile of ~/.aws/config for {flag.upper()} on S3: its keys and endpoint_url"
+        parser.add_argument(f"--{flag}-profile", metavar="NAME", help=help)
+    asked = parser.parse_args(words)
+    options: dict[str, dict[str, Any]] = {}
+    for flag, place in places.items():
+        profile, url = getattr(asked, f"{flag}_profile"), getattr(asked, place)
+        if profile is not None and not url.startswith(S3):
+            parser.error(f"--{flag}-profile is for a place on S3, and {flag.upper()} is {url}")
+        options[flag] = {} if profile is None else {"profile": profile}
+    return asked, options["from"], options["to"]
 
 
 # Prune

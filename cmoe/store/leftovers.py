@@ -66,11 +66,11 @@ def leftovers(store: Store) -> list[Leftover]:
     unread = {entry.name for entry in entries} - {record_name(n) for n in range(len(store))}
     for entry in entries:
         top, _, below = entry.name.partition("/")
+        data = None if top in committed else _DATA.fullmatch(top)
         if entry.name.endswith(_TEMPORARY) and (not below or top in committed):
             found.setdefault(entry.name, []).append(entry)
-        elif (match := _DATA.fullmatch(top)) and top not in committed:
-            if record_name(int(match[1])) not in unread:  # else it may be that record's
-                found.setdefault(top, []).append(entry)
+        elif data and record_name(int(data[1])) not in unread:  # else it may be that record's
+            found.setdefault(top, []).append(entry)
     left = [_of_entries(store, name, entries) for name, entries in found.items()]
     return sorted([*left, *_uploads(folder)], key=lambda each: each.name)
 

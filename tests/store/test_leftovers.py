@@ -35,10 +35,11 @@ def killed(place: Place, task: str, seed: int, monkeypatch: pytest.MonkeyPatch) 
             raise KilledError
         return create(self, name, data)
 
-    before = {name.partition("/")[0] for name in place.files()}
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    before, store = {name.partition("/")[0] for name in place.files()}, place.open()
+    with monkeypatch.context() as patch:
         patch.setattr(DiskFolder, "create_file", cut)
-        place.open().append(primitive(task, seed))
+        with pytest.raises(KilledError):
+            store.append(primitive(task, seed))
     (left,) = {name.partition("/")[0] for name in place.files()} - before
     return left
 
