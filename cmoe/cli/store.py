@@ -27,19 +27,15 @@ A_STORE = "the folder of a store or of a run, or its s3:// or hf:// URL"
 
 def main(words: Sequence[str], prog: str) -> int:
     action, *rest = [*words] or ["--help"]
-    if action in ("-h", "--help"):
-        print(overview(prog))
-        return 0
     if action not in ACTIONS:
+        parser = Parser(prog=prog, description=__doc__)
+        parser.add_argument(
+            "action", metavar="ACTION", help=f"{', '.join(ACTIONS)}: each has --help"
+        )
+        parser.parse_args([action])  # ends here if that is a flag
         meant = did_you_mean(near(action, ACTIONS)) or LISTED_BY_HELP
         refuse(prog, [f"unknown action {action}{meant}"])
     return ACTIONS[action](rest, f"{prog} {action}")
-
-
-def overview(prog: str) -> str:
-    """What `--help` prints."""
-    actions = [f"  {prog} {name} --help" for name in ACTIONS]
-    return "\n".join([f"usage: {prog} ACTION ...", "", (__doc__ or "").strip(), "", *actions])
 
 
 def store_of(url: str, **options: Any) -> str:

@@ -62,13 +62,12 @@ def _create_s3(fs: Any, path: str, data: bytes) -> bool:
     writer = uuid4().hex
     try:
         fs.pipe_file(path, data, mode="create", Metadata={"writer": writer})
-    except OSError as refused:
+    except OSError:
         # What lies there decides: servers refuse in several forms (412, 409 for a lost race),
         # and s3fs repeats a request whose answer got lost, to be refused by its first try.
-        try:
+        there = False
+        with suppress(PermissionError):  # what was refused first says why
             there = fs.exists(path)
-        except OSError:  # it can't be told; what was refused first says why
-            raise refused from None
         if not there:
             raise
         return bool(fs.metadata(path).get("writer") == writer)

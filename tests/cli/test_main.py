@@ -34,7 +34,9 @@ def test_help_lists_every_command_in_a_line(
 
 
 def test_the_command_has_what_it_promises() -> None:
-    expected = "run compare sweep choice serve prepare plan locate phrasing score export bench"
+    expected = (
+        "run compare sweep choice serve prepare plan locate phrasing score export store bench"
+    )
     assert list(COMMANDS) == expected.split()
 
 

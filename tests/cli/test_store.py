@@ -157,12 +157,13 @@ def test_a_wrong_command_line_is_refused(
 
 
 def test_help_names_all_actions(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["store", "--help"]) == 0
-    out = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["store", "--help"])
+    assert "verify, copy, upgrade, prune-runs" in capsys.readouterr().out
     for name in ("verify", "copy", "upgrade", "prune-runs"):
-        assert f"cmoe store {name} --help" in out
         with pytest.raises(SystemExit) as ended:
             main(["store", name, "--help"])
         assert ended.value.code == 0
+    capsys.readouterr()
     assert main(["store", "copy", "/nowhere/a", "/nowhere/b"]) == 1
     assert "neither a store nor a run with one" in capsys.readouterr().err
