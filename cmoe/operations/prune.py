@@ -137,11 +137,15 @@ def _runs(url: str) -> list[str]:
 def _looked(url: str, stopped: bool) -> Run:
     """A run that nobody drives."""
     with mirrored(url, apart=[*_APART, TRAIN]) as mirror:
-        mirror.fetch(CONFIG, MATRIX, PREDICTIONS)
+        mirror.fetch(CONFIG, MATRIX)
         folder = RunFolder(mirror.folder, url)
+        state: State = "stopped"
+        answers: set[str] = set()
         try:
-            state: State = "finished" if folder.finished() else "stopped"
-            answers = unneeded_answers(folder.predictions) if state == "finished" else set()
+            if folder.finished():
+                state = "finished"
+                mirror.fetch(PREDICTIONS)
+                answers = unneeded_answers(folder.predictions)
         except RunFileError as error:
             return Run(url, "damaged", str(error))
     if state == "stopped" and not stopped:

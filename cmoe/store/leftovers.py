@@ -9,7 +9,7 @@ is one commit.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from cmoe.common.exclusive import create
-from cmoe.common.storage import explained, is_local
+from cmoe.common.storage import StorageError, explained, is_local
 from cmoe.common.storage_errors import LISTED, READ, WRITTEN
 from cmoe.store.files import DiskFolder, record_name
 from cmoe.store.log import Store
@@ -51,8 +51,12 @@ class Leftover:
     upload: str | None = None
 
 
-def leftovers(store: Store) -> list[Leftover]:
+def leftovers(store: Store, show: Callable[[str], object] = print) -> list[Leftover]:
     """All that broken commits have left beside the log that `store` has read.
+
+    Args:
+        store: The log.
+        show: Told where uploads can't be looked for: that is a right of its own.
 
     Raises:
         StorageError: It can't be listed.
@@ -72,7 +76,13 @@ def leftovers(store: Store) -> list[Leftover]:
         elif data and record_name(int(data[1])) not in unread:  # else it may be that record's
             found.setdefault(top, []).append(entry)
     left = [_of_entries(store, name, entries) for name, entries in found.items()]
-    return sorted([*left, *_uploads(folder)], key=lambda each: each.name)
+    try:
+        left += _uploads(folder)
+    except StorageError as error:
+        if error.transient:
+            raise
+        show(f"{error}. Uploads that weren't completed are not looked for")
+    return sorted(left, key=lambda each: each.name)
 
 
 class _Entry(NamedTuple):

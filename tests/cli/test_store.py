@@ -122,6 +122,7 @@ def test_copy_and_its_repetition(
         ]
         assert ran(capsys, "copy", store.url, target)[1] == f"{target}: 2 tasks\n"
         assert Store.open(target).records() == store.open().records()
+        assert f"{target}: 2 tasks, 6 data files, " in ran(capsys, "verify", target)[1]
     Store.open(tmp_path / "copy").append(primitive("VizWiz"))
     said = ran(capsys, "copy", store.url, tmp_path / "copy")[1]
     assert said == f"{tmp_path}/copy: 3 tasks, 1 more than {store.url}\n"

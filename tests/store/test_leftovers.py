@@ -160,6 +160,23 @@ async def no_abort(*_: Any, **__: Any) -> None:
     """Who is dead aborts nothing."""
 
 
+def test_who_may_not_list_uploads_is_told_the_rest(
+    s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_in(s3)
+    s3.write(f"002.json.{'a' * 32}.tmp", b"1")
+
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    shown: list[str] = []
+    monkeypatch.setattr(S3FileSystem, "call_s3", deny)
+    assert len(leftovers(s3.open(), shown.append)) == 1
+    (said,) = shown
+    assert "no permission" in said
+    assert said.endswith("Uploads that weren't completed are not looked for")
+
+
 def test_on_the_hub_nothing_is_left(hub: HubServer, on_hub: Place) -> None:
     two_in(on_hub)
     on_hub.write("README.md", b"a card")
