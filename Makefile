@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install browser clients vllm test-vllm stream compare serve test test-fast chaos check format bench base small docs clean
+.PHONY: install browser s3 test-s3 clients vllm test-vllm stream compare serve test test-fast chaos check format bench base small docs clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(BESIDE_CPU_TORCH)
 browser:
 	command -v chromium || command -v google-chrome || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+
+# Ceph's S3 gateway and what it needs, of Debian; without it the tests on it are skipped. Needs root.
+s3:
+	command -v radosgw && command -v ceph-mon && command -v ceph-osd || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends radosgw ceph-mon ceph-osd; }
+
+test-s3: install s3
+	$(BIN)/python -m pytest --durations 5 tests/store/test_on_ceph.py
 
 # Clients that tests/clients has scripts for, in their pinned versions and beside everything else;
 # without them their tests are skipped. Those in JavaScript need Node 20 or newer with npm.

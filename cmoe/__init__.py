@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cmoe.version import __version__
+
 if TYPE_CHECKING:
     from cmoe.config.tree import RunConfig
     from cmoe.methods.registry import register_method
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from cmoe.tasks.registry import register_task
     from cmoe.tasks.scorer import Target
     from cmoe.tasks.scorer_registry import register_scorer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "GrowingVLM",

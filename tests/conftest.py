@@ -24,6 +24,7 @@ from support.ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from support.ceph import Ceph
     from support.hub import HubServer
 
     from cmoe.data.samples import Task
@@ -54,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they start, and run the longest first: nothing is left for the end."""
     for item in items:
         if isinstance(item, pytest.Function):
-            servers = {"s3_server", "browser"} & {*item.fixturenames}
+            servers = {"s3_server", "ceph", "browser"} & {*item.fixturenames}
             for mark in marks_of(item.module) | ({"server"} if servers else set()):
                 item.add_marker(mark)
     items.sort(key=lambda item: [item.get_closest_marker(m) is None for m in ("ray", "group")])
@@ -100,6 +101,17 @@ def s3_server() -> Iterator[S3Server]:
     finally:
         server.terminate()
         server.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """An S3 that people run, beside moto's: a Ceph of this machine."""
+    from support.ceph import PACKAGES, missing, running_ceph
+
+    if missing():
+        pytest.skip(f"no Ceph: Debian's packages {', '.join(PACKAGES)} aren't installed")
+    with running_ceph(tmp_path_factory.mktemp("ceph")) as found:
+        yield found
 
 
 @pytest.fixture

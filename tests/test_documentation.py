@@ -190,6 +190,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe serve --config serve_mini_vllm": ("needs vLLM's environment", parses),
     "cmoe serve --config serve_mini --store (hf://|runs/mine).*": ("the same service", parses),
     "cmoe export (RUN OUT|runs/loras .*)": ("names, or a run of another method", parses),
+    "cmoe store copy .*s3://YOUR-.*": ("needs the reader's buckets", lambda _: None),
     "cmoe bench .*": ("minutes, alone on a machine", parses),
     "python -m cmoe.mini.build_base --seed 0": ("an hour", builds_the_base),
     "python -m cmoe.small.align .*": ("half an hour", builds_the_base),

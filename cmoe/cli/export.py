@@ -77,18 +77,11 @@ def _mistakes(asked: Namespace) -> Iterator[str]:
 
 def _export(asked: Namespace) -> str:
     """Do what is asked; what was done, in a line."""
-    from cmoe.common.storage import exists
-    from cmoe.folder import STORE
-    from cmoe.store.log import HEADER, Store, StoreError
+    from cmoe.cli.store import store_of
+    from cmoe.store.log import Store, StoreError
 
     url = asked.source.rstrip("/")
-    found = next((u for u in (url, f"{url}/{STORE}") if exists(f"{u}/{HEADER}")), None)
-    if found is None:
-        raise StoreError(
-            f"{url}: neither a store nor a run with one; give the folder that has {HEADER}, or the "
-            f"one that has {STORE}/"
-        )
-    store = Store.open(found)
+    store = Store.open(store_of(url))
     count = len(store) if asked.tasks is None else asked.tasks
     if count > len(store) or not len(store):
         raise StoreError(f"{store.url}: has {len(store)} tasks; can't export {count}")

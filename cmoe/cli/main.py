@@ -56,6 +56,7 @@ COMMANDS = {
     "phrasing": Command("ask a run's test questions as people may ask them", "cmoe.cli.phrasing"),
     "score": Command("score a file of predictions by a task's or any scorer", "cmoe.cli.score"),
     "export": Command("copy what a run has learned, for others to load", "cmoe.cli.export"),
+    "store": Command("verify, copy or upgrade a store, or prune runs", "cmoe.cli.store"),
     "bench": Command("measure what growing and serving cost", "cmoe.cli.bench"),
 }
 

@@ -65,7 +65,10 @@ def _create_s3(fs: Any, path: str, data: bytes) -> bool:
     except OSError:
         # What lies there decides: servers refuse in several forms (412, 409 for a lost race),
         # and s3fs repeats a request whose answer got lost, to be refused by its first try.
-        if not fs.exists(path):
+        there = False
+        with suppress(PermissionError):  # what was refused first says why
+            there = fs.exists(path)
+        if not there:
             raise
         return bool(fs.metadata(path).get("writer") == writer)
     return True

@@ -7,12 +7,15 @@ Work doesn't wait for it; whoever leaves the folder does.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cmoe.common.files import whole
@@ -21,6 +24,7 @@ from cmoe.common.storage_errors import READ, WRITTEN
 
 PERIOD_S = 2.0  # between two looks for what was written
 AGAIN_S = 30.0  # until it is tried again, where it failed
+_PREFIX, _ORIGIN = "cmoe-run-", "url"  # of a copy's place, and the file there that says of what
 
 _AT_WORK: list[_Remote] = []
 
@@ -44,8 +48,8 @@ def mirrored(url: str, *, apart: Sequence[str] = ()) -> Iterator[Mirror]:
     if not is_remote(url):
         yield Mirror(Path(url))
         return
-    with tempfile.TemporaryDirectory(prefix="cmoe-") as copy:
-        mirror = _Remote(url, Path(copy), apart)
+    with _copy_of(url) as copy:
+        mirror = _Remote(url, copy, apart)
         mirror.start()
         try:
             yield mirror
@@ -54,6 +58,65 @@ def mirrored(url: str, *, apart: Sequence[str] = ()) -> Iterator[Mirror]:
             raise
         mirror.end()
         mirror.check()
+
+
+@contextmanager
+def _copy_of(url: str) -> Iterator[Path]:
+    """A folder for a copy, which is locked for as long as a process works in it."""
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as place, _locked(place, fcntl.LOCK_SH):
+        Path(place, _ORIGIN).write_text(url, encoding="utf-8")
+        copy = Path(place, PurePosixPath(url).name)
+        copy.mkdir()
+        yield copy
+
+
+@contextmanager
+def _locked(folder: str | Path, kind: int) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with its process; BlockingIOError where others do."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """A copy on this machine that a killed process has left.
+
+    Attributes:
+        folder: Of it.
+        url: What it was a copy of.
+        files: How many it has.
+        size: Bytes, of all of them.
+    """
+
+    folder: Path
+    url: str
+    files: int
+    size: int
+
+    def remove(self) -> None:
+        """Remove it.
+
+        Raises:
+            StorageError: It can't be removed.
+        """
+        with explained(self.folder, WRITTEN), _locked(self.folder, fcntl.LOCK_EX):
+            shutil.rmtree(self.folder)
+
+
+def abandoned_copies(url: str) -> list[Abandoned]:
+    """Copies of what lies at `url` or below it, that nobody on this machine works in."""
+    found = []
+    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")):
+        with suppress(OSError), _locked(folder, fcntl.LOCK_EX):
+            origin = Path(folder, _ORIGIN).read_text(encoding="utf-8")
+            if f"{origin}/".startswith(f"{url}/"):
+                sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+                found.append(Abandoned(folder, origin, len(sizes), sum(sizes)))
+    return found
 
 
 class Mirror:

@@ -98,13 +98,13 @@ def filesystem(
     return found
 
 
-def exists(url: str) -> bool:
-    """Whether there is such a file.
+def exists(url: str, **options: Any) -> bool:
+    """Whether there is such a file; `options` are those of `filesystem`.
 
     Raises:
         StorageError: The storage can't tell.
     """
-    fs, path = filesystem(url)
+    fs, path = filesystem(url, **options)
     with explained(url, READ):
         try:
             return bool(fs.info(path)["type"] == "file")

@@ -115,6 +115,16 @@ def kept_answers(folder: Path) -> dict[Key, str]:
     return kept
 
 
+def unneeded_answers(folder: Path) -> set[str]:
+    """Names of the files of answers that no stage needs, as a killed job leaves them.
+
+    Raises:
+        RunFileError: A stage's file is damaged.
+    """
+    named = {n for file in folder.glob(f"{STAGE}-*.parquet") for n in read_stage(file).answers}
+    return {file.name for file in folder.glob(f"{ANSWERS}-*.parquet")} - named
+
+
 def _read_answers(file: Path) -> Iterator[tuple[Key, str, int]]:
     """Answers and their stages."""
     columns, _ = read_table(file, (*Key._fields, "text", "stage"), lambda: _way_out(file))

@@ -62,9 +62,9 @@ class Mixture:
     ) -> None:
         names = {id(module): name for name, module in shape.named_modules()}
         ffns = find_ffns(shape)
-        rank = settings.get("attention", 0)
+        rank = settings["attention"]
         attentions = find_attentions(shape) if rank else []
-        top_k, gates = settings["top_k"], settings.get("gates", "renormalized")
+        top_k, gates = settings["top_k"], settings["gates"]
         context = Context()
         self._primitives = primitives
         self._ffns = {

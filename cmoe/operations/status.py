@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal
 
@@ -18,12 +16,11 @@ from cmoe.common.run_files import read_object
 from cmoe.common.storage import exists, explained, filesystem
 from cmoe.common.storage_errors import LISTED
 from cmoe.folder import APART, CONFIG, LOG, MATRIX, REPORT, STATUS, SWEEP, RunFolder
-from cmoe.run.lease import BEAT_S, EXPIRY_S, Holder, holder_of
+from cmoe.run.lease import Holder, alive, holder_of, seen
 
 LINES = 5  # of the log that are shown
 TAIL = 16_384  # bytes of the log that are read for them
 STAMPED = re.compile(r"[\d-]{10} [\d:]{8} (.*)")
-LATE_S = 2.0  # that a sign of life may come late
 AT_A_TIME = 8  # runs that are read
 MOST = 1000  # runs of a folder
 
@@ -105,7 +102,7 @@ def statuses(urls: Sequence[str]) -> list[RunStatus]:
     """
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         holders = [*pool.map(holder_of, urls)]
-        return [*pool.map(_read, urls, holders, _alive(urls, holders))]
+        return [*pool.map(_read, urls, holders, alive(urls, holders))]
 
 
 def runs_in(url: str) -> list[str]:
@@ -116,7 +113,7 @@ def runs_in(url: str) -> list[str]:
         StorageError: The folder can't be read.
     """
     found = [*islice(_runs(url, 2), MOST + 1)]
-    if not found and _seen(holder := holder_of(url)):
+    if not found and seen(holder := holder_of(url)):
         raise DataError(f"{url}: a job prepares it: {holder}; there is no more to tell yet")
     if not found:
         raise DataError(f"{url}: no run is here, as no {CONFIG} is; give a run's folder, or theirs")
@@ -144,40 +141,6 @@ def _runs(url: str, depth: int) -> Iterator[str]:
             yield inner
         elif depth > 1:
             yield from _runs(inner, depth - 1)
-
-
-# Whether somebody drives it
-
-
-def _alive(urls: Sequence[str], holders: Sequence[Holder | None]) -> list[bool]:
-    """Whether each run's holder is there.
-
-    On this machine its process is looked up. Elsewhere its last sign of life tells; where that
-    looks old, which may be the clocks, whether another comes.
-    """
-    known = [_seen(holder) for holder in holders]
-    open_ = [number for number, alive in enumerate(known) if alive is None]
-    if open_:
-        time.sleep(BEAT_S + LATE_S)
-    for number in open_:
-        before, now = holders[number], holder_of(urls[number])
-        known[number] = now is not None and not now.released and now != before
-    return [bool(alive) for alive in known]
-
-
-def _seen(holder: Holder | None) -> bool | None:
-    """Whether a holder is there; None if its last sign of life is too old, or in the future."""
-    if holder is None or holder.released:
-        return False
-    if (dead := holder.dead()) is not None:
-        return not dead
-    return True if 0 <= age(holder) < EXPIRY_S else None
-
-
-def age(holder: Holder) -> float:
-    """Seconds since a holder's last sign of life, as far as its clock agrees with this one."""
-    then = datetime.strptime(holder.renewed, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
-    return time.time() - then.timestamp()
 
 
 # What the files say

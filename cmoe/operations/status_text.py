@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from cmoe.operations.status import RunStatus, age
+from cmoe.operations.status import RunStatus
 from cmoe.run.lease import Holder
 from cmoe.run.stalls import QUIET_S, SILENT_S, duration, named, where
 
@@ -102,7 +102,7 @@ def _driver(holder: Holder) -> str:
     text = f"process {holder.pid} of {holder.user} on {holder.host}{job}, since {holder.since}"
     if holder.released:
         return f"{text}; ended {holder.renewed}"
-    return f"{text}; last sign of life {max(age(holder), 0):.0f} s ago by this machine's clock"
+    return f"{text}; last sign of life {max(holder.age(), 0):.0f} s ago by this machine's clock"
 
 
 def _restarts(status: RunStatus) -> Iterator[tuple[str, str]]:

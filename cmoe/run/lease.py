@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -44,6 +44,9 @@ from cmoe.folder import LEASE
 BEAT_S = 6.0
 """Between two signs of life."""
 
+LATE_S = 2.0
+"""That one may come late."""
+
 EXPIRY_S = 30.0
 """Without one: the lease may be taken over."""
 
@@ -54,6 +57,7 @@ meanwhile isn't harmed: commits are exclusive, and the holder looks before it go
 
 LOOK_S = 1.0
 _FILE = re.compile(r"\d{4,}\.json")
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 class LeaseError(KnownError):
@@ -109,6 +113,11 @@ class Holder:
         return cls(
             uuid4().hex, socket.gethostname(), _machine(), pid, started, user, _job(), now, now
         )
+
+    def age(self) -> float:
+        """Seconds since its last sign of life, as far as its clock agrees with this one."""
+        then = datetime.strptime(self.renewed, _TIME).replace(tzinfo=UTC)
+        return time.time() - then.timestamp()
 
     def dead(self) -> bool | None:
         """Whether its process has gone; None if that can't be seen from here."""
@@ -168,9 +177,32 @@ def holder_of(url: str) -> Holder | None:
         LeaseError: Its file is damaged.
         StorageError: The folder can't be read.
     """
-    lease = _Lease(url)
-    number = max(lease._numbers(), default=0)
-    return lease._read(number) if number else None
+    return _Lease(url).holder()
+
+
+def alive(urls: Sequence[str], holders: Sequence[Holder | None]) -> list[bool]:
+    """Whether the holder of each run's lease is there, as `holder_of` found it; errors as there.
+
+    On this machine its process is looked up. Elsewhere its last sign of life tells; where that
+    looks old, which may be the clocks, whether another comes.
+    """
+    known = [seen(holder) for holder in holders]
+    open_ = [number for number, found in enumerate(known) if found is None]
+    if open_:
+        time.sleep(BEAT_S + LATE_S)
+    for number in open_:
+        before, now = holders[number], holder_of(urls[number])
+        known[number] = now is not None and not now.released and now != before
+    return [bool(found) for found in known]
+
+
+def seen(holder: Holder | None) -> bool | None:
+    """Whether a holder is there; None if its last sign of life is too old, or in the future."""
+    if holder is None or holder.released:
+        return False
+    if (dead := holder.dead()) is not None:
+        return not dead
+    return True if 0 <= holder.age() < EXPIRY_S else None
 
 
 class _Lease:
@@ -209,6 +241,11 @@ class _Lease:
             if create(self._fs, self._path(number + 1), data, self.url):
                 self.number = number + 1
         self._remove_older()
+
+    def holder(self) -> Holder | None:
+        """Who holds it, or held it last; None where it was never taken."""
+        number = max(self._numbers(), default=0)
+        return self._read(number) if number else None
 
     def _expires(self, number: int, holder: Holder, show: Callable[[str], object]) -> bool:
         """Whether a holder is dead: seen at once on this machine, else by watching its counter."""
@@ -332,7 +369,7 @@ class _Lease:
 
 
 def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return datetime.now(UTC).strftime(_TIME)
 
 
 def _machine() -> str:

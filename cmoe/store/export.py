@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
 from cmoe.common.hub import README
-from cmoe.store.files import HEADER, Folder, StoreError, folder_at, record_name, seal, unseal
-from cmoe.store.log import Record, Store
+from cmoe.store.copying import data_files, require_nothing_else
+from cmoe.store.files import HEADER, folder_at, record_name
+from cmoe.store.log import Store, StoreError
+from cmoe.store.schema import digest_of, seal
 
 _PATH = re.compile(r"""(?<![^\s"'`(\[{,=|])(?:file://)?~?/[^\s"'`)\]},|]*""")
 
@@ -53,47 +54,21 @@ def export(
         raise StoreError(f"{source.url}: has {len(source)} tasks; can't export {count}")
     records = source.records()[:count]
     out = folder_at(url, storage_options)
-    header = {
-        "base": asdict(source.header.base),
-        "settings": source.header.settings,
-        "config": source.header.config,
-    }
-    sealed = seal(without_paths(header))
+    header = source.written()
+    sealed = seal({**header, **{name: without_paths(header[name]) for name in ("base", "config")}})
     texts = {} if card is None else {README: without_paths_in_text(card).encode()}
-    texts |= _chained(records, unseal(HEADER, sealed)["digest"])
-    parts = {
-        f"{r.folder}/{file.name}": (r, part) for r in records for part, file in r.files.items()
-    }
-    _require_nothing_else(out, source.folder, {HEADER, *texts, *parts})
+    parent = digest_of(sealed)
+    for record in records:
+        name = record_name(record.index)
+        texts[name] = seal({**source.written(record), "parent": parent})
+        parent = digest_of(texts[name])
+    data = [f"{record.folder}/{file.name}" for record in records for file in record.files.values()]
+    require_nothing_else(out, source.folder, {HEADER, *texts, *data})
     out.require_exclusive()
-    contents = ((name, source.read_data(*part)) for name, part in parts.items())
+    contents = chain.from_iterable(data_files(source, record) for record in records)
     if taken := out.create(chain(contents, texts.items(), [(HEADER, sealed)])):
         raise StoreError(f"{out.url}/{taken}: is of another export; give an empty folder")
     return Store(out)
-
-
-def _chained(records: Collection[Record], parent: str) -> dict[str, bytes]:
-    """The files of records that follow each other, the first one behind `parent`."""
-    files = {}
-    for record in records:
-        name = record_name(record.index)
-        files[name] = seal(record.fields() | {"parent": parent})
-        parent = unseal(name, files[name])["digest"]
-    return files
-
-
-def _require_nothing_else(out: Folder, source: Folder, names: Collection[str]) -> None:
-    """Refuse a folder with files that aren't part of the export.
-
-    Raises:
-        StoreError: Names some of them.
-    """
-    if out.root == source.root:
-        raise StoreError(f"{out.url}: is the store itself; export it to another folder")
-    there = (name for name in out.names() if not name.endswith(".tmp"))
-    if others := sorted(n for n in there if n not in names):
-        shown = ", ".join(others[:3]) + (", ..." if others[3:] else "")
-        raise StoreError(f"{out.url}: has something else in it ({shown}); give an empty folder")
 
 
 # What a machine's paths are replaced by

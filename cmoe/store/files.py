@@ -1,21 +1,17 @@
-"""The files of a store: each created whole and once, its JSON canonical and sealed by a digest."""
+"""The folder of a store, on a disk, S3 or the hub: each file created whole, once, by one writer."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Protocol
 
 from cmoe.common.exclusive import create, require_exclusive
 from cmoe.common.hub import ATTRIBUTES, README, Hub
 from cmoe.common.storage import (
     HUB,
-    StorageError,
     explained,
     filesystem,
     is_local,
@@ -23,19 +19,10 @@ from cmoe.common.storage import (
     require_url,
 )
 from cmoe.common.storage_errors import LISTED, READ
+from cmoe.store.schema import MAX_JSON, StoreError
 
-SCHEMA = 1
-MAX_JSON = 4 * 2**20
-"""Bytes of a header or a record at most; a record of hundreds of layers has some thousands."""
 HEADER = "stream.json"
 _RECORD = re.compile(r"\d{3,}\.json")
-
-
-class StoreError(StorageError):
-    """A store or a primitive was refused; the message names the file, the cause and a way out.
-
-    Where its storage fails, it is a `StorageError`.
-    """
 
 
 class Folder(Protocol):
@@ -199,44 +186,3 @@ def _require_size(where: str, size: int, most: int) -> None:
 
 def record_name(index: int) -> str:
     return f"{index:03d}.json"
-
-
-def seal(fields: Mapping[str, Any]) -> bytes:
-    """The file of `fields`: canonical JSON, with the schema version and the digest of all else;
-    StoreError where it is too large to be read again.
-    """
-    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
-    body = {**fields, "schema": SCHEMA}
-    data = encode({**body, "digest": sha256(encode(body).encode()).hexdigest()}).encode()
-    if len(data) > MAX_JSON:
-        raise StoreError(f"a header or record of {len(data):,} bytes; at most {MAX_JSON:,}")
-    return data
-
-
-def unseal(where: str, data: bytes) -> dict[str, Any]:
-    """The fields of a sealed file; StoreError for another schema version or one changed byte."""
-    try:
-        fields = json.loads(data)
-        schema, digest = fields.pop("schema"), fields.pop("digest")
-        if schema != SCHEMA:
-            raise StoreError(f"{where}: has schema version {schema}; this program reads {SCHEMA}")
-        if seal(fields) != data:
-            raise ValueError(f"its digest is not {digest}")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise StoreError(f"{where}: damaged: {error!r}; restore it from a copy") from error
-    return {**fields, "digest": digest}
-
-
-def plain(value: Any, key: str) -> Any:
-    """`value` in types that JSON gives back (tuples as lists); StoreError names the key if none."""
-    if isinstance(value, Mapping):
-        if odd := [name for name in value if not isinstance(name, str)]:
-            raise StoreError(f"{key}: JSON's keys are strings, not {odd[0]!r}")
-        return {name: plain(item, f"{key}.{name}") for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, f"{key}.{place}") for place, item in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise StoreError(f"{key}: {value} is not JSON; give a finite number, or null")
-    if value is not None and not isinstance(value, str | int | float):
-        raise StoreError(f"{key}: a {type(value).__name__} is not JSON; give a plain value")
-    return value

@@ -22,92 +22,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from cmoe.common.instructions import Instructions
-from cmoe.common.reference import Reference
 from cmoe.modeling.base import quantization_of
 from cmoe.modeling.primitive import MEMORY, PARTS, Primitive
 from cmoe.store.files import HEADER as HEADER
-from cmoe.store.files import Folder, folder_at, plain, record_name, seal, unseal
-from cmoe.store.files import StoreError as StoreError
+from cmoe.store.files import Folder, folder_at, record_name
+from cmoe.store.records import BaseId as BaseId
+from cmoe.store.records import File, parse_header, parse_record
+from cmoe.store.records import Record as Record
+from cmoe.store.schema import StoreError as StoreError
+from cmoe.store.schema import plain, seal, stamped, unseal
 
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True)
-class BaseId:
-    """The frozen base that a store's primitives were trained on; the digest alone decides."""
-
-    name: str
-    revision: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Header:
-    """What holds for a whole stream (`stream.json`).
-
-    Attributes:
-        settings: The model-wide choices that a reader needs (top_k, the locator's feature ...).
-        config: The run that wrote the store, to look up.
-        digest: sha256 of the rest as canonical JSON; the first record's parent.
-    """
-
-    base: BaseId
-    settings: Mapping[str, Any]
-    config: Mapping[str, Any]
-    digest: str
-
-
-@dataclass(frozen=True)
-class File:
-    """One data file: its name in the primitive's folder and its size in bytes."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of the log (`<index>.json`): a primitive without its tensors.
-
-    Attributes:
-        folder: Where its data files are, relative to the store.
-        files: Its data files by part.
-        parameters: The scalars that it adds, by part.
-        parent: Digest of the record before it; of the header for index 0.
-        digest: sha256 of the rest as canonical JSON; the primitive's identity.
-        builds_on: The earlier task that it builds on, if any; logs of before have no such field.
-        instructions: What the task's prompts say beside their questions; likewise.
-        references: The task's reference answers; likewise.
-    """
-
-    index: int
-    task: str
-    rank: int
-    lora_alpha: float
-    folder: str
-    files: Mapping[str, File]
-    parameters: Mapping[str, int]
-    decision: Mapping[str, Any]
-    parent: str
-    digest: str
-    builds_on: str | None = None
-    instructions: Instructions | None = None
-    references: tuple[Reference, ...] | None = None
-
-    def fields(self) -> dict[str, Any]:
-        """What its file has, without its digest; what it lacks is left out."""
-        fields = asdict(self)
-        del fields["digest"]
-        return _present(fields)
 
 
 class Store:
@@ -119,8 +51,7 @@ class Store:
         self._proven = False  # that nobody's files are overwritten
         self._records: tuple[Record, ...] = ()
         data = folder.read(HEADER, "there is no store here; create one first")
-        fields = unseal(f"{self.url}/{HEADER}", data)
-        self.header = Header(base=BaseId(**fields.pop("base")), **fields)
+        self.header = parse_header(f"{self.url}/{HEADER}", data)
         if read:
             self.refresh()
 
@@ -140,7 +71,7 @@ class Store:
         """
         folder = folder_at(url, storage_options)
         header = {"base": asdict(base), "settings": settings, "config": config}
-        data = seal(plain(header, "header"))
+        data = seal(stamped(plain(header, "header")))
         folder.require_exclusive()
         if folder.create([(HEADER, data)], new=HEADER):
             raise StoreError(f"{folder.url}/{HEADER}: a store is here already; open it instead")
@@ -218,7 +149,8 @@ class Store:
             "instructions": primitive.instructions and asdict(primitive.instructions),
             "references": [asdict(each) for each in primitive.references] or None,
         }
-        data = seal(plain(_present(fields), "record"))
+        present = {name: value for name, value in fields.items() if value is not None}
+        data = seal(stamped(plain(present, "record")))
         # What a reader would refuse is refused here, before anything is written.
         record = self._parse_record(data, index, self._records)
         named = {f"{record.folder}/{files[part].name}": part for part in blobs}
@@ -253,12 +185,23 @@ class Store:
             instructions=record.instructions,
             references=record.references or (),
         )
-        if (counts := primitive.parameter_counts()) != record.parameters:
+        self._require_counts(record, primitive.parameter_counts())
+        return primitive
+
+    def check(self, index: int) -> None:
+        """Read the files of a primitive, one after the other; errors as of `read`."""
+        record, counts = self._records[index], {}
+        for part in record.files:
+            tensors = safetensors.torch.load(self.read_data(record, part))
+            counts[part] = sum(tensor.numel() for tensor in tensors.values())
+        self._require_counts(record, counts)
+
+    def _require_counts(self, record: Record, counts: Mapping[str, int]) -> None:
+        if counts != record.parameters:
             raise StoreError(
-                f"{self.url}/{record_name(index)}: counts {record.parameters} "
+                f"{self.url}/{record_name(record.index)}: counts {record.parameters} "
                 f"parameters, but its files hold {counts}; it was written for other tensors"
             )
-        return primitive
 
     def verify(self) -> None:
         """Read every file afresh; StoreError where one is missing, damaged or of another log."""
@@ -266,7 +209,7 @@ class Store:
         if fresh.header != self.header or fresh.records()[: len(self)] != self._records:
             raise StoreError(f"{self.url}: another log now lies here; open it again")
         for index in range(len(fresh)):
-            fresh.read(index)
+            fresh.check(index)
 
     def require_base(self, digest: str) -> None:
         """Refuse, with StoreError, a base other than the one that the primitives belong to."""
@@ -295,20 +238,10 @@ class Store:
     def _parse_record(self, data: bytes, index: int, before: Sequence[Record]) -> Record:
         """The record in `data`, if it is fit to stand at `index` after the records `before`."""
         where = f"{self.url}/{record_name(index)}"
-        fields = unseal(where, data)
-        files = {part: File(**file) for part, file in fields.pop("files").items()}
-        told = fields.pop("instructions", None)
-        instructions = None if told is None else Instructions(**told)
-        references = tuple(
-            Reference(tuple(each["tokens"]), tuple(each["logprobs"]))
-            for each in fields.pop("references", ())
-        )
-        record = Record(
-            files=files, instructions=instructions, references=references or None, **fields
-        )
-        if set(files) - {MEMORY} != set(PARTS):
+        record = parse_record(where, data)
+        if set(record.files) - {MEMORY} != set(PARTS):
             raise StoreError(
-                f"{where}: has the parts {', '.join(files)}; this program reads "
+                f"{where}: has the parts {', '.join(record.files)}; this program reads "
                 f"{', '.join(PARTS)}, and {MEMORY} beside them"
             )
         if not _TASK.fullmatch(record.task):
@@ -324,6 +257,19 @@ class Store:
             last = record_name(index - 1) if index else HEADER
             raise StoreError(f"{where}: its parent is {record.parent}, but {last} has digest {tip}")
         return record
+
+    def written(self, record: Record | None = None) -> dict[str, Any]:
+        """The fields of a record's file, or of the header's, as they were written.
+
+        Raises:
+            StoreError: It isn't the file any more that was read before.
+        """
+        name = HEADER if record is None else record_name(record.index)
+        where, digest = f"{self.url}/{name}", (self.header if record is None else record).digest
+        fields = unseal(where, self.folder.read(name, "it was read before"))
+        if fields["digest"] != digest:
+            raise StoreError(f"{where}: another log now lies here; open it again")
+        return fields
 
     def read_data(self, record: Record, part: str) -> bytes:
         """One data file of a record; StoreError where it isn't what the record describes."""
@@ -341,10 +287,6 @@ class Store:
 
 def _quantized(quantization: str | None) -> str:
     return f"quantised as {quantization}" if quantization else "as it is"
-
-
-def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _dump(tensors: Mapping[str, torch.Tensor]) -> bytes:

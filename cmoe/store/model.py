@@ -68,10 +68,12 @@ def load_model(store: Store, base: PreTrainedModel, prefix: int | None = None) -
         raise StoreError(f"{store.url}: has {len(store)} primitives; can't load {count}")
     settings = _settings(store)
     locator = LocatorConfig(**settings["locator"])
-    # Logs of before there were others have no form of the gates, and nothing of attention.
-    gates, attention = settings.get("gates", "renormalized"), settings.get("attention", 0)
     model = GrowingVLM(
-        base, top_k=settings["top_k"], gates=gates, attention=attention, locator=locator
+        base,
+        top_k=settings["top_k"],
+        gates=settings["gates"],
+        attention=settings["attention"],
+        locator=locator,
     )
     store.require_base(model.base_digest)
     model.append(*(store.read(index) for index in range(count)))

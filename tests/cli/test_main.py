@@ -35,7 +35,8 @@ def test_help_lists_every_command_in_a_line(
 
 def test_the_command_has_what_it_promises() -> None:
     expected = (
-        "run compare status sweep choice serve prepare plan locate phrasing score export bench"
+        "run compare status sweep choice serve prepare plan locate phrasing score export store "
+        "bench"
     )
     assert list(COMMANDS) == expected.split()
 

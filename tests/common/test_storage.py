@@ -22,7 +22,7 @@ from support.bad_paths import a_circle, a_file, a_folder
 from support.flaky import Flaky, flaky
 from support.jobs import REPOSITORY
 
-from cmoe.common.exclusive import require_exclusive
+from cmoe.common.exclusive import create, require_exclusive
 from cmoe.common.files import Log, whole
 from cmoe.common.storage import (
     StorageAwayError,
@@ -215,6 +215,16 @@ def test_what_a_server_refuses_is_said_at_once(
     assert SECRET not in str(raised.value)
     if answer[0] != 301:  # botocore looks for the region by itself
         assert proxy.requests.total() == 1, "it was tried again"
+
+
+def test_what_refuses_a_creation_is_told_and_not_what_refuses_the_look_behind_it(
+    through: str, proxy: Flaky
+) -> None:
+    """A look has no body in its answer, and so no code."""
+    proxy.answer = (403, "InvalidAccessKeyId")
+    fs, path = filesystem(through)
+    with pytest.raises(StorageError, match=r"the access key is wrong \(InvalidAccessKeyId"):
+        create(fs, f"{path}/a", b"a", f"{through}/a")
 
 
 @pytest.mark.parametrize("answer", [(403, "AccessDenied"), (400, "ExpiredToken"), (503, "Away")])

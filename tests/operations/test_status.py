@@ -23,8 +23,8 @@ from cmoe.common.mirror import mirrored
 from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
 from cmoe.folder import APART, SWEEP, RunFolder
-from cmoe.operations import status as reading
 from cmoe.operations.status import status_of
+from cmoe.run import lease
 from cmoe.run.display import Display
 from cmoe.run.lease import Holder, held
 from cmoe.run.remaining_time import Remaining, Sizes
@@ -153,8 +153,8 @@ def test_a_clock_that_is_wrong_makes_no_driver_look_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
     """On another machine, whose clock is an hour late: it is looked at again."""
-    monkeypatch.setattr(reading, "BEAT_S", 0.5)
-    monkeypatch.setattr(reading, "LATE_S", 0.5)
+    monkeypatch.setattr(lease, "BEAT_S", 0.5)
+    monkeypatch.setattr(lease, "LATE_S", 0.5)
     config = small_config(tmp_path, "seen")
     with driven(config):
         pass

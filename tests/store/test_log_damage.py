@@ -135,14 +135,6 @@ def test_a_part_that_is_missing_or_unknown(two_on_disk: Place, part: str) -> Non
         assert follower.tasks == ("GQA",)
 
 
-@pytest.mark.parametrize("name", ["stream.json", "001.json"])
-def test_unknown_schema_version(two_on_disk: Place, name: str) -> None:
-    two_on_disk.write(name, resealed(two_on_disk.files()[name], schema=2))
-    assert f"{two_on_disk.url}/{name}: has schema version 2; this program reads 1" in refusal(
-        two_on_disk
-    )
-
-
 def test_another_base(two_on_disk: Place) -> None:
     store = two_on_disk.open()
     store.require_base(BASE.digest)

@@ -48,6 +48,7 @@ RUN = {
     "cmoe export runs/coin_mini .*": "",
     "cmoe export runs/mine .*": "",
     "cmoe export hf://.*": "",
+    "cmoe store [a-z-]+ runs[^:]*": "",
     KEYS: "",
     SERVING: "",
     SUBMITTING: "--print_config",

@@ -49,6 +49,8 @@ class Place:
 
     def write(self, name: str, data: bytes) -> None:
         fs, root = self._fs()
+        if "file" in fs.protocol:
+            fs.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
         fs.pipe_file(f"{root}/{name}", data)
 
     def remove(self, name: str) -> None:

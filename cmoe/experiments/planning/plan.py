@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from cmoe.common.amounts import in_bytes
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
 from cmoe.experiments.planning.memory import (
@@ -108,13 +109,13 @@ def lines(plan: Plan) -> Iterator[str]:
     yield from _columns(_memory_rows(plan))
     worst = max(plan.phases, key=lambda m: m.total)
     verdict = "fits" if plan.fits else "DOESN'T FIT"
-    yield f"{verdict}: {worst.phase} takes most, {_bytes(worst.total)} of {settings.memory:g} GiB"
+    yield f"{verdict}: {worst.phase} takes most, {in_bytes(worst.total)} of {settings.memory:g} GiB"
     yield from _help(plan)
     yield _micro_batches(plan)
     yield _checkpointed(plan)
     yield from ("", f"time on {gpus} GPUs at {settings.flops:.3g} operations per second each")
     yield from _columns(_time_rows(plan))
-    yield from ("", f"store: {_bytes(plan.stored)} on disk", "", "assumed")
+    yield from ("", f"store: {in_bytes(plan.stored)} on disk", "", "assumed")
     yield from (f"  {line}" for line in _assumptions(plan))
 
 
@@ -153,7 +154,7 @@ def _help(plan: Plan) -> Iterator[str]:
     helping = list(remedies(plan.config, plan.shape, plan.largest, limit))
     for phase in (m for m in plan.phases if m.total > limit):
         mine = [r for r in helping if r.phase == phase.phase]
-        ways = ", or ".join(f"{r.change} ({_bytes(r.total)})" for r in mine)
+        ways = ", or ".join(f"{r.change} ({in_bytes(r.total)})" for r in mine)
         if not mine:
             ways = "no setting helps; every GPU loads the whole base: a smaller one, or larger GPUs"
         elif mine[0].total > limit:
@@ -174,8 +175,8 @@ def _parameter_rows(plan: Plan) -> Iterator[list[str]]:
 def _memory_rows(plan: Plan) -> Iterator[list[str]]:
     yield ["", *(m.phase for m in plan.phases)]
     for part in PARTS:
-        yield [part, *(_bytes(m.parts.get(part, 0)) for m in plan.phases)]
-    yield ["together", *(_bytes(m.total) for m in plan.phases)]
+        yield [part, *(in_bytes(m.parts.get(part, 0)) for m in plan.phases)]
+    yield ["together", *(in_bytes(m.total) for m in plan.phases)]
 
 
 def _time_rows(plan: Plan) -> Iterator[list[str]]:
@@ -211,14 +212,6 @@ def _columns(rows: Iterator[list[str]]) -> Iterator[str]:
     for first, *rest in table:
         cells = [cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
         yield "  ".join(["", first.ljust(widths[0]), *cells])
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def _seconds(count: float) -> str:

@@ -98,7 +98,7 @@ class Primitives:
 
     def _wrapped(self, model: Any, like: Tensor) -> Iterator[_Layer]:
         settings, capacity = self.store.header.settings, self.capacity
-        rank = settings.get("attention", 0)
+        rank = settings["attention"]
         decoder = model.get_language_model() if hasattr(model, "get_language_model") else model
         merged = getattr(decoder, "packed_modules_mapping", None) or model.packed_modules_mapping
         for index, layer in enumerate(find_layers(decoder)):
@@ -111,7 +111,7 @@ class Primitives:
                 index,
                 first.input_size,
                 settings["top_k"],
-                settings.get("gates", "renormalized"),
+                settings["gates"],
                 capacity,
                 like,
             )
