@@ -70,6 +70,7 @@ def train(config: RunConfig, display: Display) -> None:
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[Reporter(board)],  # type: ignore[list-item]
+            worker_runtime_env=cluster.runtime_env,
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=cluster.timeout_s),
     )
