@@ -9,11 +9,13 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cmoe.common.versions import versions
 from cmoe.run.stalls import named
 
 BEAT_S = 5.0
@@ -60,8 +62,9 @@ class Heartbeat:
         self._over.set()
 
     def _beat(self) -> None:
+        about = {**self._about, "versions": versions()}
         while True:
-            beat = {"place": self._place, "count": self._count, **self._about}
+            beat = {"place": self._place, "count": self._count, **about, "sent": time.time()}
             self._board.beat.remote(self._rank, beat | doing(self._thread))
             if self._over.wait(BEAT_S):
                 return

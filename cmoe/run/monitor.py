@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from cmoe.run.alike import differing
 from cmoe.run.display import Display
 from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
 
@@ -35,6 +36,7 @@ class Follower:
         self._stall, self._wait = Spaced(QUIET_S), Spaced(WAITING_S)
         self._beats: Mapping[int, Mapping[str, Any]] = {}
         self._stalled = ""  # as of the last look
+        self._differ: set[tuple[int, str]] = set()  # what was told of
 
     def look(self) -> None:
         """Show what is new."""
@@ -49,6 +51,10 @@ class Follower:
             return
         found = ray.get(self._board.look.remote())
         quiet, self._beats = min(found["quiet"], lasted), found["beats"]
+        for key, text in differing(self._beats).items():
+            if key not in self._differ:
+                self._differ.add(key)
+                self._display.line(text)
         text = stalled(quiet, self._beats, self._display.tasks)
         self._stalled = text if quiet >= QUIET_S else ""
         if self._stall.due(quiet):

@@ -18,7 +18,13 @@ TASKS = ("ScienceQA", "VizWiz")
 
 def beat(step: int, count: int = 1, **changes: Any) -> dict[str, Any]:
     place = {"index": 1, "phase": "train", "step": step, "steps": 60}
-    about = {"host": "node-a", "pid": 4200, "at": "losses (phases.py:150)", "waits": False}
+    about = {
+        "host": "node-a",
+        "pid": 4200,
+        "sent": time.time(),
+        "at": "losses (phases.py:150)",
+        "waits": False,
+    }
     return {"place": place, "count": count, "silent": 0.0, **about} | changes
 
 

@@ -1,0 +1,227 @@
+"""`cmoe check cluster` on a real cluster of several nodes, healthy and with a fault of one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from conftest import S3Server, running_s3
+from ray.cluster_utils import Cluster
+from support.forking import FORKS, PYTHONPATH
+from support.paths import ROOT
+
+from cmoe.cli.main import main
+
+FAULTS = ROOT / "tests" / "support" / "faults"
+READING = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """An S3 server that asks for rights, as soon as `Place` says so."""
+    with running_s3() as server:
+        yield server
+
+
+@dataclass
+class Place:
+    """A cluster of two good nodes, `vm` and `second`, and what is checked on it.
+
+    Attributes:
+        nodes: The cluster.
+        folder: For files.
+        reader: The environment of one who may only read in the bucket.
+    """
+
+    nodes: Cluster
+    folder: Path
+    reader: dict[str, str]
+
+    def check(self, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+        """The command's status, and what it says."""
+        given = {
+            "--runs": self.folder / "runs",
+            "--data.root": self.folder / "data",
+            "--cluster.address": self.nodes.address,
+            "--wait_s": 60,
+        } | dict(zip(words[::2], words[1::2], strict=True))
+        flat = [str(word) for pair in given.items() for word in pair]
+        status = main(["check", "cluster", *flat])
+        return status, capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def place(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("check")
+    data = folder / "data" / "Instructions_Original" / "GQA"
+    data.mkdir(parents=True)
+    (data / "train.json").write_text("[]")
+    admin, reader = _keys(s3)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in admin.items():
+            patch.setenv(name, value)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            nodes.add_node(num_cpus=1, node_name="second")
+            yield Place(nodes, folder, reader)
+        finally:
+            nodes.shutdown()
+
+
+def _keys(s3: S3Server) -> tuple[dict[str, str], dict[str, str]]:
+    """Environments of one who may do all, and of one who may only read; then rights are asked for."""
+    at = {"endpoint_url": s3.endpoint, "region_name": "us-east-1"}
+    at |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    boto3.client("s3", **at).create_bucket(Bucket="runs")
+    iam, found = boto3.client("iam", **at), []
+    everything = {"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]} | {
+        "Version": "2012-10-17"
+    }
+    for name, policy in (("admin", everything), ("reader", READING)):
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        found.append(
+            {
+                "AWS_ENDPOINT_URL": s3.endpoint,
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+                "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+            }
+        )
+    asking = urllib.request.Request(f"{s3.endpoint}/moto-api/reset-auth", b"0", method="POST")
+    urllib.request.urlopen(asking, timeout=10).close()
+    return found[0], found[1]
+
+
+def wrong(out: str) -> list[str]:
+    """The sentences about what is wrong."""
+    return [line.removeprefix("WRONG ") for line in out.splitlines() if line.startswith("WRONG ")]
+
+
+def test_a_healthy_cluster_is_measured_and_left_as_it_was(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place.folder / "found.json"
+    status, out = place.check(capsys, "--json", file)
+    assert (status, wrong(out)) == (0, []), out
+    assert re.search(r"^\S+ \(head\) .* ok$", out, re.MULTILINE)
+    assert re.search(r"^second .* \+?-?0\.0\d\d ± 0\.\d{3} .* ok$", out, re.MULTILINE)
+    assert "all-reduce of 2 workers by gloo: 1 MiB" in out
+    assert not (place.folder / "runs").exists()
+    assert [*(place.folder / "data").iterdir()] == [place.folder / "data/Instructions_Original"]
+    found = json.loads(file.read_text())
+    assert found["ok"]
+    assert found["machines"]["second"]["versions"]["python"]
+    (link,) = found["group"]["links"]
+    assert link["bandwidth"] > 0
+
+
+@pytest.fixture(scope="module")
+def sick(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """What is said of a cluster with four more nodes, each with a fault of its own."""
+    old = tmp_path_factory.mktemp("old") / "deepspeed-0.0.1.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.0.1\n")
+    faults = os.pathsep.join([str(FAULTS), *PYTHONPATH.split(os.pathsep)[1:]])
+    environments: dict[str, dict[str, str]] = {
+        "old": {"PYTHONPATH": os.pathsep.join([str(FORKS), str(old.parent), PYTHONPATH])},
+        "early": {"PYTHONPATH": faults, "CMOE_TEST_CLOCK_S": "90"},
+        "apart": {"PYTHONPATH": faults, "CMOE_TEST_HIDES": str(place.folder / "data")},
+        "reader": place.reader,
+    }
+    nodes: list[Any] = []
+    for name, environment in environments.items():
+        args = {"num_cpus": 0, "node_name": name, "env_vars": environment}
+        nodes.append(place.nodes.add_node(**args))
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("builtins.print", lambda *words, **_: said.extend(map(str, words)))
+        words = ["--runs", "s3://runs/all", "--data.root", str(place.folder / "data")]
+        status = main(["check", "cluster", *words, "--cluster.address", place.nodes.address])
+    for node in nodes:
+        place.nodes.remove_node(node, allow_graceful=False)
+    assert status == 1
+    yield wrong("\n".join(said))
+
+
+def only(sick: list[str], name: str) -> str:
+    """The one sentence on a node."""
+    (found,) = [text for text in sick if text.startswith(f"{name}: ")]
+    return found
+
+
+def test_a_node_with_another_version_is_named(sick: list[str]) -> None:
+    assert "deepspeed is 0.0.1, and" in only(sick, "old")
+
+
+def test_a_node_whose_clock_is_off_is_named_with_how_sure_that_is(sick: list[str]) -> None:
+    found = re.search(r"its clock is (\d+\.\d) s ahead of .* \(± (0\.\d+) s\)", only(sick, "early"))
+    assert found
+    assert abs(float(found[1]) - 90) < 1
+
+
+def test_a_node_that_does_not_share_a_folder_is_named(place: Place, sick: list[str]) -> None:
+    text = only(sick, "apart")
+    assert f"data.root {place.folder / 'data'} is another folder than on" in text
+    assert "without Instructions_Original" in text
+
+
+def test_a_node_without_rights_in_s3_is_named(sick: list[str]) -> None:
+    assert (
+        "can't write: s3://runs/all/check: can't be written: the access key has no permission"
+        in (only(sick, "reader"))
+    )
+
+
+def test_nothing_else_is_named(sick: list[str]) -> None:
+    assert {text.partition(":")[0] for text in sick} == {"old", "early", "apart", "reader"}
+
+
+def test_a_node_that_hangs_is_named_and_not_waited_for(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = place.nodes.add_node(num_cpus=0, node_name="stuck")
+    raylet = node.all_processes["raylet"][0].process
+    raylet.send_signal(signal.SIGSTOP)
+    try:
+        status, out = place.check(capsys, "--wait_s", 8)
+    finally:
+        raylet.send_signal(signal.SIGCONT)
+        place.nodes.remove_node(node, allow_graceful=False)
+    assert status == 1
+    assert [text for text in wrong(out) if "stuck: didn't answer within 8 s" in text] == wrong(out)
+    assert re.search(r"^stuck .* no answer$", out, re.MULTILINE)
+
+
+def test_workers_that_do_not_come_together_are_named(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's environment reaches them before their network does."""
+    status, out = place.check(capsys, "--cluster.environment.GLOO_SOCKET_IFNAME", "nope0")
+    assert status == 1
+    (first, second) = wrong(out)
+    assert "worker 0 (" in first
+    assert "worker 1 (second) failed while joining the group" in second
+    assert "nope0" in second
+
+
+def test_workers_without_room_are_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = place.check(capsys, "--cluster.workers", 3, "--wait_s", 8)
+    assert status == 1
+    (text,) = wrong(out)
+    assert "3 workers with 1 CPU each weren't placed within 8 s: there is 2 CPUs in all" in text
