@@ -5,14 +5,19 @@ It reads the same configuration as `cmoe run`. Its status is 1 if something is w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cmoe.common.bounds import require
 from cmoe.common.command_line import LISTED_BY_HELP, refuse
 from cmoe.common.nearest import did_you_mean, near
 from cmoe.config.tree import RunConfig
+
+if TYPE_CHECKING:
+    from cmoe.operations.preflight.findings import Needs
 
 SUBJECTS = {"cluster": "every machine of a Ray cluster, and what they do together"}
 UNNAMED = "check"  # the run, where the configuration doesn't name it
@@ -36,10 +41,12 @@ class CheckConfig:
 
 
 def main(words: Sequence[str], prog: str) -> int:
-    subject, *rest = words or ["--help"]
+    if not words:
+        refuse(prog, [f"no subject; {' or '.join(f'{prog} {each}' for each in SUBJECTS)}"])
+    subject, *rest = words
     if subject in ("-h", "--help"):
         print(_overview(prog))
-        return 0
+        sys.exit()
     if subject not in SUBJECTS:
         meant = did_you_mean(near(subject, SUBJECTS)) or LISTED_BY_HELP
         refuse(prog, [f"unknown subject {subject}{meant}"])
@@ -73,7 +80,7 @@ def _cluster(words: Sequence[str], prog: str) -> int:
     return 1 if report.problems else 0
 
 
-def _needs(config: RunConfig):  # type: ignore[no-untyped-def]
+def _needs(config: RunConfig) -> Needs:
     """What the run needs, where a plan of it is known."""
     from cmoe.common.errors import KnownError
     from cmoe.experiments.planning.footprint import footprint
