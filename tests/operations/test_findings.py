@@ -15,6 +15,7 @@ from cmoe.operations.preflight.findings import (
     of_clocks,
     of_disks,
     of_folder,
+    of_gpu_counts,
     of_gpus,
     of_group,
     of_memory,
@@ -95,24 +96,34 @@ def test_memory_has_to_hold_the_base_once_for_each_worker() -> None:
     assert [*of_memory(seen(57, 0.0625), {"a": 4}, loaders=False, gpu=False)] == []
 
 
-def gpus(*said: str, needs: Needs | None = None, ray: float = 1) -> list[str]:
+def with_gpus(*said: str) -> dict[str, Any]:
     names = "abc"[: len(said)]
-    seen = {
+    return {
         name: {"gpus": {"gpus": parse_smi(text), "cuda": "13.0"}}
         for name, text in zip(names, said, strict=True)
     }
-    known = dict.fromkeys(names, ray)
-    return [*of_gpus(seen, "a", known, needs or Needs(), used=True, dtype="bfloat16")]
 
 
-def test_gpus_are_alike_free_and_known_to_ray() -> None:
+def gpus(*said: str, needs: Needs | None = None) -> list[str]:
+    return [*of_gpus(with_gpus(*said), "a", needs or Needs(), "bfloat16")]
+
+
+def test_a_machine_whose_gpus_ray_does_not_know_is_named() -> None:
+    two = H100 + H100.replace("0,", "1,", 1)
+    assert of_gpu_counts(with_gpus(two), {"a": 2.0}) == ([], [])
+    assert of_gpu_counts(with_gpus(two), {"a": 1.0}) == ([], ["a: has 2 GPUs, and Ray knows 1"])
+    ((text,), _) = of_gpu_counts(with_gpus(two), {"a": 0.0})
+    assert text.startswith("a: has 2 GPUs, and Ray knows 0; restart Ray there")
+    broken = {"b": {"gpus": {"gpus": [], "error": "nvidia-smi fails: No devices were found"}}}
+    assert named(of_gpu_counts(broken, {})[0]) == ["b"]
+
+
+def test_gpus_are_alike_and_free() -> None:
     assert gpus(H100, H100) == []
     used = H100.replace("81034", "40000")
     (text,) = gpus(H100, used)
     assert text.startswith("b: GPU 0 has 39.1 GiB of 79.6 GiB free, and 71.7 GiB are needed")
     assert gpus(H100, used, needs=Needs(gpu=30 * GIB)) == []
-    (text,) = gpus(H100 + H100.replace("0,", "1,", 1))
-    assert text.startswith("a: has 2 GPUs, and Ray knows 1")
     old, another = gpus(H100, H100, T4)
     assert old.startswith("c: GPU 0 has compute capability 7.5, and model.dtype bfloat16 needs 8.0")
     assert "c: its GPUs are Tesla T4, CUDA 13.0, driver 550.54.15, and other" in another

@@ -139,7 +139,12 @@ def _look(config: RunConfig, report: Report, wait_s: float) -> None:
 
 def _folders(config: RunConfig) -> dict[str, tuple[str, bool]]:
     """Paths that have to be the same folder everywhere, and whether a run would make them."""
-    found = {"runs": (config.runs, True), "data.root": (config.data.root, config.data.generate)}
+    data = config.data
+    found = {"runs": (config.runs, True)}
+    if not (
+        data.only_own and all(is_remote(o.train) and is_remote(o.test) for o in data.own.values())
+    ):
+        found["data.root"] = data.root, data.generate
     if config.model.name != "mini" and Path(config.model.name).is_absolute():
         found["model.name"] = config.model.name, False
     return {key: each for key, each in found.items() if not is_remote(each[0])}
@@ -171,10 +176,6 @@ class _Marked:
         wrong, notes = findings.of_folder(key, path, folders, head)
         self._report.problems += wrong
         self._report.notes += notes
-        if told[head]["error"] and key == "runs":
-            self._report.problems.append(
-                f"{head}: runs {path} can't be written: {told[head]['error']}"
-            )
 
     def __exit__(self, *_: object) -> None:
         for path, made in reversed(self._left):
@@ -198,7 +199,12 @@ def _judge(config: RunConfig, needs: Needs, report: Report) -> None:
     if seen:
         problems += findings.of_versions(seen, head, versions(), socket.gethostname())
         problems += findings.of_clocks(seen, head)
-        problems += findings.of_gpus(seen, head, gpus, needs, used=gpu, dtype=config.model.dtype)
+        if config.cluster.gpu is not False:
+            wrong, notes = findings.of_gpu_counts(seen, gpus)
+            problems += wrong
+            report.notes += notes
+        if gpu:
+            problems += findings.of_gpus(seen, head, needs, config.model.dtype)
         problems += findings.of_disks(seen, needs, is_remote(config.runs))
         loaders = config.data.loader_workers > 0
         problems += findings.of_memory(seen, found.workers, loaders, gpu)

@@ -21,6 +21,7 @@ from cmoe.run.worker_group import worker_resources
 
 MIB = 2**20
 SIZES = {"gloo": (MIB, 16 * MIB), "nccl": (MIB, 16 * MIB, 256 * MIB)}
+PAIRED = 16 * MIB  # bytes from one worker to the next
 GRACE_S = 5.0  # for other workers to fail, too, once one has
 ASKED_S = 5.0  # for a worker to say what it does
 NAMED = 4  # workers at most, in a sentence
@@ -145,7 +146,7 @@ class Group:
                 moved = 2 * (self._workers - 1) / self._workers * size
                 self.found.reduced[size] = moved / max(seconds)
         self.found.backend = backend
-        self._measure_links(at, where, SIZES[backend][-1])
+        self._measure_links(at, where)
 
     def _start(self) -> None:
         import ray
@@ -183,32 +184,41 @@ class Group:
 
         return self._all("joining the group", where, call)
 
-    def _measure_links(self, at: Sequence[str], where: Sequence[str], size: int) -> None:
+    def _measure_links(self, at: Sequence[str], where: Sequence[str]) -> None:
         count = self._workers
         pairs = [(n, (n + 1) % count) for n in range(count if count > 2 else count - 1)]
         if not pairs:
             return
         taken = self._all(
-            f"exchanging {size // MIB} MiB in pairs",
+            f"exchanging {PAIRED // MIB} MiB in pairs",
             where,
-            lambda member, _: member.links.remote(pairs, size),
+            lambda member, _: member.links.remote(pairs, PAIRED),
+            turns=len(pairs),
         )
         if taken is None:
             return
         for number, (one, other) in enumerate(pairs):
             seconds = max(taken[one][number], taken[other][number])
-            self.found.links.append(Link((at[one], at[other]), (one, other), size / seconds))
+            self.found.links.append(Link((at[one], at[other]), (one, other), PAIRED / seconds))
 
     def _all(
-        self, doing: str, where: Sequence[str], call: Callable[[Any, int], Any]
+        self, doing: str, where: Sequence[str], call: Callable[[Any, int], Any], turns: int = 1
     ) -> list[Any] | None:
-        """What every worker answers, in order; None where one doesn't, which is told then."""
+        """What every worker answers, in order; None where one doesn't, which is told then.
+
+        Args:
+            doing: What they do.
+            where: Who they are.
+            call: Calls a method of a member; it gets its rank, too.
+            turns: How many parts it has, each with as much time.
+        """
         import ray
 
         asked = {call(member, rank): rank for rank, member in enumerate(self._members)}
         found: dict[int, Any] = {}
         failed: dict[int, str] = {}
-        end = time.monotonic() + self._wait_s + (GRACE_S if doing != "starting" else 0)
+        patience = turns * self._wait_s
+        end = time.monotonic() + patience + GRACE_S  # torch says it itself first
         waiting = [*asked]
         while waiting and (left := end - time.monotonic()) > 0:
             ended, waiting = ray.wait(waiting, timeout=left)
@@ -236,7 +246,7 @@ class Group:
         steps = {rank: self._at(rank) for rank in late}
         said = [f"{where[rank]} is {step}" for rank, step in sorted(steps.items())][:NAMED]
         return [
-            f"{doing} didn't end within {self._wait_s:.0f} s: {'; '.join(said)}. All ports have to "
+            f"{doing} didn't end in time: {'; '.join(said)}. All ports have to "
             "be open between the machines; where one has several networks, name the right one in "
             "cluster.environment (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
         ]

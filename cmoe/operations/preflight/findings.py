@@ -125,33 +125,43 @@ def of_memory(seen: Seen, workers: Mapping[str, int], loaders: bool, gpu: bool) 
             )
 
 
-def of_gpus(
-    seen: Seen, head: str, gpus: Mapping[str, float], needs: Needs, *, used: bool, dtype: str
-) -> Iterator[str]:
-    """GPUs that don't answer, that Ray doesn't know, that others use, or that differ.
+def of_gpu_counts(seen: Seen, known: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """GPUs that don't answer, or that Ray doesn't know.
+
+    Args:
+        seen: By machine.
+        known: By machine, how many GPUs Ray has there.
+
+    Returns:
+        What is wrong; and what is only to be known: machines of which Ray has a part.
+    """
+    wrong: list[str] = []
+    notes: list[str] = []
+    for name, each in seen.items():
+        told = each.get("gpus", {})
+        if "error" in told:
+            wrong.append(f"{name}: {told['error']}; look at its driver")
+        count, has = len(told.get("gpus", [])), known.get(name, 0)
+        if has < count:
+            text = f"{name}: has {count} GPU{'s' if count > 1 else ''}, and Ray knows {has:g}"
+            remedy = "; restart Ray there, or set cluster.gpu false" if not has else ""
+            (notes if has else wrong).append(text + remedy)
+    return wrong, notes
+
+
+def of_gpus(seen: Seen, head: str, needs: Needs, dtype: str) -> Iterator[str]:
+    """GPUs that others use, that are too old, or of another kind than most machines'.
 
     Args:
         seen: By machine.
         head: Whose kind counts where none is more frequent.
-        gpus: By machine, how many Ray has there.
         needs: What a run needs of each.
-        used: Whether the run is to use GPUs.
         dtype: Of the run's weights.
     """
     kinds = {}
     for name, each in seen.items():
         told = each.get("gpus", {})
-        if "error" in told:
-            yield f"{name}: {told['error']}; look at its driver"
-            continue
         found = told.get("gpus", [])
-        if found and used and gpus.get(name, 0) < len(found):
-            yield (
-                f"{name}: has {len(found)} GPUs, and Ray knows {gpus.get(name, 0):g}; restart Ray "
-                "there, or give its container all of them"
-            )
-        if not used:
-            continue
         if found:
             kinds[name] = f"{found[0]['name']}, CUDA {told['cuda']}, driver {found[0]['driver']}"
         for one in found:
@@ -191,7 +201,8 @@ def of_folder(key: str, path: str, folders: Seen, head: str) -> tuple[list[str],
     Returns:
         What is wrong; and what is only to be known: another folder with the same files.
     """
-    wrong, notes = [], []
+    wrong: list[str] = []
+    notes: list[str] = []
     right = folders.get(head)
     if right is None:
         return [], []
