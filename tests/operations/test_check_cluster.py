@@ -136,12 +136,16 @@ def test_a_healthy_cluster_is_measured_and_left_as_it_was(
 
 @pytest.fixture(scope="module")
 def sick(place: Place, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What is said of a cluster with four more nodes, each with a fault of its own."""
+    """What is said of a cluster with more nodes, each with a fault of its own."""
     old = tmp_path_factory.mktemp("old") / "deepspeed-0.0.1.dist-info"
     old.mkdir()
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.0.1\n")
     faults = os.pathsep.join([str(FAULTS), *PYTHONPATH.split(os.pathsep)[1:]])
+    other = tmp_path_factory.mktemp("other") / "cmoe"
+    other.mkdir()
+    (other / "__init__.py").write_text('__version__ = "0.0.9"\n')
     environments: dict[str, dict[str, str]] = {
+        "stranger": {"PYTHONPATH": os.pathsep.join([str(FORKS), str(other.parent), PYTHONPATH])},
         "old": {"PYTHONPATH": os.pathsep.join([str(FORKS), str(old.parent), PYTHONPATH])},
         "early": {"PYTHONPATH": faults, "CMOE_TEST_CLOCK_S": "90"},
         "apart": {"PYTHONPATH": faults, "CMOE_TEST_HIDES": str(place.folder / "data")},
@@ -172,6 +176,12 @@ def test_a_node_with_another_version_is_named(sick: list[str]) -> None:
     assert "deepspeed is 0.0.1, and" in only(sick, "old")
 
 
+def test_a_node_with_another_cmoe_can_say_so(sick: list[str]) -> None:
+    """What looks there is this cmoe's, whatever the node has."""
+    told = [text for text in sick if text.startswith("stranger: ")]
+    assert any("cmoe is 0.0.9 (" in text for text in told)
+
+
 def test_a_node_whose_clock_is_off_is_named_with_how_sure_that_is(sick: list[str]) -> None:
     found = re.search(r"its clock is (\d+\.\d) s ahead of .* \(± (0\.\d+) s\)", only(sick, "early"))
     assert found
@@ -190,7 +200,8 @@ def test_a_node_without_rights_in_s3_is_named(sick: list[str]) -> None:
 
 
 def test_nothing_else_is_named(sick: list[str]) -> None:
-    assert {text.partition(":")[0] for text in sick} == {"old", "early", "apart", "reader"}
+    faulty = {"stranger", "old", "early", "apart", "reader"}
+    assert {text.partition(":")[0] for text in sick} == faulty
 
 
 def test_a_node_that_hangs_is_named_and_not_waited_for(

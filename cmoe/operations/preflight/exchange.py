@@ -118,9 +118,12 @@ class Group:
         """
         if self._placed is None:
             return
+        from ray.util import placement_group_table
+
         names = {machine.node: machine.name for machine in machines}
+        nodes = placement_group_table(self._placed)["bundles_to_node_id"]
         self._start()
-        where = [f"worker {n}" for n in range(self._workers)]
+        where = [f"a worker on {names.get(nodes[n], nodes[n])}" for n in range(self._workers)]
         abouts = self._all("starting", where, lambda member, _: member.about.remote())
         if abouts is None:
             return
