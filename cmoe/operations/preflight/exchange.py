@@ -105,8 +105,8 @@ class Group:
         remove_placement_group(group)
         room = fitting(self._each, nodes)
         self.found.problems.append(
-            f"{needed(workers, self._each)} weren't placed within {self._wait_s:.0f} s: there is "
-            f"{has(self._each, nodes)}, {listed({n: free.get(n, 0) for n in self._each})} free"
+            f"{needed(workers, self._each)} weren't placed within {self._wait_s:.0f} s. The "
+            f"cluster has {has(self._each, nodes)}, {listed({n: free.get(n, 0) for n in self._each})} free"
             + (f". {lacking(room)} or add machines" if room < workers else "")
         )
 
@@ -123,8 +123,8 @@ class Group:
         names = {machine.node: machine.name for machine in machines}
         nodes = placement_group_table(self._placed)["bundles_to_node_id"]
         self._start()
-        where = [f"a worker on {names.get(nodes[n], nodes[n])}" for n in range(self._workers)]
-        abouts = self._all("starting", where, lambda member, _: member.about.remote())
+        at = [names.get(nodes[n], nodes[n]) for n in range(self._workers)]
+        abouts = self._all("starting", at, lambda member, _: member.about.remote())
         if abouts is None:
             return
         order = _ranked(abouts, [machine.node for machine in machines])
@@ -133,14 +133,13 @@ class Group:
         at = [names.get(about["node"], about["address"]) for about in abouts]
         for name in at:
             self.found.workers[name] = self.found.workers.get(name, 0) + 1
-        where = [f"worker {rank} ({name})" for rank, name in enumerate(at)]
-        if (joined := self._join(abouts, where)) is None:
+        if (joined := self._join(abouts, at)) is None:
             return
         backend = joined[0]
         for size in SIZES[backend]:
             seconds = self._all(
                 f"an all-reduce of {size // MIB} MiB by {backend}",
-                where,
+                at,
                 partial(_reduce, size),
             )
             if seconds is None:
@@ -149,7 +148,7 @@ class Group:
                 moved = 2 * (self._workers - 1) / self._workers * size
                 self.found.reduced[size] = moved / max(seconds)
         self.found.backend = backend
-        self._measure_links(at, where)
+        self._measure_links(at)
 
     def _start(self) -> None:
         import ray
@@ -174,7 +173,7 @@ class Group:
         finally:
             cloudpickle.unregister_pickle_by_value(member)
 
-    def _join(self, abouts: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Any:
+    def _join(self, abouts: Sequence[Mapping[str, Any]], at: Sequence[str]) -> Any:
         address = f"{abouts[0]['address']}:{abouts[0]['port']}"
         gpus: dict[str, list[str]] = {}
         for about in abouts:
@@ -185,16 +184,16 @@ class Group:
             mine = theirs.index(abouts[rank]["gpus"][0]) if theirs else 0
             return member.join.remote(rank, self._workers, address, theirs, mine, self._wait_s)
 
-        return self._all("joining the group", where, call)
+        return self._all("joining the group", at, call)
 
-    def _measure_links(self, at: Sequence[str], where: Sequence[str]) -> None:
+    def _measure_links(self, at: Sequence[str]) -> None:
         count = self._workers
         pairs = [(n, (n + 1) % count) for n in range(count if count > 2 else count - 1)]
         if not pairs:
             return
         taken = self._all(
             f"exchanging {PAIRED // MIB} MiB in pairs",
-            where,
+            at,
             lambda member, _: member.links.remote(pairs, PAIRED),
             turns=len(pairs),
         )
@@ -205,13 +204,13 @@ class Group:
             self.found.links.append(Link((at[one], at[other]), (one, other), PAIRED / seconds))
 
     def _all(
-        self, doing: str, where: Sequence[str], call: Callable[[Any, int], Any], turns: int = 1
+        self, doing: str, at: Sequence[str], call: Callable[[Any, int], Any], turns: int = 1
     ) -> list[Any] | None:
         """What every worker answers, in order; None where one doesn't, which is told then.
 
         Args:
             doing: What they do.
-            where: Who they are.
+            at: By rank, the machine's name.
             call: Calls a method of a member; it gets its rank, too.
             turns: How many parts it has, each with as much time.
         """
@@ -234,20 +233,24 @@ class Group:
         if not failed and not waiting:
             return [found[rank] for rank in range(len(self._members))]
         late = {asked[answer] for answer in waiting}
-        self.found.problems += self._failures(doing, where, failed, late)
+        self.found.problems += self._failures(doing, at, failed, late)
         return None
 
     def _failures(
-        self, doing: str, where: Sequence[str], failed: Mapping[int, str], late: Iterable[int]
+        self, doing: str, at: Sequence[str], failed: Mapping[int, str], late: Iterable[int]
     ) -> list[str]:
         """Who failed by itself; or else who is where while others wait."""
         own = {rank: text for rank, text in failed.items() if not LOST.search(text)}
         named = own or dict(failed)
-        ends = [f"{where[r]} failed while {doing}: {text}" for r, text in sorted(named.items())]
+        ends = [
+            f"{at[r]}: worker {r} failed while {doing}: {text}" for r, text in sorted(named.items())
+        ]
         if ends:
             return ends[:NAMED]
         steps = {rank: self._at(rank) for rank in late}
-        said = [f"{where[rank]} is {step}" for rank, step in sorted(steps.items())][:NAMED]
+        said = [f"worker {rank} ({at[rank]}) is {step}" for rank, step in sorted(steps.items())][
+            :NAMED
+        ]
         return [
             f"{doing} didn't end in time: {'; '.join(said)}. All ports have to "
             "be open between the machines; where one has several networks, name the right one in "

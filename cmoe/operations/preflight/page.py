@@ -52,7 +52,8 @@ def _row(report: Report, machine: Machine) -> Iterator[str]:
         yield _clock(report, machine.name)
         network = report.exchange.network(machine.name)
         yield "-" if network is None else f"{network / 1e9:.2f}"
-    wrong = any(text.startswith(f"{machine.name}: ") for text in report.problems)
+    mine = (f"{machine.name}: ", f"({machine.name})")
+    wrong = any(text.startswith(mine[0]) or mine[1] in text for text in report.problems)
     yield "no answer" if seen is None else "WRONG" if wrong else "ok"
 
 
