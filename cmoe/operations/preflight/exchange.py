@@ -101,12 +101,13 @@ class Group:
             self._placed, self._workers = group, workers
             return
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        free = ray.available_resources()
+        there = ray.available_resources()
+        free = listed({name: there.get(name, 0) for name in self._each})
         remove_placement_group(group)
         room = fitting(self._each, nodes)
         self.found.problems.append(
             f"{needed(workers, self._each)} weren't placed within {self._wait_s:.0f} s. The "
-            f"cluster has {has(self._each, nodes)}, {listed({n: free.get(n, 0) for n in self._each})} free"
+            f"cluster has {has(self._each, nodes)}, {free} free"
             + (f". {lacking(room)} or add machines" if room < workers else "")
         )
 
