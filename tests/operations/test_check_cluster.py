@@ -148,7 +148,7 @@ def test_workers_that_do_not_come_together_are_named(
 def test_workers_without_room_are_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = place.check(capsys, "--cluster.cpus_per_worker", 2, "--wait_s", 10)
     assert status == 1
-    (text,) = wrong(out)
+    (text,) = [text for text in wrong(out) if "weren't placed" in text]
     assert "2 workers with 2 CPUs each weren't placed within 10 s. The cluster has 2 CPUs" in text
     assert "It has room for 0 of these workers" in text
 
@@ -165,8 +165,8 @@ def test_a_node_that_hangs_is_named_and_not_waited_for(
         raylet.send_signal(signal.SIGCONT)
         place.nodes.remove_node(node)
     assert status == 1
-    (text,) = wrong(out)
-    assert text.startswith("stuck: didn't answer within 20 s while starting a process")
+    text = only(wrong(out), "stuck")
+    assert "didn't answer within 20 s while starting a process" in text
     assert re.search(r"^stuck .* no answer$", out, re.MULTILINE)
 
 
@@ -191,6 +191,7 @@ def sick(place: Place, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         place.nodes.add_node(num_cpus=0, node_name=name, env_vars=environment)
     with pytest.MonkeyPatch.context() as patch:
         said: list[str] = []
+        patch.chdir(place.folder)  # Ray's workers import what lies where the driver works
         patch.setattr("builtins.print", lambda *words, **_: said.extend(map(str, words)))
         words = ["--runs", "s3://runs/all", "--data.root", str(place.folder / "data")]
         words += ["--cluster.address", place.nodes.address, "--wait_s", "120"]
