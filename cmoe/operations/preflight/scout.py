@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cmoe.common.versions import versions
 SMI = ("index", "name", "memory.total", "memory.free", "driver_version", "compute_cap")
 SMI_S = 20.0  # for nvidia-smi, which hangs where a driver does
 ATTEMPTS = 3  # of a request to S3
-LISTED = 1000  # entries of a folder that are compared, at most
+LISTED = 1000  # entries of a folder whose sizes are compared
 MIB = 2**20
 
 
@@ -223,17 +224,24 @@ def _memory() -> dict[str, int]:
 
 
 def _files(folder: Path, but: str) -> dict[str, int]:
-    """Sizes of the files in a folder and in the folders there; -1 of a folder."""
+    """Sizes of the files in a folder and in the folders there; -1 of what is no file.
+
+    Folders with more than `LISTED` entries, such as those of images, are left out.
+    """
     found: dict[str, int] = {}
     for place in (folder, *sorted(each for each in folder.iterdir() if each.is_dir())):
-        for entry in sorted(os.scandir(place), key=lambda each: each.name):
-            if entry.name == but:
-                continue
-            if len(found) == LISTED:
-                return found
-            name = str(Path(entry.path).relative_to(folder))
-            found[name] = -1 if entry.is_dir() else entry.stat().st_size
+        entries = list(islice(os.scandir(place), LISTED + 1))
+        if len(entries) <= LISTED:
+            found |= {
+                str(Path(entry.path).relative_to(folder)): _size(entry)
+                for entry in entries
+                if entry.name != but
+            }
     return found
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    return entry.stat().st_size if entry.is_file() else -1
 
 
 def _of_hub(name: str, revision: str | None) -> dict[str, Any]:
