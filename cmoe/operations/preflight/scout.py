@@ -193,7 +193,7 @@ class Scout:
         if Path(name).is_dir():
             sizes = [file.stat().st_size for file in Path(name).glob("*.safetensors")]
             return {"error": None, "bytes": sum(sizes), "fetched": False}
-        return {"error": None, **_of_hub(name, revision)}
+        return _of_hub(name, revision)
 
 
 def parse_smi(text: str) -> list[dict[str, Any]]:
@@ -245,18 +245,23 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def _of_hub(name: str, revision: str | None) -> dict[str, Any]:
-    """How large a base's weights are, and whether they lie in the cache already."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    """A base that is no folder, as `Scout.base` tells of it."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
+    from cmoe.common.storage import storage_error
+    from cmoe.common.storage_errors import READ
     from cmoe.modeling.pretrained import WEIGHTS, WEIGHTS_INDEX
 
     cached = (try_to_load_from_cache(name, f, revision=revision) for f in (WEIGHTS, WEIGHTS_INDEX))
     here = next((Path(file) for file in cached if isinstance(file, str)), None)
     if here is not None:
         sizes = [file.stat().st_size for file in here.parent.glob("*.safetensors")]
-        return {"bytes": sum(sizes), "fetched": False}
-    with suppress(Exception):  # a size is a help, and no more; what is wrong was told before
+        return {"error": None, "bytes": sum(sizes), "fetched": False}
+    try:
         info = HfApi(library_name="cmoe").model_info(name, revision=revision, files_metadata=True)
-        files = [f for f in info.siblings or () if f.rfilename.endswith(".safetensors")]
-        return {"bytes": sum(f.size or 0 for f in files), "fetched": True}
-    return {"bytes": None, "fetched": True}
+    except Exception as error:  # of the hub, or of whatever lies between
+        told = storage_error(error, f"hf://{name}", READ) or f"{type(error).__name__}: {error}"
+        why = f"its weights aren't in the cache {constants.HF_HUB_CACHE}, and {told}"
+        return {"error": why, "bytes": None, "fetched": True}
+    files = [f for f in info.siblings or () if f.rfilename.endswith(".safetensors")]
+    return {"error": None, "bytes": sum(f.size or 0 for f in files), "fetched": True}
