@@ -38,6 +38,7 @@ CONFIGURED = (
     "sweep",
     "choice",
     "locate",
+    "check",
 )  # subcommands that read a run's tree
 
 
@@ -191,6 +192,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe serve --config serve_mini --store (hf://|runs/mine).*": ("the same service", parses),
     "cmoe export (RUN OUT|runs/loras .*)": ("names, or a run of another method", parses),
     "cmoe store copy .*s3://YOUR-.*": ("needs the reader's buckets", lambda _: None),
+    "cmoe check cluster( .*)?": ("tests of the command run it on clusters", parses),
     "cmoe bench .*": ("minutes, alone on a machine", parses),
     "python -m cmoe.mini.build_base --seed 0": ("an hour", builds_the_base),
     "python -m cmoe.small.align .*": ("half an hour", builds_the_base),

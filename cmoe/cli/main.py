@@ -52,6 +52,7 @@ COMMANDS = {
     "serve": Command("answer requests over HTTP from a store", "cmoe.cli.serve"),
     "prepare": Command("check CoIN's files and convert them to Parquet", "cmoe.cli.prepare"),
     "plan": Command("print what a run would need, and start nothing", "cmoe.cli.stream", "plan"),
+    "check": Command("look at a cluster before a run, machine by machine", "cmoe.cli.check"),
     "locate": Command("compare the locator's features and scores", "cmoe.cli.locate"),
     "phrasing": Command("ask a run's test questions as people may ask them", "cmoe.cli.phrasing"),
     "score": Command("score a file of predictions by a task's or any scorer", "cmoe.cli.score"),

@@ -159,7 +159,7 @@ def described(hint: Any) -> str:
     if kind in (tuple, list):
         return f"a list, as [a, b], each {described(inner[0])},"
     if kind is dict:
-        return "a mapping"
+        return f"a mapping of names, each to {described(inner[1])},"
     return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(
         hint, str(hint)
     )

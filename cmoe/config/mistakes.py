@@ -112,7 +112,13 @@ class Given:
             return  # argparse knows which may be bare
         elif isinstance(hint, dict):
             self._section(value, hint, key, flag, Path())
-        elif get_origin(hint) not in (dict, list, tuple) or self._composed(value, flag):
+        elif get_origin(hint) is dict:
+            # jsonargparse would take the text itself for a value of whatever type fails.
+            if self._composed(value, flag):
+                given = yaml.safe_load(value)  # null is no mapping, whatever the type says
+                if problem := wrong_type(flag, hint, "null" if given is None else given):
+                    self.problems.append(problem)
+        elif get_origin(hint) not in (list, tuple) or self._composed(value, flag):
             self._values.append(_Value(key, flag, value, text=True))
 
     def _named_file(self, name: str) -> None:

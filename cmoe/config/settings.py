@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
 from cmoe.common.bounds import require
+from cmoe.config.environment import as_environment
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class ClusterConfig:
         max_failures: Lost worker groups that a run survives.
         timeout_s: Seconds that a worker waits for the others, in any collective; then those that
             didn't come count as lost. Rank 0 alone fits locators and commits: leave it time.
+        environment: Environment variables of every worker, there before torch and NCCL start:
+            `NCCL_SOCKET_IFNAME`, `GLOO_SOCKET_IFNAME` and the like. No keys: Ray shows them.
         address: Of a running Ray cluster; null takes `RAY_ADDRESS`, or starts Ray here.
     """
 
@@ -33,9 +36,12 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     max_failures: int = 3
     timeout_s: int = 1800
+    environment: dict[str, str | int | float] = field(default_factory=dict)
     address: str | None = None
 
     def __post_init__(self) -> None:
+        variables = as_environment(self.environment, "cluster.environment")
+        object.__setattr__(self, "environment", variables)
         require(self, "cluster", "workers", "cpus_per_worker", least=1)
         require(self, "cluster", "max_failures", least=0)
         require(self, "cluster", "timeout_s", least=60)
@@ -44,6 +50,11 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.min_workers is {self.min_workers}; 1 to cluster.workers, {self.workers}"
             )
+
+    @property
+    def runtime_env(self) -> dict[str, dict[str, str]]:
+        """What Ray starts each worker with."""
+        return {"env_vars": {name: str(value) for name, value in self.environment.items()}}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 
@@ -15,15 +16,21 @@ class Board:
 
     Args:
         clock: Seconds.
+        wall: Seconds since the epoch.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock, self._wall = clock, wall
         self._events: list[Mapping[str, Any]] = []
         self._cause: str | None = None
         self._starts = 0
         self._beats: dict[int, Mapping[str, Any]] = {}
         self._heard: dict[int, float] = {}
+        self._late: dict[int, tuple[int, float]] = {}
         self._moved = clock()
 
     def post(self, event: Mapping[str, Any]) -> None:
@@ -45,6 +52,8 @@ class Board:
         now, before = self._clock(), self._beats.get(rank)
         if before is None or before["count"] != beat["count"]:
             self._moved = now
+        heard, late = self._late.get(rank, (0, inf))
+        self._late[rank] = heard + 1, min(late, self._wall() - beat["sent"])
         self._beats[rank], self._heard[rank] = beat, now
 
     def quiet(self) -> float:
@@ -52,16 +61,24 @@ class Board:
         return self._clock() - self._moved
 
     def beats(self) -> dict[int, dict[str, Any]]:
-        """Every worker's last beat by its rank, with `silent`, the seconds since it came."""
+        """Every worker's last beat by its rank.
+
+        Returns:
+            With `silent`, the seconds since it came, `heard`, how many there were, and `late`, the
+            seconds that this machine's clock was ahead of the worker's when the quickest came.
+        """
         now = self._clock()
-        return {
-            rank: {**beat, "silent": now - self._heard[rank]} for rank, beat in self._beats.items()
-        }
+        beats = {}
+        for rank, beat in self._beats.items():
+            heard, late = self._late[rank]
+            more = {"silent": now - self._heard[rank], "heard": heard, "late": late}
+            beats[rank] = {**beat, **more}
+        return beats
 
     def start(self) -> int:
         """How often rank 0 has started before."""
         self._starts += 1
-        self._beats, self._heard = {}, {}  # of workers that are gone
+        self._beats, self._heard, self._late = {}, {}, {}  # of workers that are gone
         return self._starts - 1
 
     def fail(self, cause: str) -> None:

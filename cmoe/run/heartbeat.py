@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from cmoe.common import mirror
+from cmoe.common.versions import versions
 from cmoe.run.stalls import named, phase
 
 logger = logging.getLogger(__name__)
@@ -74,12 +75,13 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Tell the board once."""
-        beat = {"place": self.place, "count": self._count, **self._about}
+        beat = {"place": self.place, "count": self._count, **self._about, "sent": time.time()}
         queues = {"uploads": mirror.waiting(), "checkpoints": int(self.saving())}
         beat |= queues | {"step_s": self._pace.seconds()}
         self._board.beat.remote(self.rank, beat | doing(self._thread))
 
     def _run(self) -> None:
+        self._about |= {"versions": versions()}
         while True:
             self.beat()
             if self._over.wait(BEAT_S):

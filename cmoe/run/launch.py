@@ -168,6 +168,15 @@ def require_lasting(runs: str) -> None:
         require_reachable(runs)
     except StorageError as error:
         raise RunError(f"runs: {error}") from error
+    require_kept(runs)
+
+
+def require_kept(runs: str) -> None:
+    """As `require_lasting`, of the path alone.
+
+    Raises:
+        RunError: Says what would be right.
+    """
     if not is_remote(runs) and WORKING_COPIES in Path(runs).absolute().parts:
         raise RunError(
             f"runs is {runs!r}, in the copy of the working directory that this job alone has and "

@@ -10,6 +10,7 @@ from typing import Any
 
 from cmoe.run.display import Display
 from cmoe.run.heartbeat import BEAT_S
+from cmoe.run.monitoring.alike import differing
 from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
 
@@ -44,6 +45,7 @@ class Follower:
         self._stalled = ""  # as of the last look
         self._beats: Mapping[int, Mapping[str, Any]] = {}
         self._asked = self._shown = 0.0  # when beats were asked for, and figures shown
+        self._differ: set[tuple[int, str]] = set()  # what was told of
 
     def look(self) -> None:
         """Show what is new."""
@@ -65,7 +67,7 @@ class Follower:
             self._metrics.show()
 
     def _watch(self, lasted: float) -> None:
-        """Say if nothing moves, though there are workers."""
+        """Say if nothing moves, though there are workers, and what differs between them."""
         import ray
 
         quiet = min(ray.get(self._board.quiet.remote()), lasted)
@@ -73,6 +75,10 @@ class Follower:
         if quiet >= QUIET_S or time.monotonic() >= self._asked + BEAT_S:  # as often as they come
             self._asked = time.monotonic()
             self._beats = ray.get(self._board.beats.remote())
+            for key, text in differing(self._beats).items():
+                if key not in self._differ:
+                    self._differ.add(key)
+                    self._display.line(text)
         standing.look(quiet, self._beats)
         self._stalled = stalled(quiet, self._beats, self._display.tasks) if quiet >= QUIET_S else ""
         if due:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from cmoe.common.command_line import refuse
+from cmoe.config.environment import is_secret
 
 LIMIT = 100_000_000
 """Bytes of a package at most. Ray's job server takes 100 MiB in a request."""
@@ -27,7 +27,6 @@ LIMIT = 100_000_000
 ENOUGH = 10 * LIMIT  # what is larger isn't counted to its end
 RECORD = 30 + 46  # bytes that zip adds to a file, beside its name twice
 TOTAL = Path()
-SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 PROG = "ray job submit"
 
 
@@ -51,7 +50,7 @@ def check(
         asked = parse_runtime_env_args(runtime_env, runtime_env_json, working_dir) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         refuse(PROG, [f"the runtime environment can't be read: {' '.join(str(error).split())}"])
-    shown = [name for name in asked.get("env_vars") or {} if SECRET.search(str(name))]
+    shown = [name for name in asked.get("env_vars") or {} if is_secret(str(name))]
     if shown:
         sys.stderr.write(
             f"{PROG}: warning: {', '.join(shown)} in env_vars is shown to whoever may list jobs, "

@@ -13,6 +13,7 @@ from typing import Any
 from cmoe.common.errors import RunError
 from cmoe.common.log_lines import in_json
 from cmoe.common.storage import filesystem, is_remote
+from cmoe.config.settings import ClusterConfig
 from cmoe.config.tree import RunConfig
 from cmoe.folder import TRAIN
 from cmoe.run.board import Board
@@ -46,8 +47,8 @@ def train(config: RunConfig, display: Display) -> None:
     from cmoe.run.train_failures import Reporter, causes
 
     cluster = config.cluster
-    gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if gpu else {})
+    resources = worker_resources(cluster)
+    gpu = "GPU" in resources
     least = cluster.min_workers or cluster.workers
     if named_cluster(cluster.address) is None:
         _require_room(least, resources)
@@ -74,6 +75,7 @@ def train(config: RunConfig, display: Display) -> None:
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[Reporter(board)],  # type: ignore[list-item]
+            worker_runtime_env=cluster.runtime_env,  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=cluster.timeout_s),
     )
@@ -95,6 +97,14 @@ def train(config: RunConfig, display: Display) -> None:
             f"the workers failed more than {cluster.max_failures} times (cluster.max_failures); "
             f"the same command goes on from the last checkpoint. The last time: {last}"
         )
+
+
+def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """What each worker takes, by Ray's names, on the cluster that this process works on."""
+    import ray
+
+    gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.gpu is None else cluster.gpu
+    return {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": 1.0} if gpu else {})
 
 
 def _require_room(workers: int, each: Mapping[str, float]) -> None:

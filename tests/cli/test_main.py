@@ -35,8 +35,8 @@ def test_help_lists_every_command_in_a_line(
 
 def test_the_command_has_what_it_promises() -> None:
     expected = (
-        "run compare status sweep choice serve prepare plan locate phrasing score export store "
-        "bench"
+        "run compare status sweep choice serve prepare plan check locate phrasing score export "
+        "store bench"
     )
     assert list(COMMANDS) == expected.split()
 
@@ -75,6 +75,10 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("prepare --out x", "cmoe prepare: no --root; --help explains it"),
         ("prepare --root x", "cmoe prepare: --out is needed, or --dry-run"),
         ("prepare --root x --out y z", "cmoe prepare: 'z' stands behind no flag"),
+        ("check", "cmoe check: no subject; cmoe check cluster"),
+        ("check cluter", "cmoe check: unknown subject cluter; did you mean cluster?"),
+        ("check cluster --wait_s 0", "cmoe check cluster: wait_s is 0.0; more than 0"),
+        ("check cluster --runs ftp://x", "cmoe check cluster: runs is 'ftp://x'; a folder, or s3"),
         ("score --task GQB --predictions a --answers b", "--task is 'GQB'; one of ScienceQA, Te"),
         ("score --task GQB --predictions a --answers b", "is needed; did you mean GQA?"),
         ("export runs/x", "cmoe export: no OUT; --help explains it"),

@@ -18,7 +18,7 @@ from support.workers import TASKS, run_group, small_config
 from cmoe.common.errors import DataError
 from cmoe.common.group import Group
 from cmoe.common.storage import StorageAwayError, StorageError
-from cmoe.config.settings import WandbConfig
+from cmoe.config.settings import ClusterConfig, WandbConfig
 from cmoe.config.tree import RunConfig
 from cmoe.folder import RunFolder
 from cmoe.run import launch
@@ -43,7 +43,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(root: Path) -> tuple[Path, str]:
     """The folder and the output of a run that nothing disturbed."""
-    job = start(JOB, "--config", write_config(root, "whole"))
+    (root / "temp").mkdir()
+    cluster = ClusterConfig(environment={"TMPDIR": str(root / "temp")})
+    job = start(JOB, "--config", write_config(root, "whole", cluster=cluster))
     out = finish(job)
     assert job.returncode == 0, out
     return root / "runs" / "whole", out
@@ -69,6 +71,13 @@ def test_the_job_leaves_a_whole_run_folder(whole: tuple[Path, str]) -> None:
     )
     located = matrix_of(folder)["located"]
     assert f"{located[-1][0]:.1f}" in out
+
+
+def test_every_worker_has_the_environment_that_the_run_names(
+    root: Path, whole: tuple[Path, str]
+) -> None:
+    made = [each.name for each in (root / "temp").glob("cmoe-*")]
+    assert sorted(name.rpartition("-")[2] for name in made) == ["0", "1"]
 
 
 def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path, str]) -> None:

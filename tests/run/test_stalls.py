@@ -11,6 +11,7 @@ import pytest
 
 from cmoe.run.board import Board
 from cmoe.run.heartbeat import Heartbeat, doing
+from cmoe.run.monitoring.alike import differing
 from cmoe.run.stalls import QUIET_S, Spaced, behind, fitting, stalled, waiting
 
 TASKS = ("ScienceQA", "VizWiz")
@@ -18,8 +19,14 @@ TASKS = ("ScienceQA", "VizWiz")
 
 def beat(step: int, count: int = 1, **changes: Any) -> dict[str, Any]:
     place = {"index": 1, "phase": "train", "step": step, "steps": 60}
-    about = {"host": "node-a", "pid": 4200, "at": "losses (phases.py:150)", "waits": False}
-    return {"place": place, "count": count, "silent": 0.0, **about} | changes
+    about = {
+        "host": "node-a",
+        "pid": 4200,
+        "at": "losses (phases.py:150)",
+        "waits": False,
+    }
+    sent = {"count": count, "silent": 0.0, "sent": time.time()}
+    return {"place": place, **sent, **about} | changes
 
 
 def test_what_lasts_is_told_after_a_minute_and_then_less_and_less_often() -> None:
@@ -84,6 +91,22 @@ def test_the_board_knows_progress_of_any_worker_from_none() -> None:
     board.start()
     assert board.beats() == {}, "those before are gone"
     assert board.take()[-1]["beats"].keys() == {0, 1}, "what failed is told with them"
+
+
+def test_workers_with_other_versions_or_another_time_are_told_once_that_is_sure() -> None:
+    now = [1000.0]
+    board = Board(wall=lambda: now[0])
+    like, other = {"torch": "2.13.0"}, {"torch": "2.12.0"}
+    for count, delay in enumerate((8.0, 0.1, 9.0)):  # a beat may be under way for long
+        now[0] = 1000.0 + 10 * count + delay
+        board.beat(0, beat(count, sent=1000.0 + 10 * count, versions=like))
+        board.beat(1, beat(count, sent=1000.0 + 10 * count + 60, versions=like))
+        board.beat(2, beat(count, sent=1000.0 + 10 * count, versions=other))
+        found = differing(board.beats())
+        assert ((1, "clock") in found) == (count == 2)
+    assert {*found} == {(1, "clock"), (2, "torch")}
+    assert "its clock is 60 s ahead of the driver's" in found[1, "clock"]
+    assert "worker 2 (node-a, pid 4200): torch is 2.12.0, and worker 0" in found[2, "torch"]
 
 
 class Heard:

@@ -22,8 +22,8 @@ from cmoe.experiments.planning.sizes import (
     Added,
     Shape,
     added,
-    element_size,
     shape_of,
+    stored,
     tokens,
     worst_growth,
 )
@@ -62,8 +62,8 @@ class Plan:
 
     @property
     def stored(self) -> int:
-        """Bytes of the store's tensors; the locator's are float32."""
-        return sum(element_size(self.config) * t.trained + 4 * t.locator for t in self.tasks)
+        """Bytes of the store's tensors."""
+        return stored(self.config, self.tasks)
 
     @property
     def fits(self) -> bool:

@@ -196,6 +196,11 @@ def element_size(config: RunConfig) -> int:
     return dtype.itemsize
 
 
+def stored(config: RunConfig, tasks: Sequence[Added]) -> int:
+    """Bytes of the store's tensors; the locator's are float32."""
+    return sum(element_size(config) * task.trained + 4 * task.locator for task in tasks)
+
+
 def decoder_bytes(config: RunConfig, shape: Shape) -> float:
     """Bytes of the decoder's weights, and of the output embeddings'."""
     size, quantization = element_size(config), config.model.quantization

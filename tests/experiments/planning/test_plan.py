@@ -20,6 +20,7 @@ from cmoe.config.parse import parse
 from cmoe.config.settings import PlanConfig
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig
+from cmoe.experiments.planning.footprint import footprint
 from cmoe.experiments.planning.memory import fewest_checkpointed, largest_micro_batch, memory
 from cmoe.experiments.planning.plan import GIB, Plan, lines, make_plan
 from cmoe.methods.settings import ExpertsConfig
@@ -54,6 +55,15 @@ def test_the_store_takes_the_planned_bytes(tmp_path: Path) -> None:
         store.append(model.commit(entry))
     written = sum(f.size for record in store.records() for f in record.files.values())
     assert plan.stored < written < 1.1 * plan.stored, "the files' headers come on top"
+
+
+def test_a_run_takes_its_store_and_two_checkpoints_of_disks_without_data_being_read() -> None:
+    config = make_config(data=DataConfig(root="/nowhere", tasks=TASKS))
+    plan, found = make_plan(config, PlanConfig()), footprint(config)
+    largest = max(task.trained for task in plan.tasks)
+    assert found.temp >= 2 * 4 * 4 * largest  # in float32: itself, a copy, Adam's two moments
+    assert found.runs == plan.stored + found.temp
+    assert found.gpu <= max(phase.total for phase in plan.phases)
 
 
 def test_the_minis_plan_has_the_minis_figures() -> None:
