@@ -49,6 +49,7 @@ COMMANDS = {
     "choice": Command("judge a choice of layers beside random ones", "cmoe.cli.choice"),
     "serve": Command("answer requests over HTTP from a store", "cmoe.cli.serve"),
     "prepare": Command("check CoIN's files and convert them to Parquet", "cmoe.cli.prepare"),
+    "fetch": Command("bring the base of a run or a service to this machine", "cmoe.cli.fetch"),
     "plan": Command("print what a run would need, and start nothing", "cmoe.cli.stream", "plan"),
     "locate": Command("compare the locator's features and scores", "cmoe.cli.locate"),
     "phrasing": Command("ask a run's test questions as people may ask them", "cmoe.cli.phrasing"),

@@ -125,20 +125,28 @@ class NodeCopy:
 
     def _fetch(self, name: str) -> None:
         """Bring a file, once more if what came isn't what the storage listed."""
-        from botocore.exceptions import FlexibleChecksumError
-
         url, listed = f"{self.url}/{name}", self.files[name]
         with whole(self.folder / name) as part:
             for _ in range(2):
-                with explained(url, READ), suppress(FlexibleChecksumError):  # a newer tag, sent along
-                    self._fs.get_file(f"{self._root}/{name}", str(part))
-                    tag = self._tag(part, name, listed.tag)
-                    if part.stat().st_size == listed.size and tag in (None, listed.tag):
-                        return
+                with explained(url, READ):
+                    if self._got(name, part):
+                        tag = self._tag(part, name, listed.tag)
+                        if part.stat().st_size == listed.size and tag in (None, listed.tag):
+                            return
             raise StorageAwayError(
                 f"{url}: can't be read: what came isn't what was listed ({listed.size:,} bytes, "
                 f"ETag {listed.tag}); it may have been replaced meanwhile. Try again"
             )
+
+    def _got(self, name: str, part: Path) -> bool:
+        """Bring a file; whether it is what a newer tag says that AWS may send along with it."""
+        try:
+            self._fs.get_file(f"{self._root}/{name}", str(part))
+        except Exception as error:
+            if type(error).__name__ != "FlexibleChecksumError":  # botocore's
+                raise
+            return False
+        return True
 
     def _tag(self, file: Path, name: str, listed: str) -> str | None:
         """The ETag that a file would have as it was uploaded: an MD5, or the MD5 of its parts'.

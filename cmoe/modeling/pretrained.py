@@ -16,7 +16,7 @@ from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.quantized import quantize, require_bitsandbytes
 from cmoe.modeling.settings import FLASH, Attention, ModelConfig, Quantization
 from cmoe.modeling.sources import MissingModelError as MissingModelError
-from cmoe.modeling.sources import is_mirror, lacking_weights, local_base
+from cmoe.modeling.sources import fetched, is_mirror, lacking_weights, local_base
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -59,19 +59,19 @@ def load_base(
     device = torch.device(device)
     require_unquantized(name, load_config(name, revision=revision))
     require_attention(attention, gpu=device.type != "cpu")
+    straight = quantization is None and device.type != "cpu"
     with _found(name, revision, weights=True) as place, _attending(name, attention):
         model = AutoModelForImageTextToText.from_pretrained(
             place,
             revision=revision,
             dtype=dtype,
+            device_map={"": device} if straight else None,
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
         )
     processor = load_processor(name, revision=revision, pad=pad)
-    if quantization is None:
-        model.to(device)  # type: ignore[arg-type]
-    else:
+    if quantization is not None:
         quantize(model, quantization, device)
     return model.eval(), processor
 
@@ -231,6 +231,15 @@ def require_base(name: str, *, revision: str | None = None) -> PretrainedConfig:
         if lacking:
             raise FileNotFoundError(f"{', '.join(lacking)} is missing")
     return config
+
+
+def fetch_base(name: str, *, revision: str | None = None) -> Path:
+    """The folder of a base that is whole on this machine then; errors as of `require_base`."""
+    load_config(name, revision=revision)
+    with _found(name, revision):
+        folder = fetched(name, revision)
+    require_base(name, revision=revision)
+    return folder
 
 
 def load_shape(

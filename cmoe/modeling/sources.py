@@ -8,6 +8,7 @@ copied where they are needed alone; a plan or a driver asks for the rest.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -28,9 +29,9 @@ class MissingModelError(KnownError, OSError):
     """A base that isn't there; the message says where it was looked for and how to fetch it."""
 
 
-def is_mirror(name: str) -> bool:
+def is_mirror(name: str | os.PathLike[str]) -> bool:
     """Whether a base's name is of a mirror on S3."""
-    return name.startswith(S3)
+    return os.fspath(name).startswith(S3)
 
 
 def local_base(name: str, *, weights: bool = False) -> str:
@@ -60,6 +61,20 @@ def local_base(name: str, *, weights: bool = False) -> str:
             )
         return str(folder)
     return str(_mirror(name).fetch(weights=weights))
+
+
+def fetched(name: str, revision: str | None) -> Path:
+    """The folder of a base that is on this machine then, with its weights; errors as of
+    `local_base`, or huggingface_hub's."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(local_base(name, weights=True))
+    if folder.is_dir():
+        return folder
+    texts = [f"*{end}" for end in TEXTS]
+    folder = Path(snapshot_download(name, revision=revision, allow_patterns=texts))
+    weights = weight_files([file.name for file in folder.iterdir()], folder)
+    return Path(snapshot_download(name, revision=revision, allow_patterns=weights))
 
 
 def lacking_weights(name: str, revision: str | None) -> list[str]:

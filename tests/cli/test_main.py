@@ -34,7 +34,9 @@ def test_help_lists_every_command_in_a_line(
 
 
 def test_the_command_has_what_it_promises() -> None:
-    expected = "run compare sweep choice serve prepare plan locate phrasing score export bench"
+    expected = (
+        "run compare sweep choice serve prepare fetch plan locate phrasing score export bench"
+    )
     assert list(COMMANDS) == expected.split()
 
 
@@ -72,6 +74,9 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("prepare --out x", "cmoe prepare: no --root; --help explains it"),
         ("prepare --root x", "cmoe prepare: --out is needed, or --dry-run"),
         ("prepare --root x --out y z", "cmoe prepare: 'z' stands behind no flag"),
+        ("fetch", "cmoe fetch: one of the arguments --config --model is required"),
+        ("fetch --config coin_mni", "cmoe fetch: coin_mni: no such file, and no config"),
+        ("fetch --config coin_mini --revision x", "--revision is of --model; a configuration has"),
         ("score --task GQB --predictions a --answers b", "--task is 'GQB'; one of ScienceQA, Te"),
         ("score --task GQB --predictions a --answers b", "is needed; did you mean GQA?"),
         ("export runs/x", "cmoe export: no OUT; --help explains it"),

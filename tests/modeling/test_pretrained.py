@@ -103,7 +103,7 @@ load_base("llava-hf/llava-1.5-7b-hf", revision="b234b80")
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, "none of the hub's own errors before it"
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("cmoe.modeling.pretrained.MissingModelError: llava-hf/llava-1.5-7b-hf, ")
+    assert said.startswith("cmoe.modeling.sources.MissingModelError: llava-hf/llava-1.5-7b-hf, ")
     assert "`hf download llava-hf/llava-1.5-7b-hf --revision b234b80`" in said
     assert str(tmp_path) in said
     job = ["ray_jobs/coin_stream.py", "--name=x", "--model.name=nobody/nothing"]
