@@ -178,6 +178,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe choice --config choice_mini.*": ("a quarter of an hour", parses),
     "cmoe (run|compare|choice) --config [a-z]+_small.*": ("needs a GPU, or hours", parses),
     "cmoe sweep --config sweep_mini.*": ("half an hour", parses),
+    "cmoe fetch --(config|model) .*": ("needs the hub, or a bucket", parses),
     "cmoe serve --config serve_mini": ("the same service", parses),
     "cmoe serve --config serve_mini_vllm": ("needs vLLM's environment", parses),
     "cmoe serve --config serve_mini --store (hf://|runs/mine).*": ("the same service", parses),

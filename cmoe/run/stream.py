@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -83,15 +84,17 @@ class Stream:
     def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
         self.config, self.group, self.link, self.mirror = config, group, link, mirror
         self.folder = RunFolder(mirror.folder, config.url)
-        link.reached({"phase": "reading the tasks"})
-        self.tasks = read_tasks(config.data, config.seed)
+        with ThreadPoolExecutor(1, "tasks") as beside:  # one waits for files, the other computes
+            reading = beside.submit(read_tasks, config.data, config.seed)
+            link.reached({"phase": "loading the base"})
+            with _named("while loading the base"):
+                base, collator = load(config, group.device)
+                self.method = make_method(config, base)
+            link.reached({"phase": "reading the tasks"})
+            self.tasks = reading.result()
         self.targets = (
             stream_targets(self.tasks, config.data, config.evaluation) if group.first else {}
         )
-        link.reached({"phase": "loading the base"})
-        with _named("while loading the base"):
-            base, collator = load(config, group.device)
-            self.method = make_method(config, base)
         self.session = session_of(config, group, collator)
         link.reached({"phase": "opening the store"})
         group.from_first(self._prepare)
@@ -106,6 +109,7 @@ class Stream:
             config.evaluation,
             emit=self._emit_prediction,
         )
+        link.reached({"phase": "the first step"})
         self._index = BASE
 
     def _prepare(self) -> None:

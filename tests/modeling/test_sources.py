@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -29,8 +29,10 @@ from cmoe.modeling.pretrained import (
     load_shape,
     require_base,
 )
-from cmoe.modeling.settings import MINI_BASE
-from cmoe.store.model import create_store, load_model
+from cmoe.modeling.settings import MINI_BASE, ModelConfig
+from cmoe.serving.engines.builtin.executor import BuiltinExecutor
+from cmoe.serving.settings import ServeConfig
+from cmoe.store.model import create_store
 
 if TYPE_CHECKING:
     from support.hub import HubServer
@@ -117,6 +119,7 @@ def test_weights_are_read_where_they_are_needed_alone(
     assert load_config(url).model_type == "llava"
     assert load_processor(url).tokenizer is not None
     assert sum(p.numel() for p in load_shape(url).parameters())
+    assert main(["plan", "--config", "coin_mini", "--model.name", url]) == 0
     assert "model.safetensors" not in names(wire.read)
     assert max(wire.read.values()) == 1
     assert main(["fetch", "--model", url]) == 0
@@ -180,17 +183,19 @@ def test_without_a_network_it_is_the_copy_that_was_whole_at_last(
     assert not wire.requests
 
 
-def test_a_store_takes_its_base_from_wherever_it_is(
+def test_a_store_is_served_with_its_base_from_wherever_it_is(
     bucket: str, cache: Path, tmp_path: Path, tasks: tuple[Task, ...]
 ) -> None:
     """Its digest decides."""
     url = put(f"{bucket}/base", FILES)
     model = GrowingVLM(load_base(url)[0])
-    store = create_store(tmp_path / "store", model, name=url, revision="default", config={})
+    config = {"model": vars(ModelConfig(url))}
+    store = create_store(tmp_path / "store", model, name=url, revision="default", config=config)
     store.append(make_primitive(model, tasks[0]))
-    assert load_model(store, load_base(str(MINI_BASE))[0]).tasks == store.tasks
-    assert main(["export", str(tmp_path / "store"), str(tmp_path / "copy")]) == 0
-    assert json.loads((tmp_path / "copy/stream.json").read_text())["base"]["name"] == url
+    assert store.header.base.digest == fingerprint(load_base(str(MINI_BASE))[0])
+    for base in (None, ModelConfig("mini")):
+        served = asyncio.run(BuiltinExecutor.load(store, ServeConfig(store.url, model=base)))
+        assert served.tasks == store.tasks
 
 
 def test_a_hub_name_is_downloaded_once_by_all_processes_of_a_machine(hub: HubServer) -> None:
