@@ -172,7 +172,7 @@ class RayLink(Checkpoints):
         self._heartbeat.reached(event)
         if self._first:
             more: dict[str, Any] = {"memory": self._memory()} if "loss" in event else {}
-            if "step" in event and self.startup:
+            if event.get("step") and self.startup:
                 more["startup"] = _lasted(self.startup)
                 self.startup = {}
             self.board.post.remote({"time": time.time(), **event, **more})
