@@ -293,7 +293,10 @@ def _why_missing(name: str, revision: str | None, error: Exception) -> str:
         )
     causes = [error, *_causes(error)]
     if name.startswith(("/", ".", "~")) or any(isinstance(c, HFValidationError) for c in causes):
-        return f"{name}: there is no such folder, and it is no hub name (owner/model)"
+        return (
+            f"{name}: there is no such folder, and it is no hub name (owner/model) and no mirror "
+            "(s3://bucket/prefix)"
+        )
     fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     said = next((c for c in causes if isinstance(c, HfHubHTTPError)), None)
     if constants.HF_HUB_OFFLINE:
