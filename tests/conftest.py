@@ -25,6 +25,7 @@ from support.ports import free_port
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from support.ceph import Ceph
+    from support.flaky import Flaky
     from support.hub import HubServer
 
     from cmoe.data.samples import Task
@@ -135,6 +136,18 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     s3fs.S3FileSystem().mkdir(name)
     yield f"s3://{name}/prepared"
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def wire(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
+    """What passes requests on to the bucket, counts them, and fails if it is told so."""
+    import s3fs
+    from support.flaky import flaky
+
+    with flaky(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
 
 
 @pytest.fixture

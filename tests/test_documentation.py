@@ -187,6 +187,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "cmoe (run|compare|choice) --config [a-z]+_small.*": ("needs a GPU, or hours", parses),
     "cmoe sweep --config sweep_mini.*": ("half an hour", parses),
     "cmoe status s3://.*": ("needs a bucket of runs", parses),
+    "cmoe fetch --(config|model) .*": ("needs the hub, or a bucket", parses),
     "cmoe serve --config serve_mini": ("the same service", parses),
     "cmoe serve --config serve_mini_vllm": ("needs vLLM's environment", parses),
     "cmoe serve --config serve_mini --store (hf://|runs/mine).*": ("the same service", parses),

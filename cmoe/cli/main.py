@@ -51,6 +51,7 @@ COMMANDS = {
     "choice": Command("judge a choice of layers beside random ones", "cmoe.cli.choice"),
     "serve": Command("answer requests over HTTP from a store", "cmoe.cli.serve"),
     "prepare": Command("check CoIN's files and convert them to Parquet", "cmoe.cli.prepare"),
+    "fetch": Command("bring the base of a run or a service to this machine", "cmoe.cli.fetch"),
     "plan": Command("print what a run would need, and start nothing", "cmoe.cli.stream", "plan"),
     "check": Command("look at a cluster before a run, machine by machine", "cmoe.cli.check"),
     "locate": Command("compare the locator's features and scores", "cmoe.cli.locate"),

@@ -1,8 +1,7 @@
-"""The frozen base by name: a hub's, its cache's, or a folder's."""
+"""The frozen base by name: of the hub, its cache, a folder, or a mirror on S3."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,19 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cmoe.common.errors import KnownError
 from cmoe.modeling.base import UnsupportedModelError
 from cmoe.modeling.quantized import quantize, require_bitsandbytes
 from cmoe.modeling.settings import FLASH, Attention, ModelConfig, Quantization
+from cmoe.modeling.sources import MissingModelError as MissingModelError
+from cmoe.modeling.sources import fetched, is_mirror, lacking_weights, local_base
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-class MissingModelError(KnownError, OSError):
-    """A base that isn't there; the message says where it was looked for and how to fetch it."""
 
 
 def load_base(
@@ -38,10 +32,13 @@ def load_base(
     quantization: Quantization | None = None,
     attention: Attention | None = None,
 ) -> tuple[PreTrainedModel, Any]:
-    """Load a vision-language model and its processor by hub name or local path.
+    """Load a vision-language model and its processor by hub name, local path or S3 URL.
 
     Without a network, or with `HF_HUB_OFFLINE=1`, a hub name is taken from the hub's cache. Code
     from the hub is never run.
+
+    Weights in the files' own dtype stay in the files' pages, which processes of a machine share. On
+    another device than the CPU they go there from the files, one by one.
 
     Args:
         name: Of the base.
@@ -62,19 +59,19 @@ def load_base(
     device = torch.device(device)
     require_unquantized(name, load_config(name, revision=revision))
     require_attention(attention, gpu=device.type != "cpu")
-    with _found(name, revision), _attending(name, attention):
+    straight = quantization is None and device.type != "cpu"
+    with _found(name, revision, weights=True) as place, _attending(name, attention):
         model = AutoModelForImageTextToText.from_pretrained(
-            name,
+            place,
             revision=revision,
             dtype=dtype,
+            device_map={"": device} if straight else None,
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
         )
     processor = load_processor(name, revision=revision, pad=pad)
-    if quantization is None:
-        model.to(device)  # type: ignore[arg-type]
-    else:
+    if quantization is not None:
         quantize(model, quantization, device)
     return model.eval(), processor
 
@@ -142,11 +139,11 @@ def load_processor(name: str, *, revision: str | None = None, pad: bool = False)
 
     code = {"revision": revision, "trust_remote_code": False}
     try:
-        with _found(name, revision):
-            processor = AutoProcessor.from_pretrained(name, **code)
+        with _found(name, revision) as place:
+            processor = AutoProcessor.from_pretrained(place, **code)
             # `AutoProcessor` hands `backend` on to parts that don't know it.
             processor.image_processor = AutoImageProcessor.from_pretrained(
-                name, backend="pil", **code
+                place, backend="pil", **code
             )
     except ImportError as error:
         raise UnsupportedModelError(f"{name}: {_first_line(error)}") from None
@@ -193,9 +190,9 @@ def load_config(name: str, *, revision: str | None = None) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        with _found(name, revision):
+        with _found(name, revision) as place:
             config: PretrainedConfig = AutoConfig.from_pretrained(
-                name, revision=revision, trust_remote_code=False
+                place, revision=revision, trust_remote_code=False
             )
             return config
     except ValueError as error:
@@ -228,24 +225,21 @@ def require_base(name: str, *, revision: str | None = None) -> PretrainedConfig:
         MissingModelError: A file is missing.
         UnsupportedModelError: As in `load_base`.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    def there(file: str) -> Path | None:
-        if Path(name).is_dir():
-            found = Path(name) / file
-            return found if found.is_file() else None
-        cached = try_to_load_from_cache(name, file, revision=revision)
-        return Path(cached) if isinstance(cached, str) else None
-
     config = load_config(name, revision=revision)
-    if Path(name).is_dir() or constants.HF_HUB_OFFLINE:
-        index = there(WEIGHTS_INDEX)
-        files = json.loads(index.read_bytes())["weight_map"].values() if index else [WEIGHTS]
-        with _found(name, revision):
-            for file in sorted(set(files)):
-                if there(file) is None:
-                    raise FileNotFoundError(f"{file} is missing")
+    lacking = lacking_weights(name, revision)
+    with _found(name, revision):
+        if lacking:
+            raise FileNotFoundError(f"{', '.join(lacking)} is missing")
     return config
+
+
+def fetch_base(name: str, *, revision: str | None = None) -> Path:
+    """The folder of a base that is whole on this machine then; errors as of `require_base`."""
+    load_config(name, revision=revision)
+    with _found(name, revision):
+        folder = fetched(name, revision)
+    require_base(name, revision=revision)
+    return folder
 
 
 def load_shape(
@@ -276,10 +270,11 @@ def load_shape(
 
 
 @contextmanager
-def _found(name: str, revision: str | None) -> Iterator[None]:
-    """Say what was looked for where transformers found nothing."""
+def _found(name: str, revision: str | None, *, weights: bool = False) -> Iterator[str]:
+    """What transformers loads for a name. Where it finds nothing, say what was looked for."""
+    place = local_base(name, weights=weights)
     try:
-        yield
+        yield place
     except OSError as error:
         # The hub's own errors behind it are many and say less.
         raise MissingModelError(_why_missing(name, revision, error)) from None
@@ -290,15 +285,18 @@ def _why_missing(name: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
     folder = Path(name).expanduser()
-    if folder.exists():
-        held = "no folder" if not folder.is_dir() else "a folder without a whole model"
+    if is_mirror(name) or folder.exists():
+        held = "no folder" if folder.is_file() else "a folder without a whole model"
         return (
             f"{name} is {held}: config.json, *.safetensors and the processor's files are needed "
             f"({_first_line(error)})"
         )
     causes = [error, *_causes(error)]
     if name.startswith(("/", ".", "~")) or any(isinstance(c, HFValidationError) for c in causes):
-        return f"{name}: there is no such folder, and it is no hub name (owner/model)"
+        return (
+            f"{name}: there is no such folder, and it is no hub name (owner/model) and no mirror "
+            "(s3://bucket/prefix)"
+        )
     fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     said = next((c for c in causes if isinstance(c, HfHubHTTPError)), None)
     if constants.HF_HUB_OFFLINE:

@@ -56,6 +56,7 @@ class Display:
         self._last_line = 0.0
         self._start = time.monotonic()
         self._open_line = False
+        self._again = False  # whether the workers have started before
         self._trackers = Tracking(config, folder, self.line)
 
     def __enter__(self) -> Display:
@@ -107,12 +108,15 @@ class Display:
             self._stage(event["index"], event["results"])
             return
         if event["phase"] == "restart":
+            self._again = True
             self.line(f"start {event['count'] + 1} of the workers: {event['workers']} go on")
             self._phase = ()  # it is shown anew
             return
         if event["phase"] == "notice":
             self.line(f"a machine leaves; step {event['step']} of {event['steps']} is saved")
             return
+        if seconds := event.get("startup"):
+            self._started(seconds)
         now = event["time"]
         phase = event["index"], event["phase"], event.get("of")
         began = phase != self._phase
@@ -129,6 +133,13 @@ class Display:
             if self.live and not ended:
                 return
             self.line(text)
+
+    def _started(self, seconds: Mapping[str, float]) -> None:
+        """Where the time before the first step went; what isn't the workers' own was Ray's."""
+        parts = [f"{name} {lasted:.1f} s" for name, lasted in seconds.items()]
+        if not self._again:
+            parts = [f"Ray {time.monotonic() - self._start - sum(seconds.values()):.1f} s", *parts]
+        self.line(f"the workers have started: {', '.join(parts)}")
 
     def _progress(self, event: Mapping[str, Any]) -> str:
         step, steps = event["step"], event["steps"]

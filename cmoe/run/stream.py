@@ -7,9 +7,11 @@ means that the fourth task is next, whoever wrote them and however that process 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,14 +81,18 @@ class Stream:
     def __init__(self, config: RunConfig, group: Group, link: Link, mirror: Mirror) -> None:
         self.config, self.group, self.link, self.mirror = config, group, link, mirror
         self.folder = RunFolder(mirror.folder, config.url)
-        link.reached({"phase": "reading the tasks"})
-        self.tasks = read_together(config, group)
+        read: Callable[[], tuple[Task, ...]] = partial(read_tasks, config.data, config.seed)
+        with ThreadPoolExecutor(1, "tasks") as beside:  # one waits for files, the other computes
+            if group.first:  # which hands them on
+                read = partial(beside.submit(read).result, None)
+            link.reached({"phase": "loading the base"})
+            with _named("while loading the base"):
+                self.method, collator = self._loaded()
+            link.reached({"phase": "reading the tasks"})
+            self.tasks = read_together(group, config.data.root, read)
         self.targets = (
             stream_targets(self.tasks, config.data, config.evaluation) if group.first else {}
         )
-        link.reached({"phase": "loading the base"})
-        with _named("while loading the base"):
-            self.method, collator = self._loaded()
         self.session = session_of(config, group, collator)
         link.reached({"phase": "opening the store"})
         self.store = group.from_first(self._opened)
@@ -100,6 +106,7 @@ class Stream:
             config.evaluation,
             emit=self._emit_prediction,
         )
+        link.reached({"phase": "the first step"})
         self._index = BASE
 
     def run(self) -> None:
@@ -276,24 +283,30 @@ class Stream:
         self.link.emit(at | {"step": step, "steps": steps} | more)
 
 
-def read_together(config: RunConfig, group: Group) -> tuple[Task, ...]:
+def read_together(
+    group: Group, root: str, read: Callable[[], tuple[Task, ...]]
+) -> tuple[Task, ...]:
     """A run's tasks, on every worker those of rank 0, which alone reads rows that can be handed on.
 
     Prepared rows are mapped into memory from each machine's disk, and images within rows lie there:
     these every worker reads itself. Of images in files the others look for the first of each split.
 
+    Args:
+        group: The workers.
+        root: What images in files lie below.
+        read: Gives this machine's.
+
     Raises:
         DataError: Rows can't be used, or this machine lacks their images.
     """
-    data, mine = config.data, list[Task]()
 
-    def read() -> tuple[Task, ...] | None:
-        mine.extend(read_tasks(data, config.seed))
-        return tuple(mine) if all(lies_below(task, data.root) for task in mine) else None
+    def handed_on() -> tuple[Task, ...] | None:
+        tasks = read()
+        return tasks if all(lies_below(task, root) for task in tasks) else None
 
-    tasks = group.from_first(read)
+    tasks = group.from_first(handed_on)
     if tasks is None:
-        return tuple(mine) or read_tasks(data, config.seed)
+        return read()
     if not group.first:
         require_images(split[0] for task in tasks for split in (task.train, task.test))
     return tasks

@@ -36,6 +36,7 @@ def work(settings: Mapping[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    began = time.monotonic()
     config, board = settings["config"], settings["board"]
     if ray.get(board.cause.remote()) is not None:
         return
@@ -57,6 +58,7 @@ def work(settings: Mapping[str, Any]) -> None:
     _own_temporary_folder(config.url, rank)
     memory = partial(peak_memory, device)
     link = RayLink(board, f"{config.url}/{TRAIN}", heartbeat, memory, first=rank == 0)
+    link.startup["imports"] = began
     if rank == 0:
         _remove_cut_off()
         if count := ray.get(board.start.remote()):
@@ -71,6 +73,12 @@ def work(settings: Mapping[str, Any]) -> None:
         raise
     finally:
         heartbeat.stop()
+
+
+def _lasted(began: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of what began one after the other, the last until now."""
+    ends = [*began.values(), time.monotonic()][1:]
+    return {name: end - start for (name, start), end in zip(began.items(), ends, strict=True)}
 
 
 def _own_temporary_folder(url: str, rank: int) -> None:
@@ -158,6 +166,9 @@ class RayLink(Checkpoints):
         heartbeat: Tells where this worker is.
         memory: Gives the bytes that it has needed at most; told with every loss.
         first: Whether this worker's events are shown.
+
+    Attributes:
+        startup: When each part of the start began; told with the first step, and forgotten.
     """
 
     def __init__(
@@ -171,6 +182,7 @@ class RayLink(Checkpoints):
     ) -> None:
         self.board, self._url, self._heartbeat, self._first = board, url, heartbeat, first
         self._memory = memory
+        self.startup: dict[str, float] = {}
         self._told: Any = None
         self._under_way: Path | None = None
         heartbeat.saving = self._saving
@@ -182,11 +194,16 @@ class RayLink(Checkpoints):
     def emit(self, event: Mapping[str, Any]) -> None:
         self._heartbeat.reached(event)
         if self._first:
-            more = {"memory": self._memory()} if "loss" in event else {}
+            more: dict[str, Any] = {"memory": self._memory()} if "loss" in event else {}
+            if event.get("step") and self.startup:
+                more["startup"] = _lasted(self.startup)
+                self.startup = {}
             self.board.post.remote({"time": time.time(), **event, **more})
 
     def reached(self, place: Mapping[str, Any]) -> None:
         self._heartbeat.reached(place)
+        if self.startup:
+            self.startup[place["phase"]] = time.monotonic()
 
     def save(self, folder: Path, *, wait: bool) -> None:
         from ray.train import Checkpoint, CheckpointUploadMode, report

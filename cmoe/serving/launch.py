@@ -18,6 +18,7 @@ from cmoe.common.log_lines import in_json
 from cmoe.common.storage import StorageError, require_reachable
 from cmoe.modeling.pretrained import MissingModelError, load_config, require_loadable
 from cmoe.modeling.settings import ModelConfig
+from cmoe.modeling.sources import is_mirror
 from cmoe.run.cluster import connect, may_have_gpu, named_cluster
 from cmoe.serving.bases import base_of
 from cmoe.serving.engines.registry import executor_class
@@ -189,7 +190,9 @@ def _require_base(config: ServeConfig) -> None:
         else:
             gpu = may_have_gpu(None if config.device is None else config.device != "cpu")
             require_loadable(base, gpu=gpu)
-    except MissingModelError:
+    except MissingModelError as error:
+        if is_mirror(base.path):
+            raise ServiceError(str(error)) from error
         return  # the replicas may run where it is
     except ValueError as error:
         raise ServiceError(str(error)) from error

@@ -44,11 +44,13 @@ def prepare(device: torch.device | None = None) -> Any:
     import deepspeed.ops
     import deepspeed.runtime.bf16_optimizer as bf16
     import deepspeed.runtime.compiler as compiler
+    import deepspeed.runtime.engine as engine
     import deepspeed.runtime.zero.partition_parameters as sharding
 
     # It prints, and forgets the device's peak memory, whenever such an optimizer is made.
     bf16.see_memory_usage = _nothing
     sharding.zero3_linear_wrap = _sharded_linear()
+    engine.DeepSpeedEngine._broadcast_model = _broadcast_learning
     # Muon's kernels are compiled where it is imported, to ask whether an optimizer is Muon: for
     # that torch's whole compiler is imported, seconds of every start.
     compiler.compile = _uncompiled
@@ -61,6 +63,20 @@ def prepare(device: torch.device | None = None) -> Any:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Take a place."""
+
+
+def _broadcast_learning(engine: Any) -> None:
+    """Give all ranks rank 0's learning weights.
+
+    DeepSpeed sends frozen ones, too, for every engine: a whole base, which all ranks have read from
+    the same files and held to the store's digest. On a CPU what is received is a copy, where the
+    ranks of a machine would share the files' pages.
+    """
+    import deepspeed.comm as comm
+
+    for p in engine.module.parameters():
+        if p.requires_grad:
+            comm.broadcast(p.data.view(torch.uint8), 0, group=engine.seq_data_parallel_group)
 
 
 def _uncompiled() -> Callable[[Callable[..., Any]], Callable[..., Any]]:

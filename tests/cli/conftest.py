@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.mini_store import TASKS, make_data, make_model, make_primitive
 
+from cmoe.common.storage import filesystem
 from cmoe.methods.baselines.per_task_lora import PerTaskLoRA
 from cmoe.methods.settings import LoRAConfig
 from cmoe.modeling.pretrained import load_base
@@ -42,6 +43,17 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_loras(folder, str(MINI_BASE))
     (folder / "report.md").write_text(REPORT)
     return folder
+
+
+@pytest.fixture
+def mirrored_loras(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with a base on S3."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    fs, root = filesystem(bucket)
+    for file in MINI_BASE.iterdir():
+        fs.put_file(str(file), f"{root}/base/{file.name}")
+    make_loras(tmp_path / "loras", f"{bucket}/base")
+    return tmp_path / "loras"
 
 
 def make_loras(folder: Path, base: str) -> Store:

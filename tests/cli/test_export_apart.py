@@ -116,6 +116,18 @@ def test_one_task_is_loaded_by_peft_and_merged(
     assert "## Results" not in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_a_task_is_merged_into_a_base_on_s3(
+    mirrored_loras: Path, inputs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which stays as it was: its copy's pages were written to in this process alone."""
+    copy = next((tmp_path / "cache").glob("s3--*/*/model.safetensors"))
+    wanted = ours(mirrored_loras / "store", 1, inputs)
+    exported(capsys, mirrored_loras, tmp_path / "model", "--merge", "--task", TASKS[1])
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
+    assert (logits(merged, inputs) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert copy.read_bytes() == (MINI_BASE / "model.safetensors").read_bytes()
+
+
 def test_a_task_of_cmoe_is_exact_where_its_gates_are_fixed(
     run: Path, inputs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,8 +35,8 @@ def test_help_lists_every_command_in_a_line(
 
 def test_the_command_has_what_it_promises() -> None:
     expected = (
-        "run compare status sweep choice serve prepare plan check locate phrasing score export "
-        "store bench"
+        "run compare status sweep choice serve prepare fetch plan check locate phrasing score "
+        "export store bench"
     )
     assert list(COMMANDS) == expected.split()
 
@@ -79,6 +79,9 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ("check cluter", "cmoe check: unknown subject cluter; did you mean cluster?"),
         ("check cluster --wait_s 0", "cmoe check cluster: wait_s is 0.0; more than 0"),
         ("check cluster --runs ftp://x", "cmoe check cluster: runs is 'ftp://x'; a folder, or s3"),
+        ("fetch", "cmoe fetch: one of the arguments --config --model is required"),
+        ("fetch --config coin_mni", "cmoe fetch: coin_mni: no such file, and no config"),
+        ("fetch --config coin_mini --revision x", "--revision is of --model; a configuration has"),
         ("score --task GQB --predictions a --answers b", "--task is 'GQB'; one of ScienceQA, Te"),
         ("score --task GQB --predictions a --answers b", "is needed; did you mean GQA?"),
         ("export runs/x", "cmoe export: no OUT; --help explains it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from support.mapped import mapped
 from support.paths import ROOT as REPOSITORY
 from support.vllm_bases import FAMILIES, write_base
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from cmoe.modeling.base import UnsupportedModelError
+from cmoe.modeling.base import UnsupportedModelError, fingerprint
 from cmoe.modeling.pretrained import (
     MissingModelError,
     load_base,
@@ -76,8 +78,6 @@ for revision in (None, {REVISION!r}):
 """
     done = offline(tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr
-    from cmoe.modeling.base import fingerprint
-
     base, _ = load_base(str(MINI_BASE))
     parameters = sum(p.numel() for p in base.parameters())
     assert done.stdout.split() == [fingerprint(base), str(parameters)] * 2
@@ -103,7 +103,7 @@ load_base("llava-hf/llava-1.5-7b-hf", revision="b234b80")
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, "none of the hub's own errors before it"
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("cmoe.modeling.pretrained.MissingModelError: llava-hf/llava-1.5-7b-hf, ")
+    assert said.startswith("cmoe.modeling.sources.MissingModelError: llava-hf/llava-1.5-7b-hf, ")
     assert "`hf download llava-hf/llava-1.5-7b-hf --revision b234b80`" in said
     assert str(tmp_path) in said
     job = ["ray_jobs/coin_stream.py", "--name=x", "--model.name=nobody/nothing"]
@@ -152,6 +152,21 @@ def test_what_is_no_vision_language_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UnsupportedModelError, match="gpt2"):
         load_shape(str(tmp_path))
+
+
+def test_weights_in_their_own_dtype_are_the_files_pages(tmp_path: Path) -> None:
+    """Which all processes of a machine share; also where the digest has read them."""
+    shutil.copytree(MINI_BASE, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    for dtype, shared in ((torch.float32, True), (torch.bfloat16, False)):
+        base, _ = load_base(str(tmp_path / "base"), dtype=dtype)
+        digest = fingerprint(base)
+        held = mapped(weights)
+        assert held["Anonymous"] == 0
+        assert (held["Rss"] > 0.9 * weights.stat().st_size) == shared, held
+        assert digest == fingerprint(load_base(str(MINI_BASE))[0])
+        del base
+        gc.collect()
 
 
 def answers(model: Any) -> Tensor:

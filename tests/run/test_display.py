@@ -51,6 +51,23 @@ def test_every_end_stands_in_the_log(
     assert re.fullmatch(said, logged(tmp_path)[-1])
 
 
+def test_where_the_start_took_its_time_is_told_once(tmp_path: Path) -> None:
+    """Ray's part is what isn't the workers' own, and unknown where they start again."""
+    shown, _ = display(tmp_path)
+    step = {"index": -1, "phase": "predict", "step": 1, "steps": 2, "time": 0.0}
+    shown._start -= 30
+    shown.event(step | {"startup": {"imports": 8.0, "loading the base": 2.5}})
+    shown.event(step)
+    shown.event({"phase": "restart", "count": 1, "workers": 1})
+    shown.event(step | {"startup": {"imports": 7.0}})
+    told = [line for line in logged(tmp_path) if "have started" in line]
+    assert re.fullmatch(
+        r"the workers have started: Ray 19\.[56] s, imports 8\.0 s, loading the base 2\.5 s",
+        told[0],
+    )
+    assert told[1:] == ["the workers have started: imports 7.0 s"]
+
+
 def test_a_refusal_is_kept_where_there_is_a_log(tmp_path: Path) -> None:
     refused(RunFolder(tmp_path, str(tmp_path)), ValueError("configured otherwise"))
     assert not [*tmp_path.iterdir()]

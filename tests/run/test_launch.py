@@ -90,6 +90,13 @@ def test_output_that_is_no_terminal_has_no_control_characters(whole: tuple[Path,
         assert "waiting" not in text
 
 
+def test_the_log_says_where_the_start_took_its_time(whole: tuple[Path, str]) -> None:
+    log = (whole[0] / "run.log").read_text()
+    parts = ("Ray", "imports", "loading the base", "reading the tasks", "opening the store")
+    told = ", ".join(rf"{part} \d+\.\d s" for part in (*parts, "the first step"))
+    assert len(re.findall(rf"the workers have started: {told}\n", log)) == 1
+
+
 def test_a_finished_run_says_so_and_does_nothing(whole: tuple[Path, str], root: Path) -> None:
     folder, _ = whole
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}

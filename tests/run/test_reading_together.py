@@ -6,6 +6,7 @@ import json
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from cmoe.data.samples import Sample, Task
 from cmoe.data.settings import DataConfig, OwnTask
 from cmoe.data.survey import Preparation, survey
 from cmoe.experiments.benchmarks.threads import Ledger, run_workers
-from cmoe.run import stream
+from cmoe.run.stream import read_together
 
 T = TypeVar("T")
 
@@ -42,15 +43,14 @@ def read_by(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[An
     """The tasks of two workers, and how many of them read rows."""
     reads: list[bool] = []
 
-    def read(*args: Any) -> tuple[Task, ...]:
+    def read() -> tuple[Task, ...]:
         reads.append(True)
-        return read_tasks(*args)
+        return read_tasks(config.data, config.seed)
 
-    monkeypatch.setattr(stream, "read_tasks", read)
     found: dict[int, Any] = {}
 
     def worker(group: Group, ledger: Ledger) -> None:
-        found[group.rank] = stream.read_together(config, group)
+        found[group.rank] = read_together(group, config.data.root, cache(read))
 
     run_workers([Ledger(), Ledger()], worker)
     return [found[0], found[1]], len(reads)
@@ -92,4 +92,4 @@ class Elsewhere(Group):
 
 def test_a_machine_without_the_images_is_told_when_it_opens_the_stream(config: RunConfig) -> None:
     with pytest.raises(DataError, match=r"/nowhere/a.png is missing; .*id .7."):
-        stream.read_together(config, Elsewhere(1, 2))
+        read_together(Elsewhere(1, 2), config.data.root, tuple)

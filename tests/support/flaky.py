@@ -29,6 +29,8 @@ class Flaky(ThreadingHTTPServer):
         requests: How many came, by method.
         denied: Whether all writing is refused, as with a wrong key.
         unconditional: Whether writes ignore `If-None-Match`, as some servers do.
+        read: How often each object was read, by its path.
+        altered: How many answers with an object still come with another byte.
         answer: What every request gets, an HTTP status and a code of S3; None passes it on.
     """
 
@@ -39,6 +41,8 @@ class Flaky(ThreadingHTTPServer):
         self.behind, self.share = urlsplit(endpoint).netloc, share
         self.faults: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
+        self.altered = 0
         self.denied = self.unconditional = False
         self.answer: tuple[int, str] | None = None
         self._random, self._lock = Random(seed), threading.Lock()
@@ -66,6 +70,15 @@ class Flaky(ThreadingHTTPServer):
             if found is not None:
                 self.faults[found] += 1
             return found
+
+    def object(self, path: str, content: bytes) -> bytes:
+        """What is answered as an object's content."""
+        with self._lock:
+            self.read[path] += 1
+            if not self.altered or not content:
+                return content
+            self.altered -= 1
+            return bytes([content[0] ^ 1]) + content[1:]
 
     def handle_error(self, *_: object) -> None:
         """Clients that have gone are no news."""
@@ -101,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         length = int(reply.headers.get("Content-Length", len(content)))
+        if self.command == "GET" and "?" not in self.path:
+            content = self.server.object(self.path, content)
         if fault == "truncated" and content:
             content = content[: len(content) // 2]
             self.close_connection = True

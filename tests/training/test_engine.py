@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from support.devices import DEVICE
+from support.mapped import mapped
 from support.tiny_models import make_base, make_inputs
 from support.workers import run_group
 from torch import Tensor
 
 from cmoe.common.group import Group
 from cmoe.modeling.growing import GrowingVLM
+from cmoe.modeling.pretrained import load_base
+from cmoe.modeling.settings import MINI_BASE
 from cmoe.training.engine import Engine, gathering, learning_rate_factor
 from cmoe.training.settings import TrainingConfig
 
@@ -93,6 +98,31 @@ def resume_is_exact(group: Group, folder: Path, zero: int) -> None:
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_a_loaded_engine_goes_on_bit_for_bit(tmp_path: Path, zero: int) -> None:
     run_group(1, resume_is_exact, tmp_path, zero)
+
+
+def frozen_weights_stay_shared(group: Group, folder: Path, zero: int) -> None:
+    base, _ = load_base(str(folder))
+    model = GrowingVLM(base)
+    model.grow("task", {0: 1}, rank=8, lora_alpha=8, seed=group.rank)
+    config = TrainingConfig(**{**CONFIG.__dict__, "zero": zero})
+    engine = Engine(model, config, 4, group.workers)
+    ids = torch.arange(40, 64).view(2, 12)
+    for _ in range(engine.accumulation):
+        engine.backward(engine.model({"input_ids": ids, "labels": ids}, 0).loss)
+    engine.update()
+    engine.close()
+    learned = [t.double().sum().item() for t in model.learning().experts.values()]
+    assert len({tuple(each) for each in group.gather(learned)}) == 1, "all begin as the first does"
+    held = mapped(folder / "model.safetensors")
+    assert held["Rss"] > 0
+    assert held["Anonymous"] == 0, "copies of what the workers of a machine would share"
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU's weights aren't the host's")
+@pytest.mark.parametrize("zero", [0, 2])
+def test_workers_of_a_machine_share_a_frozen_base(tmp_path: Path, zero: int) -> None:
+    shutil.copytree(MINI_BASE, tmp_path / "base")
+    run_group(2, frozen_weights_stay_shared, tmp_path / "base", zero)
 
 
 def test_the_schedule_warms_up_and_ends_at_nothing() -> None:

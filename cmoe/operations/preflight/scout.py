@@ -185,11 +185,15 @@ class Scout:
         """
         from cmoe.common.errors import KnownError
         from cmoe.modeling.pretrained import require_base
+        from cmoe.modeling.sources import is_mirror, mirrored_weights
 
         try:
             require_base(name, revision=revision)
         except KnownError as error:
             return {"error": str(error), "bytes": None, "fetched": False}
+        if is_mirror(name):
+            weights, here = mirrored_weights(name)
+            return {"error": None, "bytes": weights, "fetched": not here}
         if Path(name).is_dir():
             sizes = [file.stat().st_size for file in Path(name).glob("*.safetensors")]
             return {"error": None, "bytes": sum(sizes), "fetched": False}
@@ -250,7 +254,7 @@ def _of_hub(name: str, revision: str | None) -> dict[str, Any]:
 
     from cmoe.common.storage import storage_error
     from cmoe.common.storage_errors import READ
-    from cmoe.modeling.pretrained import WEIGHTS, WEIGHTS_INDEX
+    from cmoe.modeling.sources import WEIGHTS, WEIGHTS_INDEX
 
     cached = (try_to_load_from_cache(name, f, revision=revision) for f in (WEIGHTS, WEIGHTS_INDEX))
     here = next((Path(file) for file in cached if isinstance(file, str)), None)

@@ -24,6 +24,7 @@ from cmoe.evaluation.references import reference_prompts
 from cmoe.modeling.pretrained import load_config, load_processor
 from cmoe.modeling.routers import BASE
 from cmoe.modeling.settings import ModelConfig
+from cmoe.modeling.sources import local_base
 from cmoe.serving.bases import UnservedBaseError, base_of, context_of
 from cmoe.serving.engines.answer_text import UNFINISHED, AnswerText
 from cmoe.serving.engines.registry import register_executor
@@ -283,7 +284,7 @@ def _arguments(store: Store, config: ServeConfig, context: int) -> AsyncEngineAr
     base, engine, limits = base_of(store, config), config.engine.vllm, config.limits
     wanted = engine.max_model_len or limits.prompt_tokens + limits.answer_tokens
     return AsyncEngineArgs(
-        model=base.path,
+        model=local_base(base.path, weights=True),
         revision=base.revision,
         dtype=base.dtype,
         max_model_len=min(wanted, context),
