@@ -19,6 +19,7 @@ class Board:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._epoch = time.time() - clock()
         self._events: list[Mapping[str, Any]] = []
         self._cause: str | None = None
         self._starts = 0
@@ -27,9 +28,9 @@ class Board:
         self._moved = clock()
 
     def post(self, event: Mapping[str, Any]) -> None:
-        """An event for the display."""
-        self._events.append(event)
+        """An event for the display; its `time` is of one clock, which nobody sets."""
         self._moved = self._clock()
+        self._events.append({**event, "time": self._epoch + self._moved})
 
     def take(self) -> list[Mapping[str, Any]]:
         """The events since the last call."""

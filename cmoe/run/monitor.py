@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cmoe.run.display import Display
+from cmoe.run.lost_ray import Head
 from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
 
 POLL_SECONDS = 0.5
@@ -27,7 +28,7 @@ class Follower:
     def __init__(
         self, board: Any, display: Display, workers: int, each: Mapping[str, float]
     ) -> None:
-        self._board, self._display = board, display
+        self._board, self._display, self._head = board, display, Head()
         self._least, self._each = workers, each
         self._workers = workers  # that are asked for at the moment
         self._running = False
@@ -40,11 +41,13 @@ class Follower:
         """Show what is new."""
         import ray
 
+        if text := self._head.look():
+            self._display.line(text)
         for event in ray.get(self._board.take.remote()):
             self._event(event)
         lasted = time.monotonic() - self._since
         if not self._running:
-            if self._wait.due(lasted) and (text := self._waiting(lasted)):
+            if not self._head.away and self._wait.due(lasted) and (text := self._waiting(lasted)):
                 self._display.line(text)
             return
         found = ray.get(self._board.look.remote())
@@ -101,11 +104,14 @@ class Follower:
 @contextmanager
 def following(follower: Follower) -> Iterator[None]:
     """Look time and again while the body runs, and once more when it ends."""
+    from ray.exceptions import RayError
+
     over = threading.Event()
 
     def follow() -> None:
-        while not over.wait(POLL_SECONDS):
-            follower.look()
+        with suppress(RayError):  # the body hears of it as well
+            while not over.wait(POLL_SECONDS):
+                follower.look()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -114,4 +120,5 @@ def following(follower: Follower) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        follower.look()
+        with suppress(RayError):
+            follower.look()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -170,4 +169,4 @@ class Reporter(ControllerCallback):
             self._post("failed", causes=causes(error))
 
     def _post(self, phase: str, **more: Any) -> None:
-        self._board.post.remote({"phase": phase, "time": time.time(), **more})
+        self._board.post.remote({"phase": phase, **more})

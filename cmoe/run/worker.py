@@ -160,7 +160,7 @@ class RayLink(Checkpoints):
         self._heartbeat.reached(event)
         if self._first:
             more = {"memory": self._memory()} if "loss" in event else {}
-            self.board.post.remote({"time": time.time(), **event, **more})
+            self.board.post.remote({**event, **more})
 
     def reached(self, place: Mapping[str, Any]) -> None:
         self._heartbeat.reached(place)

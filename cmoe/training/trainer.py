@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmoe.common.group import LOST_PEER, Group
-from cmoe.common.storage import StorageError, storage_error
+from cmoe.common.storage import StorageError, explained, storage_error
 from cmoe.common.storage_errors import WRITTEN
 from cmoe.data.batches import IGNORED, training_order
 from cmoe.data.loader import Kind
@@ -239,7 +239,10 @@ class TaskTrainer:
     def _save(self, phase: str, step: int, engine: Engine, *, wait: bool) -> None:
         self.progress.phase, self.progress.step = phase, step
         self._resumable = None  # what it was of is gone
-        folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-"))
+        place = Path(tempfile.gettempdir())
+        with explained(place, WRITTEN):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)  # a cleaner may have removed it
+            folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-"))
         try:
             engine.save(folder)
             if self.session.group.first:

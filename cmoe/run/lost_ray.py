@@ -1,0 +1,90 @@
+"""What a driver says when it loses Ray itself: its cluster's head, or its own machine's part."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cmoe.common.errors import RunError
+
+LOOK_S = 5.0  # between two looks at the head
+PATIENCE_S = 3.0  # for its answer
+AWAY_S = 10.0  # without one, until it is said
+ENDS_S = os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60")  # noqa: SIM112
+"""Without one: Ray ends the driver's process, so that what is to be read is said before."""
+GOES_ON = "the same command goes on with what was saved"
+_WHY = re.compile(r"^The actor is dead because (.*)", re.M)
+LENGTH = 300  # characters of what Ray says
+
+
+class Head:
+    """Looks at the head of the cluster that this process has joined.
+
+    Attributes:
+        away: Whether it doesn't answer, as of the last look.
+    """
+
+    def __init__(self) -> None:
+        self.away = self._told = False
+        self._looked = self._answered = time.monotonic()
+
+    def look(self) -> str | None:
+        """What is to be said of it now, if anything."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return None
+        self._looked = now
+        self.away = not _answers()
+        if not self.away:
+            back, self._told, self._answered = self._told, False, time.monotonic()
+            return "Ray's head answers again" if back else None
+        if self._told or time.monotonic() - self._answered < AWAY_S:
+            return None
+        self._told = True
+        return (
+            f"Ray's head has not answered for {AWAY_S:.0f} s. If it doesn't come back, Ray ends "
+            f"this job after {ENDS_S} s; when it is there again, {GOES_ON}"
+        )
+
+
+def _answers() -> bool:
+    """Whether the head's server does; also while this process isn't joined to any."""
+    import ray
+    from ray._private import worker
+    from ray.exceptions import RayError
+
+    if not ray.is_initialized():
+        return True
+    head: Any = worker.global_worker
+    try:
+        head.gcs_client.internal_kv_exists(b"cmoe", b"cmoe", timeout=PATIENCE_S)
+    except (RayError, OSError):
+        return False
+    return True
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Turn what Ray raises in the body, where a part of itself is lost, into a sentence.
+
+    Raises:
+        RunError: Says what was lost, and how the work goes on.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError:  # a failure of what Ray carried
+        raise
+    except RayError as error:
+        text = str(error).strip()
+        why = _WHY.search(text)
+        said = f"{type(error).__name__}: {why[1] if why else text.partition(chr(10))[0]}"
+        raise RunError(
+            f"Ray itself was lost: {said[:LENGTH]}. See whether the processes of its head are "
+            f"alive, and why they ended (`dmesg`, session_latest/logs of Ray's folder); {GOES_ON}"
+        ) from error
