@@ -17,8 +17,7 @@ AWAY_S = 10.0  # without one, until it is said
 ENDS_S = os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60")  # noqa: SIM112
 """Without one: Ray ends the driver's process, so that what is to be read is said before."""
 GOES_ON = "the same command goes on with what was saved"
-_WHY = re.compile(r"^The actor is dead because (.*)", re.M)
-LENGTH = 300  # characters of what Ray says
+_ACTOR = re.compile(r"class_name: (\w+)")
 
 
 class Head:
@@ -74,17 +73,21 @@ def losses_told() -> Iterator[None]:
     Raises:
         RunError: Says what was lost, and how the work goes on.
     """
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    from cmoe.run.train_failures import death, short
 
     try:
         yield
     except RayTaskError:  # a failure of what Ray carried
         raise
     except RayError as error:
-        text = str(error).strip()
-        why = _WHY.search(text)
-        said = f"{type(error).__name__}: {why[1] if why else text.partition(chr(10))[0]}"
+        said = short(error)
+        if isinstance(error, RayActorError):
+            of = _ACTOR.search(str(error))
+            name = of[1] if of else "process"
+            said = f"the driver's {name} {death(error.preempted, str(error))}"
         raise RunError(
-            f"Ray itself was lost: {said[:LENGTH]}. See whether the processes of its head are "
-            f"alive, and why they ended (`dmesg`, session_latest/logs of Ray's folder); {GOES_ON}"
+            f"Ray itself was lost: {said}. Where a cluster is named (cluster.address), see that its "
+            f"head runs; {GOES_ON}"
         ) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from support.workers import TASKS, small_config
 from cmoe.reports.run_page import write_run_page
 
 GOES_ON = "the same command goes on with what was saved"
-RECONNECT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "8"}  # instead of a minute
+RECONNECT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "12"}  # instead of a minute
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def changes(root: Path) -> dict[str, Any]:
     small = small_config(root, "whole")
     return {
         "data": replace(small.data, tasks=TASKS[:2]),
-        "training": replace(small.training, steps=30, log_every=2),
+        "training": replace(small.training, steps=60, log_every=2),
         "cluster": replace(small.cluster, workers=1),
     }
 
@@ -61,9 +60,11 @@ class Jobs:
 
     def until(self, pattern: str) -> None:
         """Wait until this job has logged so much, or has ended."""
-        until(
-            lambda: self.job.poll() is not None or re.search(pattern, self.text()[self._before :])
-        )
+        until(lambda: self.job.poll() is not None or re.search(pattern, self.logged()))
+
+    def logged(self) -> str:
+        """What this job has logged."""
+        return self.text()[self._before :]
 
     def kill(self, name: str) -> None:
         """SIGKILL one of Ray's own processes."""
@@ -79,7 +80,7 @@ class Jobs:
 
 
 @pytest.fixture(scope="module")
-def jobs(root: Path) -> Iterator[Jobs]:
+def jobs(root: Path) -> Jobs:
     """A run that has lost this machine's raylet, the head's server, and halves of its files.
 
     The driver and Ray have a clock that is two hours ahead, and then behind; the worker, as on
@@ -90,7 +91,7 @@ def jobs(root: Path) -> Iterator[Jobs]:
     jobs.begin(KILLING, "worker-committed,worker-matrix", **clock.environment)
     jobs.until(r"base +predict")
     clock.set(-2)
-    jobs.until(r"task 2/2 VizWiz +train")
+    jobs.until(r"task 2/2 VizWiz")
     jobs.kill("raylet")
     assert jobs.end(), jobs.text()
     jobs.begin(KILLING, "none", **RECONNECT)
@@ -104,7 +105,7 @@ def jobs(root: Path) -> Iterator[Jobs]:
     jobs.begin()
     jobs.end()
     assert jobs.job.returncode == 0, jobs.said[-1]
-    yield jobs
+    return jobs
 
 
 def test_a_lost_raylet_is_one_sentence(jobs: Jobs) -> None:
@@ -115,9 +116,7 @@ def test_a_lost_raylet_is_one_sentence(jobs: Jobs) -> None:
 
 
 def test_a_lost_head_is_told_before_ray_ends_the_job(jobs: Jobs) -> None:
-    told = (
-        "Ray's head has not answered for 2 s. If it doesn't come back, Ray ends this job after 8 s"
-    )
+    told = "Ray's head has not answered for 2 s. If it doesn't come back, Ray ends this job after"
     for text in (jobs.said[1], jobs.text()):
         assert told in text
         assert GOES_ON in text[text.index(told) :]
@@ -131,7 +130,7 @@ def test_a_clock_that_is_set_two_hours_back_hides_no_progress(jobs: Jobs) -> Non
 
 
 def test_a_worker_that_is_killed_behind_a_commit_learns_nothing_twice(jobs: Jobs) -> None:
-    behind = jobs.said[0][jobs.said[0].index("start 2 of the workers") :]
+    behind = jobs.said[0][jobs.said[0].index("start 3 of the workers") :]
     assert "task 1/2 ScienceQA  train" not in behind
     for moment in ("worker-committed", "worker-matrix", "driver-report", "driver-page"):
         assert (jobs.folder / f"killed-{moment}").exists()
