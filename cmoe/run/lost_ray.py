@@ -17,6 +17,7 @@ AWAY_S = 10.0  # without one, until it is said
 ENDS_S = os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60")  # noqa: SIM112
 """Without one: Ray ends the driver's process, so that what is to be read is said before."""
 GOES_ON = "the same command goes on with what was saved"
+LOGS = "`dmesg` there, and session_latest/logs of Ray's folder, may tell why"
 _ACTOR = re.compile(r"class_name: (\w+)")
 
 
@@ -75,19 +76,20 @@ def losses_told() -> Iterator[None]:
     """
     from ray.exceptions import RayActorError, RayError, RayTaskError
 
-    from cmoe.run.train_failures import death, short
+    from cmoe.run.train_failures import NODE_LOST, death, short
 
     try:
         yield
     except RayTaskError:  # a failure of what Ray carried
         raise
     except RayError as error:
-        said = short(error)
-        if isinstance(error, RayActorError):
-            of = _ACTOR.search(str(error))
-            name = of[1] if of else "process"
-            said = f"the driver's {name} {death(error.preempted, str(error))}"
+        said, text = short(error), str(error)
+        if isinstance(error, RayActorError) and NODE_LOST.search(text):
+            said = f"the raylet of the driver's machine died; {LOGS}"
+        elif isinstance(error, RayActorError):  # where the driver is
+            of = _ACTOR.search(text)
+            said = f"the driver's {of[1] if of else 'process'} {death(error.preempted, text)}"
         raise RunError(
-            f"Ray itself was lost: {said}. Where a cluster is named (cluster.address), see that its "
-            f"head runs; {GOES_ON}"
+            f"Ray itself was lost: {said}. Where a cluster is named (cluster.address), see that "
+            f"its head runs; {GOES_ON}"
         ) from error
