@@ -135,6 +135,11 @@ def waiting(
     text += f"; {listed({name: free.get(name, 0) for name in each})} free"
     if (room := fitting(each, nodes)) < workers:
         text += f". {lacking(room)} unless machines are added it never starts"
+    elif lasted >= QUIET_S:
+        text += (
+            ". If nobody else uses the rest, Ray has lost count of it (it does where a clock was "
+            "set back): end this job, and the same command goes on with what was saved"
+        )
     return text
 
 

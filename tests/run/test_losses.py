@@ -83,13 +83,14 @@ class Jobs:
 def jobs(root: Path) -> Jobs:
     """A run that has lost this machine's raylet, the head's server, and halves of its files.
 
-    The driver and Ray have a clock that is two hours ahead, and then behind; the worker, as on
+    The clock of the driver and of Ray is set two hours ahead, and then behind; the worker, as on
     another machine, has the right one.
     """
     jobs, clock = Jobs(root, "lost"), Clock(root)
-    clock.set(2)
     jobs.begin(KILLING, "worker-committed,worker-matrix", **clock.environment)
     jobs.until(r"base +predict")
+    clock.set(2)
+    jobs.until("start 3 of the workers")
     clock.set(-2)
     jobs.until(r"task 2/2 VizWiz")
     jobs.kill("raylet")
