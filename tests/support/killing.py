@@ -28,7 +28,7 @@ from cmoe.run import worker_group as ray_train
 JOB = "coin_stream.py"
 STOPPED_S = 8
 SILENT_S, QUIET_S, WAITING_S, BEAT_S = 2.0, 3.0, 1.0, 0.5  # instead of a minute's
-LOOK_S, AWAY_S = 0.5, 2.0  # likewise, at the head
+LOOK_S, PATIENCE_S, AWAY_S = 0.5, 1.0, 1.0  # likewise, at the head
 FILES = {
     "worker-matrix": "matrix.json",
     "driver-report": "report.json",
@@ -51,7 +51,7 @@ def main() -> int:
 
     ray_train.work = work_and_die
     following.QUIET_S, following.WAITING_S, watch.SILENT_S = QUIET_S, WAITING_S, SILENT_S
-    lost_ray.LOOK_S, lost_ray.AWAY_S = LOOK_S, AWAY_S
+    lost_ray.LOOK_S, lost_ray.PATIENCE_S, lost_ray.AWAY_S = LOOK_S, PATIENCE_S, AWAY_S
     half_written(config, moments, "driver")
     return execute(coin_stream, JOB, arguments)
 
