@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cmoe.common.files import temporary_folder
 from cmoe.common.group import Group
 from cmoe.common.storage import StorageError, explained
 from cmoe.common.storage_errors import WRITTEN
@@ -116,7 +117,7 @@ class Checkpoints:
             return
         # A copy of one's own: Ray's, which ranks of a node share, may be written anew while it is
         # read.
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             yield Path(checkpoint.to_directory(folder))
 
     def read_saved(self, name: str) -> str | None:

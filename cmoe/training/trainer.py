@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cmoe.common.files import temporary_folder
 from cmoe.common.group import LOST_PEER, Group
 from cmoe.common.storage import StorageError, explained, storage_error
 from cmoe.common.storage_errors import WRITTEN
@@ -196,11 +197,12 @@ class TaskTrainer:
             self.progress.loss[phase], self.progress.tokens[phase] = [], 0
             return engine, 0
         self._resumable = None
-        with self.link.saved() as folder, tempfile.TemporaryDirectory() as beside:
+        beside = tempfile.TemporaryDirectory(dir=temporary_folder())
+        with self.link.saved() as folder, beside as converted_to:
             assert folder is not None
             if converted:
-                convert(folder, Path(beside))
-                folder = Path(beside)
+                convert(folder, Path(converted_to))
+                folder = Path(converted_to)
             engine.load(folder)
         return engine, self.progress.step
 
@@ -239,10 +241,9 @@ class TaskTrainer:
     def _save(self, phase: str, step: int, engine: Engine, *, wait: bool) -> None:
         self.progress.phase, self.progress.step = phase, step
         self._resumable = None  # what it was of is gone
-        place = Path(tempfile.gettempdir())
+        place = temporary_folder()
         with explained(place, WRITTEN):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)  # a cleaner may have removed it
-            folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-"))
+            folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-", dir=place))
         try:
             engine.save(folder)
             if self.session.group.first:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ import psutil
 import pytest
 from support.clocks import Clock
 from support.jobs import JOB, KILLING, finish, same_run, start, undisturbed, until, write_config
-from support.workers import TASKS, small_config
+from support.workers import TASKS, FolderLink, run_group, small_config
 
+from cmoe.common.group import Group
+from cmoe.config.tree import RunConfig
 from cmoe.reports.run_page import write_run_page
+from cmoe.run.cluster import LEAST_FILES
+from cmoe.run.stream import run_stream
 
 GOES_ON = "the same command goes on with what was saved"
 RECONNECT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "12"}  # instead of a minute
@@ -145,3 +151,36 @@ def test_all_of_it_ends_as_one_that_nothing_happened_to(jobs: Jobs, reference: P
     (jobs.folder / "report.html").unlink()
     write_run_page(jobs.folder)
     assert (jobs.folder / "report.html").read_bytes() == page, "it was whole"
+
+
+class Cleaned(FolderLink):
+    """Somebody cleans the folder for temporary files away behind every checkpoint."""
+
+    def save(self, folder: Path, *, wait: bool) -> None:
+        super().save(folder, wait=wait)
+        shutil.rmtree(tempfile.gettempdir())
+
+
+def cleaned(group: Group, config: RunConfig) -> None:
+    tempfile.tempdir = str(config.folder / "temporary")
+    Path(tempfile.tempdir).mkdir()
+    run_stream(config, group, Cleaned(group, config.folder / "checkpoint"))
+
+
+def test_a_folder_for_temporary_files_that_is_cleaned_away_is_made_again(
+    root: Path, reference: Path
+) -> None:
+    config = small_config(root, "cleaned", **changes(root))
+    config.folder.mkdir()
+    run_group(1, cleaned, config)
+    same_run(config.folder, reference)
+
+
+def test_too_few_open_files_are_refused_before_ray_starts() -> None:
+    """Its raylet would die of it, in the middle of the run, with a stack of addresses."""
+    few = LEAST_FILES - 1
+    program = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, ({few}, {few}))\n"
+    program += "from cmoe.run.cluster import connect\nconnect()"
+    out = finish(start("-c", program))
+    assert f"may open {few} files each, and Ray needs {LEAST_FILES} at least" in out
+    assert "`ulimit -Hn`" in out
