@@ -71,11 +71,11 @@ def test_what_the_architecture_finds_is_in_that_file() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_tests_that_a_page_names_are_there(page: str) -> None:
     """Written as `tests/run/test_lease.py::test_a_damaged_lease_is_said`."""
-    for file, name in tests_in((ROOT / page).read_text(encoding="utf-8")):
+    for file, name in named_tests((ROOT / page).read_text(encoding="utf-8")):
         assert has_test(file, name), (file, name)
 
 
-def tests_in(text: str) -> list[tuple[str, str]]:
+def named_tests(text: str) -> list[tuple[str, str]]:
     return re.findall(r"(tests/[\w/]+\.py)::(\w+)", text)
 
 
@@ -92,7 +92,7 @@ def test_every_failure_says_what_one_sees_what_to_do_and_how_it_is_known() -> No
         _, done, known = re.split(r"^\*\*(?:Do|Known):\*\* ", body, flags=re.MULTILINE)
         assert done, title
         by_hand = re.search(r"tried\s+by\s+hand\s+on\s+\d{4}-\d\d-\d\d", known)
-        by_test = re.search(r"tried\s+by\s+(?:a\s+test|tests)", known) and tests_in(known)
+        by_test = re.search(r"tried\s+by\s+(?:a\s+test|tests)", known) and named_tests(known)
         assert by_hand or by_test or re.match(r"[Rr]ead\b", known), title
 
 
