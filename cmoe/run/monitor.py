@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -10,9 +11,19 @@ from typing import Any
 
 from cmoe.run.display import Display
 from cmoe.run.lost_ray import Head
-from cmoe.run.stalls import QUIET_S, WAITING_S, Spaced, named, needed, stalled, waiting
+from cmoe.run.stalls import (
+    QUIET_S,
+    WAITING_S,
+    Spaced,
+    named,
+    needed,
+    silent,
+    stalled,
+    waiting,
+)
 
 POLL_SECONDS = 0.5
+PATIENCE_S = 5.0  # for an answer, until there is another look
 
 
 class Follower:
@@ -34,28 +45,51 @@ class Follower:
         self._running = False
         self._since = time.monotonic()  # when it came to be so
         self._stall, self._wait = Spaced(QUIET_S), Spaced(WAITING_S)
+        self._silence, self._answered = Spaced(QUIET_S), time.monotonic()  # the board's
+        self._open: dict[str, Any] = {}  # what it was asked
         self._beats: Mapping[int, Mapping[str, Any]] = {}
         self._stalled = ""  # as of the last look
 
     def look(self) -> None:
         """Show what is new."""
-        import ray
-
         if text := self._head.look():
             self._display.line(text)
-        for event in ray.get(self._board.take.remote()):
+        if (events := self._asked("take")) is None:
+            return
+        for event in events:
             self._event(event)
         lasted = time.monotonic() - self._since
         if not self._running:
             if not self._head.away and self._wait.due(lasted) and (text := self._waiting(lasted)):
                 self._display.line(text)
             return
-        found = ray.get(self._board.look.remote())
+        if (found := self._asked("look")) is None:
+            return
         quiet, self._beats = min(found["quiet"], lasted), found["beats"]
         text = stalled(quiet, self._beats, self._display.tasks)
         self._stalled = text if quiet >= QUIET_S else ""
         if self._stall.due(quiet):
             self._display.line(text)
+
+    def _asked(self, method: str) -> Any:
+        """What a method of the board gives; None while nothing comes, which is told in time.
+
+        Ray may never say that a machine's part of it is lost, where a clock was set back.
+        """
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        asked = self._open.pop(method, None) or getattr(self._board, method).remote()
+        try:
+            found = ray.get(asked, timeout=PATIENCE_S)
+        except GetTimeoutError:
+            self._open[method] = asked  # asked again, its events would be lost
+            found = None
+        now = time.monotonic()
+        self._answered = now if found is not None else self._answered
+        if self._silence.due(lasted := now - self._answered):
+            self._display.line(silent(lasted, os.getpid()))
+        return found
 
     def _event(self, event: Mapping[str, Any]) -> None:
         match event["phase"]:
