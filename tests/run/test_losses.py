@@ -40,7 +40,7 @@ def changes(root: Path) -> dict[str, Any]:
     small = small_config(root, "whole")
     return {
         "data": replace(small.data, tasks=TASKS[:2]),
-        "training": replace(small.training, steps=100, log_every=2),
+        "training": replace(small.training, steps=50, log_every=2),
         "cluster": replace(small.cluster, workers=1),
     }
 
