@@ -28,7 +28,12 @@ from cmoe.run.stream import run_stream
 
 SENTENCE = re.compile(r"coin_stream\.py: Ray itself was lost: ")
 GOES_ON = "the same command goes on with what was saved"
-RECONNECT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "12"}  # instead of a minute
+# Ray gives a head up after a minute, and a raylet after a quarter of one.
+SOON = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "8",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +108,11 @@ def jobs(root: Path) -> Jobs:
     jobs.until(r"task 1/2 ScienceQA: ")
     jobs.job.kill()
     jobs.end()
-    jobs.begin()
+    jobs.begin(**SOON)
     jobs.until(r"task 1/2 ScienceQA: ")
     jobs.kill("raylet")
     jobs.end()
-    jobs.begin(KILLING, "none", **RECONNECT)
+    jobs.begin(KILLING, "none", **SOON)
     jobs.until(r"task 1/2 ScienceQA: ")
     jobs.kill("gcs_server")
     jobs.end()
