@@ -26,14 +26,8 @@ from cmoe.reports.run_page import write_run_page
 from cmoe.run.cluster import LEAST_FILES
 from cmoe.run.stream import run_stream
 
-SENTENCE = re.compile(r"coin_stream\.py: Ray itself was lost: ")
 GOES_ON = "the same command goes on with what was saved"
-# Ray gives a head up after a minute, and a raylet after a quarter of one.
-SOON = {
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "8",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "3",
-}
+SOON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "8"}  # instead of a minute
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +73,10 @@ class Jobs:
         return self.text()[self._before :]
 
     def kill(self, name: str) -> None:
-        """SIGKILL one of Ray's own processes; those of a raylet would end with it, forks don't."""
+        """SIGKILL one of Ray's own processes."""
         for child in psutil.Process(self.job.pid).children(recursive=True):
             if child.name() == name:
-                for one in (child, *child.children(recursive=True)):
-                    one.kill()
+                child.kill()
 
     def end(self) -> str:
         """What the job said, which has to be no traceback."""
@@ -94,7 +87,7 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def jobs(root: Path) -> Jobs:
-    """A run that has lost this machine's raylet, the head's server, and halves of its files.
+    """A run that has lost workers, its driver, the head's server, and halves of its files.
 
     The clock of the driver and of Ray is set two hours ahead, and then behind; the worker, as on
     another machine, has the right one.
@@ -107,10 +100,6 @@ def jobs(root: Path) -> Jobs:
     clock.set(-2)
     jobs.until(r"task 1/2 ScienceQA: ")
     jobs.job.kill()
-    jobs.end()
-    jobs.begin(**SOON)
-    jobs.until(r"task 1/2 ScienceQA: ")
-    jobs.kill("raylet")
     jobs.end()
     jobs.begin(KILLING, "none", **SOON)
     jobs.until(r"task 1/2 ScienceQA: ")
@@ -126,24 +115,19 @@ def jobs(root: Path) -> Jobs:
     return jobs
 
 
-def test_a_lost_raylet_is_one_sentence(jobs: Jobs) -> None:
-    (line,) = [line for line in jobs.said[1].splitlines() if SENTENCE.match(line)]
-    assert line.endswith(GOES_ON)
-    assert f"failed: {line.removeprefix('coin_stream.py: ')}" in jobs.text()
-
-
 def test_a_lost_head_is_told_before_ray_ends_the_job(jobs: Jobs) -> None:
     told = "Ray's head has not answered for 1 s. If it doesn't come back, Ray ends this job after"
-    for text in (jobs.said[2], jobs.text()):
+    for text in (jobs.said[1], jobs.text()):
         assert told in text
         assert GOES_ON in text[text.index(told) :]
 
 
 def test_a_clock_that_is_set_two_hours_back_hides_no_progress(jobs: Jobs) -> None:
-    """Lines are told apart by time; what is left is estimated by it."""
+    """What is left is estimated from times, and a line is due after some."""
     hours = re.findall(r"^\d+-\d+-\d+ (\d+):.* task ", jobs.text(), re.M)
     assert len(set(hours)) > 1, "the clock was not wrong"
-    assert not re.search(r"[\d.]{4,} h left|-\d", jobs.said[0]), jobs.said[0]
+    assert " s left" in jobs.said[0]
+    assert " h left" not in jobs.said[0], jobs.said[0]
 
 
 def test_a_worker_that_is_killed_behind_a_commit_learns_nothing_twice(jobs: Jobs) -> None:
