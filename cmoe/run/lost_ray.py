@@ -6,7 +6,8 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import RunError
@@ -49,6 +50,35 @@ class Head:
             f"Ray's head has not answered for {AWAY_S:.0f} s. If it doesn't come back, Ray ends "
             f"this job after {ENDS_S} s; when it is there again, {GOES_ON}"
         )
+
+
+class Raylet:
+    """Looks whether the raylet of this machine is there; Ray may end this process soon behind it.
+
+    Args:
+        sockets: The system's list of them; without one nothing is known.
+    """
+
+    def __init__(self, sockets: Path = Path("/proc/net/unix")) -> None:
+        self._sockets = sockets
+        self._there = False
+
+    def look(self) -> str | None:
+        """What is to be said of it now, if anything."""
+        import ray
+        from ray._private import worker
+
+        node: Any = worker.global_worker.node
+        if not ray.is_initialized() or node is None:
+            return None
+        with suppress(OSError):
+            before, self._there = self._there, node.raylet_socket_name in self._sockets.read_text()
+            if before and not self._there:
+                return (
+                    f"the raylet of this machine, Ray's part of it, is gone ({LOGS}); Ray ends "
+                    f"this job, and {GOES_ON}"
+                )
+        return None
 
 
 def _answers() -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from cmoe.run.display import Display
-from cmoe.run.lost_ray import Head
+from cmoe.run.lost_ray import Head, Raylet
 from cmoe.run.stalls import (
     QUIET_S,
     WAITING_S,
@@ -39,7 +39,8 @@ class Follower:
     def __init__(
         self, board: Any, display: Display, workers: int, each: Mapping[str, float]
     ) -> None:
-        self._board, self._display, self._head = board, display, Head()
+        self._board, self._display = board, display
+        self._head, self._raylet = Head(), Raylet()
         self._least, self._each = workers, each
         self._workers = workers  # that are asked for at the moment
         self._running = False
@@ -52,8 +53,8 @@ class Follower:
 
     def look(self) -> None:
         """Show what is new."""
-        if text := self._head.look():
-            self._display.line(text)
+        for news in filter(None, (self._raylet.look(), self._head.look())):
+            self._display.line(news)
         if (events := self._asked("take")) is None:
             return
         for event in events:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray._private import worker as rays_worker
 from ray.exceptions import (
     ActorDiedError,
     RayActorError,
@@ -34,7 +37,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Worker
 
 from cmoe.common.errors import RunError
 from cmoe.run import lost_ray
-from cmoe.run.lost_ray import Head, losses_told
+from cmoe.run.lost_ray import Head, Raylet, losses_told
 from cmoe.run.train_failures import Reporter, causes
 
 SIGKILL = """The actor died unexpectedly before finishing this task.
@@ -148,6 +151,25 @@ def test_a_head_that_is_away_is_told_once_and_once_when_it_is_back(
     assert "Ray ends this job after 60 s" in said[away]
     assert 70 <= back <= 70 + lost_ray.LOOK_S
     assert said[back] == "Ray's head answers again"
+
+
+def test_a_raylet_that_is_gone_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Known by the system's list of sockets: nobody connects to it for that."""
+    name = str(tmp_path / "raylet")
+    node = SimpleNamespace(raylet_socket_name=name)
+    monkeypatch.setattr(rays_worker, "global_worker", SimpleNamespace(node=node))
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    raylet = Raylet()
+    assert raylet.look() is None, "it was never there"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        listener.listen()
+        assert raylet.look() is None
+    assert "the raylet of this machine, Ray's part of it, is gone" in (raylet.look() or "")
+    assert raylet.look() is None
+    assert Raylet(tmp_path / "none").look() is None, "another system"
 
 
 class Posts:
