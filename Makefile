@@ -79,7 +79,7 @@ test: install
 test-fast: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not group and not server"
 
-# Kills workers, drivers and nodes of a short stream, 20 in all; about 15 minutes.
+# Kills workers, drivers, nodes and Ray's own processes of a short stream, 20 in all; about 15 minutes.
 chaos: install
 	PYTHONPATH=tests $(BIN)/python tests/support/chaos.py
 

@@ -68,6 +68,34 @@ def test_what_the_architecture_finds_is_in_that_file() -> None:
             assert re.search(rf"^ *(?:def|class) {part}\b", source, re.MULTILINE), (file, part)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_a_page_names_are_there(page: str) -> None:
+    """Written as `tests/run/test_lease.py::test_a_damaged_lease_is_said`."""
+    for file, name in named_tests((ROOT / page).read_text(encoding="utf-8")):
+        assert has_test(file, name), (file, name)
+
+
+def named_tests(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"(tests/[\w/]+\.py)::(\w+)", text)
+
+
+def has_test(file: str, name: str) -> bool:
+    source = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).is_file() else ""
+    return re.search(rf"^(?:async )?def {name}\(", source, re.MULTILINE) is not None
+
+
+def test_every_failure_says_what_one_sees_what_to_do_and_how_it_is_known() -> None:
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    failures = re.findall(r"^### (.*)\n((?:(?!^##).*\n)*)", text, re.MULTILINE)
+    assert len(failures) >= 12
+    for title, body in failures:
+        _, done, known = re.split(r"^\*\*(?:Do|Known):\*\* ", body, flags=re.MULTILINE)
+        assert done, title
+        by_hand = re.search(r"tried\s+by\s+hand\s+on\s+\d{4}-\d\d-\d\d", known)
+        by_test = re.search(r"tried\s+by\s+(?:a\s+test|tests)", known) and named_tests(known)
+        assert by_hand or by_test or re.match(r"[Rr]ead\b", known), title
+
+
 def is_module(name: str) -> bool:
     path = ROOT / name.replace(".", "/")
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
@@ -89,6 +117,7 @@ def test_a_name_that_is_not_there_would_be_found() -> None:
     assert not is_module("cmoe.stores")
     assert not has_name("cmoe.store.log.Storage")
     assert not has_name("cmoe.stores.log")
+    assert not has_test("tests/run/test_lease.py", "test_a_lease")
 
 
 def test_pictures_are_well_formed_and_say_what_they_show() -> None:
@@ -222,7 +251,7 @@ def test_variables_that_are_named_are_read() -> None:
     of_others = {
         *("HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "AWS_ENDPOINT_URL", "RAY_AUTH_MODE"),
         *("RAY_JOB_SUBMIT_HOOK", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "IMAGE", "KEY", "PATH"),
-        *("RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS", "PIP_FLAGS", "HOME"),
+        *("RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS", "PIP_FLAGS", "HOME", "RAY_TMPDIR"),
     }
     files = [p for room in ("cmoe", "tests/support") for p in (ROOT / room).rglob("*.py")]
     sources = "".join(file.read_text(encoding="utf-8") for file in files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +53,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def temporary_folder() -> str:
+    """Where temporary files go; made again where somebody has cleaned it away meanwhile.
+
+    Raises:
+        StorageError: It can't be made.
+    """
+    place = Path(tempfile.gettempdir())
+    with explained(place, WRITTEN):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return str(place)
 
 
 def publish(content: bytes | Path, url: str) -> None:

@@ -89,8 +89,18 @@ def _missing(path: str, done: str) -> str:
     return f"there is none; {_existing(str(place.parent))} is there, correct the path behind it"
 
 
+def _full(path: str, done: str) -> str:
+    try:
+        found = os.statvfs(_existing(path))
+    except OSError:
+        found = None
+    if found is not None and found.f_files and not found.f_favail:  # some disks don't count them
+        return "its disk can't take more files (no inode is free); remove some files there"
+    return "its disk is full; free some space there"
+
+
 _LOCAL: dict[int, Callable[[str, str], str]] = {
-    errno.ENOSPC: lambda *_: "its disk is full; free some space there",
+    errno.ENOSPC: _full,
     errno.EDQUOT: lambda *_: f"the disk quota of {_user()} is used up; free some space there",
     errno.EROFS: lambda *_: "its file system is read-only; use another path",
     errno.EACCES: _not_permitted,

@@ -25,6 +25,7 @@ class Board:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._clock, self._wall = clock, wall
+        self._epoch = wall() - clock()
         self._events: list[Mapping[str, Any]] = []
         self._cause: str | None = None
         self._starts = 0
@@ -34,13 +35,13 @@ class Board:
         self._moved = clock()
 
     def post(self, event: Mapping[str, Any]) -> None:
-        """An event for the display; with `failed` go the beats as they are, which the next group's
-        take the place of.
+        """An event for the display; its `time` is of one clock, which nobody sets. With `failed` go
+        the beats as they are, which the next group's take the place of.
         """
         if event["phase"] == "failed":
             event = {**event, "beats": self.beats()}
-        self._events.append(event)
         self._moved = self._clock()
+        self._events.append({**event, "time": self._epoch + self._moved})
 
     def take(self) -> list[Mapping[str, Any]]:
         """The events since the last call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from cmoe.common.errors import RunError
 
 TOKEN = "RAY_AUTH_MODE"
+LEAST_FILES = 256
+"""That a process may open where Ray starts: with fewer its raylet dies, and doesn't say why."""
 
 
 def named_cluster(address: str | None = None) -> str | None:
@@ -45,13 +48,14 @@ def connect(address: str | None = None, **alone: Any) -> None:
             all of its ports on loopback: nobody else joins it.
 
     Raises:
-        RunError: The cluster that is named doesn't answer.
+        RunError: The cluster that is named doesn't answer, or too few files may be open here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is there: inherited
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if (named := named_cluster(address)) is None:
+        _require_files()
         here: dict[str, Any] = {"address": "local", "include_dashboard": False}
         with _on_loopback():
             ray.init(**here | alone | quiet)
@@ -63,6 +67,15 @@ def connect(address: str | None = None, **alone: Any) -> None:
             f"no Ray cluster answers at {named} (cluster.address, or RAY_ADDRESS): {error}"
             f"{'' if TOKEN in os.environ else f'. If it asks for a token: {TOKEN}=token'}"
         ) from error
+
+
+def _require_files() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # up to which Ray raises it itself
+    if most != resource.RLIM_INFINITY and most < LEAST_FILES:
+        raise RunError(
+            f"processes of this machine may open {most} files each, and Ray needs {LEAST_FILES} at "
+            "least: raise the hard limit (`ulimit -Hn`; LimitNOFILE of a service)"
+        )
 
 
 @contextmanager

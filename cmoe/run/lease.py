@@ -56,6 +56,7 @@ meanwhile isn't harmed: commits are exclusive, and the holder looks before it go
 """
 
 LOOK_S = 1.0
+STOPPED = "Tt"  # states of a process that a signal, or who traces it, has stopped
 _FILE = re.compile(r"\d{4,}\.json")
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 
@@ -131,6 +132,15 @@ class Holder:
             pass  # another user's
         started = _started(self.pid)  # None where another user's can't be looked up
         return None if started is None else started != self.started
+
+    def way_out(self) -> str:
+        """What helps who is refused because of it."""
+        if self.machine == _machine() and (_status(self.pid) or "?")[0] in STOPPED:
+            return (
+                f"That process is stopped: `kill -CONT {self.pid}` lets it go on, "
+                f"`kill -KILL {self.pid}` ends it"
+            )
+        return "Wait for it or end it, or give this run another name"
 
 
 @contextmanager
@@ -233,8 +243,7 @@ class _Lease:
                     continue  # taken over and removed meanwhile
                 if not holder.released and not self._expires(number, holder, show):
                     raise LeaseError(
-                        f"{self.url}: another job works on it: {holder}. Wait for it or end it, "
-                        "or give this run another name"
+                        f"{self.url}: another job works on it: {holder}. {holder.way_out()}"
                     )
             self.mine = replace(self.mine, since=_now(), renewed=_now())
             data = json.dumps(asdict(self.mine)).encode()
@@ -384,11 +393,16 @@ def _started(pid: int) -> str | None:
     """When a process of this machine started; empty where it has ended and nobody has been told,
     None where it can't be looked up.
     """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    if (fields := _status(pid)) is None:
         return None
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _status(pid: int) -> list[str] | None:
+    """What the system says of a process of this machine, from its state on; None where nothing."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return None
 
 
 def _job() -> str:

@@ -48,6 +48,20 @@ def stalled(quiet: float, beats: Mapping[int, Mapping[str, Any]], tasks: Sequenc
     return "; ".join(parts)
 
 
+def silent(lasted: float, driver: int) -> str:
+    """That Ray's processes beside the driver don't answer.
+
+    Args:
+        lasted: Seconds so far.
+        driver: The driver's process.
+    """
+    return (
+        f"Ray's processes on this machine have not answered for {lasted:.0f} s. If its raylet is "
+        f"gone, `kill -KILL {driver}` ends this job, and the same command goes on with what was "
+        "saved"
+    )
+
+
 def behind(beats: Mapping[int, Mapping[str, Any]]) -> set[int]:
     """The workers that others wait for, as far as can be told; all, where that is open.
 
@@ -142,6 +156,11 @@ def waiting(
     text += f"; {listed({name: free.get(name, 0) for name in each})} free"
     if (room := fitting(each, nodes)) < workers:
         text += f". {lacking(room)} unless machines are added it never starts"
+    elif lasted >= QUIET_S:
+        text += (
+            ". If nobody else uses the rest, Ray has lost count of it (it does where a clock was "
+            "set back): end this job, and the same command goes on with what was saved"
+        )
     return text
 
 

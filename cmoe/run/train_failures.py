@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 LOW_MEMORY = re.compile(r"OUT_OF_MEMORY|low on memory|memory usage threshold", re.I)
 NODE_LOST = re.compile(
-    r"node (has )?(died|failed)|node was terminated|missing too many heartbeats", re.I
+    r"node (has )?(died|failed|crashed)|node was terminated|missing too many heartbeats", re.I
 )
 KILLED = re.compile(r"connection error code|SIGKILL", re.I)
 LENGTH = 300  # characters of an error that is Ray's or a library's
@@ -73,7 +72,7 @@ def _worker(error: BaseException) -> tuple[str, bool]:
     if isinstance(error, WorkerHealthCheckFailedError):
         error = error.health_check_failure
     if isinstance(error, RayActorError):
-        return _death(error.preempted, str(error)), True
+        return death(error.preempted, str(error)), True
     if isinstance(error, WorkerHealthCheckTimeoutError):
         asked = re.search(r"hanging for (\d+)", str(error))
         return f"did not answer for {asked[1] if asked else 'too many'} s", True
@@ -86,8 +85,13 @@ def _worker(error: BaseException) -> tuple[str, bool]:
     return f"failed: {short(error)}", False
 
 
-def _death(preempted: bool, text: str) -> str:
-    """How an actor died, from what Ray says of it."""
+def death(preempted: bool, text: str) -> str:
+    """How an actor died, from what Ray says of it.
+
+    Args:
+        preempted: Whether its machine was taken away.
+        text: Ray's own words.
+    """
     if preempted:
         return "was lost: its machine was taken away"
     if LOW_MEMORY.search(text):
@@ -170,4 +174,4 @@ class Reporter(ControllerCallback):
             self._post("failed", causes=causes(error))
 
     def _post(self, phase: str, **more: Any) -> None:
-        self._board.post.remote({"phase": phase, "time": time.time(), **more})
+        self._board.post.remote({"phase": phase, **more})

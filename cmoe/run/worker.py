@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cmoe.common.files import temporary_folder
 from cmoe.common.group import Group
 from cmoe.common.storage import StorageError, explained
 from cmoe.common.storage_errors import WRITTEN
@@ -129,7 +130,7 @@ class Checkpoints:
             return
         # A copy of one's own: Ray's, which ranks of a node share, may be written anew while it is
         # read.
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             _fetch(checkpoint, Path(folder), needed)
             yield Path(folder)
 
@@ -198,7 +199,7 @@ class RayLink(Checkpoints):
             if event.get("step") and self.startup:
                 more["startup"] = _lasted(self.startup)
                 self.startup = {}
-            self.board.post.remote({"time": time.time(), **event, **more})
+            self.board.post.remote({**event, **more})
 
     def reached(self, place: Mapping[str, Any]) -> None:
         self._heartbeat.reached(place)

@@ -19,6 +19,7 @@ from cmoe.folder import TRAIN
 from cmoe.run.board import Board
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.run.display import Display
+from cmoe.run.lost_ray import losses_told
 from cmoe.run.monitor import Follower, following
 from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import fitting, has, lacking, needed
@@ -54,7 +55,10 @@ def train(config: RunConfig, display: Display) -> None:
         _require_room(least, resources)
     _limit_waiting(cluster.timeout_s)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    # A process that is lost alone, for want of memory for example, comes back, and forgets.
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    options = {"num_cpus": 0, "scheduling_strategy": here, **lasting}
+    board: Any = ray.remote(Board).options(**options).remote()
     storage, path = _ray_storage(config.url)
     lost: TrainingFailedError | None = None
     trainer = Trainer(
@@ -168,6 +172,9 @@ def session(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Ray for as long as the body runs: the cluster that a run names, or one that is started here.
 
     Within another session it is that one's.
+
+    Raises:
+        RunError: Ray can't be started or joined, or is lost while the body runs.
     """
     import ray
 
@@ -176,7 +183,8 @@ def session(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
         return
     _connect(config, dashboard)
     try:
-        yield
+        with losses_told():
+            yield
     finally:
         ray.shutdown()
 

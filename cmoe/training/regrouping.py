@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cmoe.common.files import temporary_folder
 from cmoe.common.group import Group
 from cmoe.training.engine import convert
 from cmoe.training.link import Link
@@ -18,7 +19,7 @@ def converted(link: Link, group: Group) -> Iterator[Path]:
 
     Rank 0 alone reads what was kept and converts it. The others get its files, one by one.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         into = Path(folder)
 
         def made() -> list[str]:

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cmoe.common.files import temporary_folder
 from cmoe.common.group import LOST_PEER, Group
-from cmoe.common.storage import StorageError, storage_error
+from cmoe.common.storage import StorageError, explained, storage_error
 from cmoe.common.storage_errors import WRITTEN
 from cmoe.data.batches import IGNORED, training_order
 from cmoe.data.loader import Kind
@@ -268,7 +269,9 @@ class TaskTrainer:
     def _save(self, phase: str, step: int, engine: Engine, *, wait: bool) -> None:
         self.progress.phase, self.progress.step = phase, step
         self._resumable = None  # what it was of is gone
-        folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-"))
+        place = temporary_folder()
+        with explained(place, WRITTEN):
+            folder = Path(tempfile.mkdtemp(prefix="cmoe-checkpoint-", dir=place))
         try:
             engine.save(folder)
             if self.session.group.first:

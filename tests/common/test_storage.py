@@ -97,6 +97,32 @@ def test_a_full_disk_and_what_was_there_stays(tmp_path: Path) -> None:
         full.write("a")
 
 
+@contextmanager
+def few_files(folder: Path, count: int) -> Iterator[None]:
+    """A folder on a disk of its own that holds so many files, however much room there is."""
+    options = f"size=1m,nr_inodes={count + 1}"  # its own folder is one
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    if os.getuid() or subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("only root mounts a disk, where the system lets it")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_takes_no_more_files_is_not_said_to_be_full(tmp_path: Path) -> None:
+    with few_files(tmp_path, 2):
+        write(tmp_path / "one")
+        (tmp_path / "two").touch()
+        no_room = (
+            r"one: can't be written: its disk can't take more files \(no inode is free\); remove"
+        )
+        with pytest.raises(StorageError, match=no_room):
+            write(tmp_path / "one")
+        (tmp_path / "two").unlink()
+        write(tmp_path / "one")
+
+
 def test_a_log_that_can_not_be_written_is_said_once_and_stops_nothing(tmp_path: Path) -> None:
     told: list[str] = []
     log = Log(tmp_path / "run.log", told.append)

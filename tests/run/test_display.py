@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from io import StringIO
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_where_the_start_took_its_time_is_told_once(tmp_path: Path) -> None:
     shown._start -= 30
     shown.event(step | {"startup": {"imports": 8.0, "loading the base": 2.5}})
     shown.event(step)
-    shown.event({"phase": "restart", "count": 1, "workers": 1})
+    shown.event({"phase": "restart", "count": 1, "workers": 1, "time": 0.0})
     shown.event(step | {"startup": {"imports": 7.0}})
     told = [line for line in logged(tmp_path) if "have started" in line]
     assert re.fullmatch(
@@ -130,7 +131,7 @@ class Told:
 def told(monkeypatch: pytest.MonkeyPatch) -> tuple[Told, list[float]]:
     """The board, and the driver's clock."""
     now = [100.0]
-    monkeypatch.setattr("ray.get", lambda value: value)
+    monkeypatch.setattr("ray.get", lambda value, timeout: value)
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return Told(), now
 
@@ -165,6 +166,34 @@ def test_a_stall_and_what_it_comes_to_are_shown(
     died, before = logged(tmp_path)[-2:]
     assert died == "worker 1 (node-a, pid 11) died; worker 0 (node-a, pid 10) failed: peer"
     assert before.startswith("before that: no progress for 600 s")
+
+
+def test_a_board_that_does_not_answer_is_told_and_no_event_is_lost(
+    tmp_path: Path, told: tuple[Told, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Ray hasn't noticed that a raylet is gone."""
+    from ray.exceptions import GetTimeoutError
+
+    board, now = told
+    shown, _ = display(tmp_path)
+    follower = Follower(board, shown, RunMetrics("shown", shown.standing), 2, {"CPU": 1})
+
+    def waits(_: object, timeout: float) -> None:
+        now[0] += timeout
+        raise GetTimeoutError
+
+    board.events, board.seconds = [{"phase": "running"}], 0.0
+    follower.look()
+    board.events = [{"phase": "resizing", "workers": 3}]
+    with monkeypatch.context() as lost:
+        lost.setattr("ray.get", waits)
+        for _ in range(30):
+            follower.look()
+    lines = logged(tmp_path)
+    assert [re.search(r"not answered for (\d+) s", line)[1] for line in lines] == ["60", "120"]
+    assert all(f"`kill -KILL {os.getpid()}` ends this job" in line for line in lines)
+    follower.look()
+    assert logged(tmp_path)[-1] == "the group changes to 3 workers"
 
 
 def test_a_group_that_steps_says_nothing(tmp_path: Path, told: tuple[Told, list[float]]) -> None:

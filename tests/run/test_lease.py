@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import s3fs
 from support.flaky import flaky
+from support.holding import holding
 from support.jobs import REPOSITORY, until
 from support.workers import small_config
 
@@ -30,14 +31,6 @@ from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.sweep import SweepConfig
 from cmoe.run import launch, lease
 from cmoe.run.lease import LeaseError, held
-
-HOLD = (
-    "import sys, time\n"
-    "from cmoe.run.lease import held\n"
-    "with held(sys.argv[1]):\n"
-    "    print('held', flush=True)\n"
-    "    time.sleep(600)\n"
-)
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -64,15 +57,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 @pytest.fixture
 def holder(url: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lease."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, url], cwd=REPOSITORY, text=True, stdout=-1
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    yield from holding(url)
 
 
 def files(url: str) -> dict[str, dict[str, Any]]:

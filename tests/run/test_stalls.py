@@ -69,6 +69,17 @@ def test_a_long_phase_without_steps_says_what_goes_on_and_no_more() -> None:
     assert "no worker has begun" in stalled(61, {}, TASKS)
 
 
+def test_events_have_the_boards_time_which_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a worker's: its machine's clock may be off, and be set while it works."""
+    board, began = Board(), time.time()
+    for off in (0.0, 7200.0, -7200.0):
+        monkeypatch.setattr(time, "time", lambda off=off: began + off)
+        board.post({"phase": "train", "time": time.time()})
+    times = [event["time"] for event in board.take()]
+    assert times == sorted(times)
+    assert times == pytest.approx([began] * 3, abs=60)
+
+
 def test_many_workers_are_a_short_line() -> None:
     text = stalled(61, {rank: beat(35) for rank in range(64)}, TASKS)
     assert "60 more alike" in text
@@ -181,6 +192,10 @@ def test_workers_that_can_not_be_placed_say_what_is_asked_and_what_is_free() -> 
     assert "6 CPUs, 2 GPUs in all on 2 machines" in text
     assert "5 CPUs, 0 GPUs free" in text
     assert "never" not in text
+    assert "the same command" not in text
+    text = waiting(QUIET_S, 2, {"CPU": 2, "GPU": 1}, NODES, {"CPU": 5.0})
+    assert "If nobody else uses the rest, Ray has lost count of it" in text
+    assert text.endswith("end this job, and the same command goes on with what was saved")
 
 
 @pytest.mark.parametrize(

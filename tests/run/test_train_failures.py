@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError
+from ray._private import worker as rays_worker
+from ray.exceptions import (
+    ActorDiedError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+)
 from ray.train.v2._internal.exceptions import (
     BroadcastCollectiveTimeoutError,
     InsufficientClusterResourcesError,
@@ -26,6 +35,9 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
+from cmoe.common.errors import RunError
+from cmoe.run import lost_ray
+from cmoe.run.lost_ray import Head, Raylet, losses_told
 from cmoe.run.train_failures import Reporter, causes
 
 SIGKILL = """The actor died unexpectedly before finishing this task.
@@ -93,6 +105,71 @@ def test_other_ends_have_causes_too() -> None:
     start = WorkerGroupStartupFailedError("One of the worker actors failed.\nTraceback ...")
     assert "could not be started" in causes(ControllerError(start))[0][1]
     assert causes(ValueError("odd"))[0][1] == "ValueError: odd"
+
+
+CONTROLLER = SIGKILL.replace("RayTrainWorker", "TrainController")
+RAYLET = """The actor died unexpectedly before finishing this task.
+\tclass_name: Board
+The actor is dead because its owner has died. Owner worker exit type: SYSTEM_ERROR Worker exit \
+detail: Owner's node has crashed."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RayActorError("a1", CONTROLLER), "the driver's TrainController died: its process was kil"),
+        (RayActorError("a1", RAYLET), "the raylet of the driver's machine died"),
+        (RaySystemError("Broken pipe\nmore"), "RaySystemError: System error: Broken"),
+    ],
+)
+def test_a_driver_that_loses_ray_itself_says_so_in_one_line(error: RayError, said: str) -> None:
+    with pytest.raises(RunError) as raised, losses_told():
+        raise error
+    assert str(raised.value).startswith(f"Ray itself was lost: {said}")
+    assert str(raised.value).endswith("the same command goes on with what was saved")
+    assert "\n" not in str(raised.value)
+
+
+def test_what_failed_in_what_ray_carried_is_no_loss_of_ray() -> None:
+    with pytest.raises(RayTaskError), losses_told():
+        raise RayTaskError("work", "a traceback", ValueError("a bug"))
+
+
+def test_a_head_that_is_away_is_told_once_and_once_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, there = [0.0], [True]
+    monkeypatch.setattr(lost_ray.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(lost_ray, "_answers", lambda: there[0])
+    head, said = Head(), {}
+    for clock[0] in range(100):
+        there[0] = not 20 <= clock[0] < 70
+        if text := head.look():
+            said[clock[0]] = text
+    away, back = said
+    assert 20 + lost_ray.AWAY_S - lost_ray.LOOK_S <= away <= 20 + lost_ray.AWAY_S + lost_ray.LOOK_S
+    assert "Ray ends this job after 60 s" in said[away]
+    assert 70 <= back <= 70 + lost_ray.LOOK_S
+    assert said[back] == "Ray's head answers again"
+
+
+def test_a_raylet_that_is_gone_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Known by the system's list of sockets: nobody connects to it for that."""
+    name = str(tmp_path / "raylet")
+    node = SimpleNamespace(raylet_socket_name=name)
+    monkeypatch.setattr(rays_worker, "global_worker", SimpleNamespace(node=node))
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    raylet = Raylet()
+    assert raylet.look() is None, "it was never there"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        listener.listen()
+        assert raylet.look() is None
+    assert "the raylet of this machine, Ray's part of it, is gone" in (raylet.look() or "")
+    assert raylet.look() is None
+    assert Raylet(tmp_path / "none").look() is None, "another system"
 
 
 class Posts:

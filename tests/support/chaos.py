@@ -1,8 +1,9 @@
-"""Kills workers, drivers and nodes at random moments of a short stream: `make chaos`.
+"""Kills workers, drivers, nodes and Ray's own actors at random moments: `make chaos`.
 
-It runs on a cluster of two nodes, both of this machine. A killed driver is started again by the
-same command, a killed node is replaced by another; a run that ends before all kills are done is
-followed by another one. Each has to end in the results and the weights of one that nothing
+A short stream runs on a cluster of two nodes, both of this machine. A killed driver, and one that
+lost Ray's controller, is started again by the same command. A killed node is replaced by another,
+one whose raylet was killed as well. A run that ends before all kills are done is followed by
+another one. Each has to end in the results and the weights of one that nothing
 happened to. What is killed when comes from the seed; where the run is then, from the machine.
 """
 
@@ -30,7 +31,8 @@ from support.workers import TASKS, small_config
 
 from cmoe.config.tree import RunConfig
 
-KINDS = ("worker", "driver", "node")
+KINDS = ("worker", "driver", "node", "raylet", "controller", "board")
+ACTORS = {"worker": "RayTrainWorker", "controller": "TrainController", "board": "ray::Board"}
 AT_WORK = 0.7  # of the kills, at least: once the group is back at work
 PAUSE_S = 12.0  # at most until a kill, from the last one or from when the group is at work
 
@@ -41,7 +43,7 @@ def chaos(root: Path, kills: int, seed: int, show: Callable[[str], object] = pri
 
     Args:
         root: Folder of all runs.
-        kills: Of a kind drawn each time; among any three is one of each.
+        kills: Of a kind drawn each time, every kind as often as the others.
         seed: Of kinds, victims and moments.
         show: Receives what happens.
 
@@ -71,15 +73,22 @@ def chaos(root: Path, kills: int, seed: int, show: Callable[[str], object] = pri
                 kind = kinds.pop(0)
                 where = _last(log) or "its beginning"
                 show(f"run {runs}: {kind} killed at: {where}")
-                if kind == "worker":
-                    _kill_worker(random)
-                elif kind == "node":
-                    nodes.remove_node(node, allow_graceful=False)
-                    node = nodes.add_node(num_cpus=1)
-                else:
+                if kind in ACTORS:
+                    killed = _kill_actor(random, ACTORS[kind])
+                    if kind == "controller" and killed:
+                        out = finish(job)
+                        told = "Ray itself was lost: the driver's TrainController died"
+                        assert told in out or job.returncode == 0, out
+                        job = start(JOB, "--config", file)
+                elif kind == "driver":
                     job.kill()
                     job.wait()
                     job = start(JOB, "--config", file)
+                else:
+                    if kind == "raylet":
+                        node.kill_raylet(check_alive=False)
+                    nodes.remove_node(node, allow_graceful=False)
+                    node = nodes.add_node(num_cpus=1)
             out = finish(job, minutes=10)
             assert job.returncode == 0, out
             same_run(config.folder, reference)
@@ -119,15 +128,16 @@ def _rest(seconds: float, job: Any) -> None:
         time.sleep(0.05)
 
 
-def _kill_worker(random: Random) -> None:
-    """SIGKILL one of the group's processes, if there is one at the moment."""
+def _kill_actor(random: Random, name: str) -> bool:
+    """SIGKILL one of Ray's actors; whether there is one at the moment."""
     found = [
         child
         for child in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline())
+        if name in child.name() or name in " ".join(child.cmdline())
     ]
     if found:
         random.choice(found).kill()
+    return bool(found)
 
 
 def main() -> int:

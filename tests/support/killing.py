@@ -1,8 +1,9 @@
 """Run a stream as the job does, and do harm to its processes: `killing.py MOMENT,MOMENT.. FLAGS`.
 
 The kill is a real SIGKILL, sent by the worker that has come to the moment, to itself or to the
-driver; `worker-stopped` is a SIGSTOP for some seconds, `worker-memory` an error of torch's. A
-moment happens once: a file beside the run marks it, and the run that goes on passes it.
+driver; `worker-stopped` is a SIGSTOP for some seconds, `worker-memory` an error of torch's. A kill
+in `FILES` comes when half of that file is written. A moment happens once: a file beside the run
+marks it, and the run that goes on passes it.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cmoe.cli.main import execute
+from cmoe.cli.stream import coin_stream
 from cmoe.config.parse import parse
 from cmoe.config.tree import RunConfig
-from cmoe.run import heartbeat, launch
+from cmoe.run import heartbeat, lost_ray
 from cmoe.run import monitor as following
 from cmoe.run import stalls as watch
 from cmoe.run import worker_group as ray_train
 
-Moment = tuple[str, str]
+JOB = "coin_stream.py"
 STOPPED_S = 8
 SILENT_S, QUIET_S, WAITING_S, BEAT_S = 2.0, 3.0, 1.0, 0.5  # instead of a minute's
+LOOK_S, PATIENCE_S, AWAY_S = 0.5, 1.0, 1.0  # likewise, at the head
+FILES = {
+    "worker-matrix": "matrix.json",
+    "driver-report": "report.json",
+    "driver-page": "report.html",
+}
 
 
-def main() -> None:
+def main() -> int:
     moments, arguments = sys.argv[1].split(","), sys.argv[2:]
     config = parse(arguments)
     work = ray_train.work
@@ -42,7 +51,33 @@ def main() -> None:
 
     ray_train.work = work_and_die
     following.QUIET_S, following.WAITING_S, watch.SILENT_S = QUIET_S, WAITING_S, SILENT_S
-    launch.run(config)
+    lost_ray.LOOK_S, lost_ray.PATIENCE_S, lost_ray.AWAY_S = LOOK_S, PATIENCE_S, AWAY_S
+    half_written(config, moments, "driver")
+    return execute(coin_stream, JOB, arguments)
+
+
+def once(config: RunConfig, moment: str, moments: list[str]) -> bool:
+    """Whether a moment is to happen now."""
+    marker = config.folder / f"killed-{moment}"
+    if moment not in moments or marker.exists():
+        return False
+    marker.touch()
+    return True
+
+
+def half_written(config: RunConfig, moments: list[str], process: str) -> None:
+    """Kill this process when half of a file is written, before it gets its name."""
+    rename = Path.rename
+
+    def within(beside: Path, file: Path) -> Path:
+        for moment, name in FILES.items():
+            of = moment.startswith(process) and Path(file).name == name
+            if of and once(config, moment, moments):
+                os.truncate(beside, beside.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return rename(beside, file)
+
+    Path.rename = within  # type: ignore[method-assign, assignment]
 
 
 def plant(config: RunConfig, moments: list[str], driver: int) -> None:
@@ -52,17 +87,14 @@ def plant(config: RunConfig, moments: list[str], driver: int) -> None:
 
     from cmoe.evaluation.predict import Predictor
     from cmoe.store.files import DiskFolder
+    from cmoe.store.log import Store
     from cmoe.training.engine import Engine
 
     rank = ray.train.get_context().get_world_rank()
     heartbeat.BEAT_S = BEAT_S
 
     def now(moment: str, of: int) -> bool:
-        marker = config.folder / f"killed-{moment}"
-        if moment not in moments or rank != of or marker.exists():
-            return False
-        marker.touch()
-        return True
+        return rank == of and once(config, moment, moments)
 
     def kill(moment: str, of: int) -> None:
         if now(moment, of):
@@ -111,7 +143,16 @@ def plant(config: RunConfig, moments: list[str], driver: int) -> None:
     before(Predictor, "_write_answers", answering)
     before(Predictor, "evaluate", evaluating)
     before(DiskFolder, "create_file", creating)
+    append = Store.append
+
+    def committing(store: Store, primitive: Any) -> Any:
+        record = append(store, primitive)
+        kill("worker-committed", 0)
+        return record
+
+    Store.append = committing  # type: ignore[method-assign]
+    half_written(config, moments, "worker")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
