@@ -11,10 +11,13 @@ import pytest
 from support.cluster_files import (
     MACHINE_S,
     RENDERED,
+    STREAM,
     cluster_of,
+    config_of,
     container_of,
     documents,
     pods,
+    resource,
     text_of,
 )
 from support.jobs import until
@@ -54,6 +57,16 @@ def test_workers_wait_longer_for_a_head_than_it_takes_to_make_one(name: str) -> 
             variables = {each["name"]: each.get("value") for each in container_of(template)["env"]}
             waits = int(variables["RAY_gcs_rpc_server_reconnect_timeout_s"] or 0)
             assert waits > given_up + MACHINE_S
+
+
+def test_the_driver_of_a_job_on_redis_is_on_a_worker_which_has_room_for_it() -> None:
+    name = "eight-gpus + redis + shared-cache + pre-pull"
+    assert resource(name)["spec"]["entrypointNumCpus"] == 1
+    for group in cluster_of(name)["workerGroupSpecs"]:
+        limits = container_of(group["template"])["resources"]["limits"]
+        each = config_of(STREAM)["cluster"]["cpus_per_worker"]
+        assert limits["cpu"] >= limits["nvidia.com/gpu"] * each + 1
+    assert "entrypointNumCpus" not in resource("eight-gpus")["spec"]
 
 
 def test_who_has_no_redis_waits_as_ray_does() -> None:

@@ -76,12 +76,13 @@ def _rendered(name: str) -> list[dict[str, Any]]:
         tree = shutil.copytree(CLUSTER, Path(folder) / "cluster")
         file = tree / "overlays" / overlay / "kustomization.yaml"
         made = yaml.safe_load(file.read_text(encoding="utf-8"))
-        for change in changes:  # before those that are there, as README.md says
+        start = int("../../components/stream" in made["components"])
+        for change in changes:  # after the stream and before the others, as README.md says
             path = f"../../components/{change.removeprefix('-')}"
             if change.startswith("-"):
                 made["components"].remove(path)
             else:
-                made["components"].insert(0, path)
+                made["components"].insert(start, path)
         file.write_text(yaml.safe_dump(made), encoding="utf-8")
         done = subprocess.run(
             [program, "kustomize", file.parent], capture_output=True, text=True, timeout=60
