@@ -1,5 +1,5 @@
-"""A run, and a service, as machines see them: figures as Prometheus gets them, from the agents that
-Ray's discovery file names, and log lines in JSON.
+"""A run as machines see it: its figures as Prometheus gets them, from the agents that Ray's
+discovery file names, and its log lines in JSON.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.heads import Head, running_head
-from support.jobs import JOB, finish, matrix_of, start, until, write_config
-from support.service import running_service
+from support.jobs import JOB, finish, matrix_of, start, write_config
 from support.workers import TASKS, small_config
 
 from cmoe.common.log_lines import ENCODING
-from cmoe.common.metrics import SERVING, TOKEN_TIME, TRAINING, UNKNOWN
+from cmoe.common.metrics import TRAINING
 from cmoe.folder import RunFolder
 
 DISCOVERY = "prom_metrics_service_discovery.json"
@@ -78,17 +76,10 @@ class Scraped:
 
     def of(self, name: str, **labels: str) -> list[float]:
         """All values of the series with these labels, of which there is one at most."""
-        found = self._series(name, labels)
+        series = self.values.get(name, {})
+        found = [values for own, values in series.items() if labels.items() <= dict(own).items()]
         assert len(found) < 2, (name, labels)
         return found[0] if found else []
-
-    def total(self, name: str, **labels: str) -> float:
-        """The latest sum over all series with these labels."""
-        return sum(values[-1] for values in self._series(name, labels))
-
-    def _series(self, name: str, labels: Mapping[str, str]) -> list[list[float]]:
-        series = self.values.get(name, {})
-        return [values for own, values in series.items() if labels.items() <= dict(own).items()]
 
 
 @pytest.fixture(scope="module")
@@ -192,30 +183,3 @@ def test_workers_lines_say_where_they_come_from(
         mine = [line for line in said if line.get("worker") == rank and line["run"] == "seen"]
         assert {(line["task"], line["phase"]) for line in mine if "task" in line} >= phases
         assert all(line["node"] and line["timestamp_ns"] for line in mine)
-
-
-def test_a_service_s_figures_come_by_the_same_way(
-    head: Head, followed: tuple[Scraped, Path, str], place: Path
-) -> None:
-    """Of what the run has learned, on the same head; an answer of one token has no further one."""
-    scraped = Scraped(place / "ray" / DISCOVERY)
-    environment = head.environment | {"RAY_ADDRESS": head.address}
-    sure = [metric for metric in SERVING if metric not in (UNKNOWN, TOKEN_TIME)]
-    wanted = {name for metric in sure for name in metric.exported}
-
-    def there() -> bool:
-        scraped.scrape()
-        counted = scraped.total("ray_cmoe_request_seconds_count")
-        return wanted <= scraped.values.keys() and counted == 2
-
-    with running_service(followed[1] / "store", "--no-auth", environment=environment) as running:
-        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-        asked: Any = {"model": "cmoe", "messages": [{"role": "user", "content": "What is it?"}]}
-        answer = client.chat.completions.create(**asked)
-        with pytest.raises(openai.BadRequestError):
-            client.chat.completions.create(**asked, temperature=-1)
-        until(there, minutes=1)
-    assert scraped.total("ray_cmoe_requests_total", status="200") == 1
-    assert answer.usage is not None
-    assert scraped.total("ray_cmoe_prompt_tokens_total") == answer.usage.prompt_tokens
-    assert scraped.total("ray_cmoe_answer_tokens_total") == answer.usage.completion_tokens
