@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import KnownError
-from cmoe.common.hub_errors import is_no_file, of_hub
+from cmoe.common.remote.hub_errors import is_no_file, of_hub
 from cmoe.common.storage_errors import READ, answer_of, of_disk, of_server
 
 S3, HUB = "s3://", "hf://"

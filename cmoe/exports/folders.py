@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmoe.common.files import whole_folder
-from cmoe.common.hub import ATTRIBUTES, README, Hub
+from cmoe.common.remote.hub import ATTRIBUTES, README, Hub
 from cmoe.common.storage import HUB, StorageError
 from cmoe.modeling.base import fingerprint
 from cmoe.modeling.fixed import Updates, merge

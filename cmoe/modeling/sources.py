@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from cmoe.common.errors import KnownError
-from cmoe.common.node_copy import NodeCopy, latest_copy
+from cmoe.common.remote.node_copy import NodeCopy, latest_copy
 from cmoe.common.storage import S3, StorageError, require_url
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from cmoe.common.mirror import Abandoned, abandoned_copies, mirrored
+from cmoe.common.remote.mirror import Abandoned, abandoned_copies, mirrored
 from cmoe.common.run_files import RunFileError
 from cmoe.common.storage import StorageError, explained, filesystem, is_missing
 from cmoe.common.storage_errors import LISTED, WRITTEN

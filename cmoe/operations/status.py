@@ -11,12 +11,13 @@ from itertools import islice
 from typing import Any, Literal
 
 from cmoe.common.errors import DataError, KnownError
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.run_files import read_object
 from cmoe.common.storage import exists, explained, filesystem
 from cmoe.common.storage_errors import LISTED
 from cmoe.folder import APART, CONFIG, LOG, MATRIX, REPORT, STATUS, SWEEP, RunFolder
-from cmoe.run.lease import Holder, alive, holder_of, seen
+from cmoe.run.holder import Holder
+from cmoe.run.lease import alive, holder_of, seen
 
 LINES = 5  # of the log that are shown
 TAIL = 16_384  # bytes of the log that are read for them

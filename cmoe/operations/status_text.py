@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from cmoe.operations.status import RunStatus
-from cmoe.run.lease import Holder
+from cmoe.run.holder import Holder
 from cmoe.run.stalls import QUIET_S, SILENT_S, duration, named, where
 
 WIDTH = 10  # of what stands before a row's text

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.files import whole
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.run_files import read_object
 from cmoe.folder import CARD, PAGE, REPORT
 from cmoe.reports.card import Published, front_matter

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cmoe.common import mirror
+from cmoe.common.remote import mirror
 from cmoe.common.versions import versions
 from cmoe.run.stalls import named, phase
 

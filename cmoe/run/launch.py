@@ -14,7 +14,7 @@ from cmoe.common.errors import DataError
 from cmoe.common.errors import RunError as RunError
 from cmoe.common.files import WORKING_COPIES
 from cmoe.common.log_lines import say
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError, is_remote, require_reachable
 from cmoe.config.tree import RunConfig

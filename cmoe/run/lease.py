@@ -11,20 +11,14 @@ process is looked up, elsewhere its counter is watched. Clocks are shown, never 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from getpass import getuser
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 from cmoe.common.errors import KnownError
 from cmoe.common.exclusive import create, require_exclusive
@@ -40,6 +34,7 @@ from cmoe.common.storage import (
 )
 from cmoe.common.storage_errors import LISTED, READ, WRITTEN
 from cmoe.folder import LEASE
+from cmoe.run.holder import Holder
 
 BEAT_S = 6.0
 """Between two signs of life."""
@@ -56,91 +51,11 @@ meanwhile isn't harmed: commits are exclusive, and the holder looks before it go
 """
 
 LOOK_S = 1.0
-STOPPED = "Tt"  # states of a process that a signal, or who traces it, has stopped
 _FILE = re.compile(r"\d{4,}\.json")
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 class LeaseError(KnownError):
     """Another job drives the run, or has taken it over; says who."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease; the contents of its file.
-
-    Attributes:
-        token: Of this holding alone.
-        host: The machine's name.
-        machine: Its start and its space of processes: where `pid` means something.
-        pid: The process.
-        started: When it started, in ticks of its machine.
-        user: Who runs it.
-        job: Ray's submission id, if it was submitted.
-        since: UTC, by the holder's clock, as `renewed`.
-        renewed: At the last sign of life.
-        beats: How many there were.
-        released: Whether it has come to its end.
-    """
-
-    token: str
-    host: str
-    machine: str
-    pid: int
-    started: str
-    user: str
-    job: str
-    since: str
-    renewed: str
-    beats: int = 0
-    released: bool = False
-
-    def __str__(self) -> str:
-        job = f", Ray job {self.job}" if self.job else ""
-        return (
-            f"process {self.pid} of {self.user} on {self.host}{job}, since {self.since}, last "
-            f"renewed {self.renewed}"
-        )
-
-    @classmethod
-    def here(cls) -> Holder:
-        """This process, now."""
-        now, pid = _now(), os.getpid()
-        try:
-            user = getuser()
-        except (KeyError, OSError):
-            user = str(os.getuid())
-        started = _started(pid) or ""
-        return cls(
-            uuid4().hex, socket.gethostname(), _machine(), pid, started, user, _job(), now, now
-        )
-
-    def age(self) -> float:
-        """Seconds since its last sign of life, as far as its clock agrees with this one."""
-        then = datetime.strptime(self.renewed, _TIME).replace(tzinfo=UTC)
-        return time.time() - then.timestamp()
-
-    def dead(self) -> bool | None:
-        """Whether its process has gone; None if that can't be seen from here."""
-        if not self.machine or self.machine != _machine():
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass  # another user's
-        started = _started(self.pid)  # None where another user's can't be looked up
-        return None if started is None else started != self.started
-
-    def way_out(self) -> str:
-        """What helps who is refused because of it."""
-        if self.machine == _machine() and (_status(self.pid) or "?")[0] in STOPPED:
-            return (
-                f"That process is stopped: `kill -CONT {self.pid}` lets it go on, "
-                f"`kill -KILL {self.pid}` ends it"
-            )
-        return "Wait for it or end it, or give this run another name"
 
 
 @contextmanager
@@ -245,7 +160,7 @@ class _Lease:
                     raise LeaseError(
                         f"{self.url}: another job works on it: {holder}. {holder.way_out()}"
                     )
-            self.mine = replace(self.mine, since=_now(), renewed=_now())
+            self.mine = self.mine.begun()
             data = json.dumps(asdict(self.mine)).encode()
             if create(self._fs, self._path(number + 1), data, self.url):
                 self.number = number + 1
@@ -301,7 +216,7 @@ class _Lease:
                 f"{self.url}: its lease was removed, so that another job may begin; this one ends. "
                 "The same command goes on with what was saved"
             )
-        self.mine = replace(self.mine, beats=self.mine.beats + 1, renewed=_now())
+        self.mine = self.mine.again()
         self.write(self.mine)
 
     def _interrupt(self) -> bool:
@@ -375,39 +290,3 @@ class _Lease:
             if number < self.number:
                 with suppress(FileNotFoundError), explained(self.url, WRITTEN):
                     self._fs.rm_file(self._path(number))
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime(_TIME)
-
-
-def _machine() -> str:
-    """This start of this machine and this space of process numbers; empty where none is known."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')} {socket.gethostname()}"
-    return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started; empty where it has ended and nobody has been told,
-    None where it can't be looked up.
-    """
-    if (fields := _status(pid)) is None:
-        return None
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _status(pid: int) -> list[str] | None:
-    """What the system says of a process of this machine, from its state on; None where nothing."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return None
-
-
-def _job() -> str:
-    """Ray's id of the job that this process was submitted as."""
-    with suppress(ValueError, AttributeError):
-        config: Any = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-        return str(config.get("metadata", {}).get("job_submission_id", ""))
-    return ""

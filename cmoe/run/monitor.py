@@ -11,8 +11,8 @@ from typing import Any
 
 from cmoe.run.display import Display
 from cmoe.run.heartbeat import BEAT_S
-from cmoe.run.lost_ray import Head, Raylet
 from cmoe.run.monitoring.alike import differing
+from cmoe.run.monitoring.lost_ray import Head, Raylet
 from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import (
     QUIET_S,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cmoe.common.group import Group
-from cmoe.common.mirror import Mirror, mirrored
+from cmoe.common.remote.mirror import Mirror, mirrored
 from cmoe.common.run_files import write_json
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig

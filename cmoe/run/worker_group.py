@@ -19,8 +19,8 @@ from cmoe.folder import TRAIN
 from cmoe.run.board import Board
 from cmoe.run.cluster import connect, named_cluster
 from cmoe.run.display import Display
-from cmoe.run.lost_ray import losses_told
 from cmoe.run.monitor import Follower, following
+from cmoe.run.monitoring.lost_ray import losses_told
 from cmoe.run.monitoring.metrics import RunMetrics
 from cmoe.run.stalls import fitting, has, lacking, needed
 from cmoe.run.worker import work

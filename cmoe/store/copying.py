@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from typing import Any
 
-from cmoe.common.hub import README
+from cmoe.common.remote.hub import README
 from cmoe.store.files import HEADER, Folder, folder_at, record_name
 from cmoe.store.log import Record, Store, StoreError
 from cmoe.store.schema import SCHEMA, digest_of, newest, seal, stamped

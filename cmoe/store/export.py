@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
-from cmoe.common.hub import README
+from cmoe.common.remote.hub import README
 from cmoe.store.copying import data_files, require_nothing_else
 from cmoe.store.files import HEADER, folder_at, record_name
 from cmoe.store.log import Store, StoreError

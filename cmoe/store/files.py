@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cmoe.common.exclusive import create, require_exclusive
-from cmoe.common.hub import ATTRIBUTES, README, Hub
+from cmoe.common.remote.hub import ATTRIBUTES, README, Hub
 from cmoe.common.storage import (
     HUB,
     explained,

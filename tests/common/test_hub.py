@@ -10,7 +10,7 @@ from support import hub as stand_in
 from support.hub import TOKEN, HubServer
 from support.logs import BASE, CONFIG, SETTINGS, assert_same, primitive
 
-from cmoe.common.hub import TRIES, Hub
+from cmoe.common.remote.hub import TRIES, Hub
 from cmoe.common.storage import StorageAwayError, StorageError, exists, require_reachable
 from cmoe.store.log import Store, StoreError
 
@@ -118,7 +118,7 @@ def test_a_writer_overtaken_at_the_last_moment_is_told(
 def test_who_is_overtaken_all_the_time_gives_up(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cmoe.common.hub.PAUSE_S", 0)
+    monkeypatch.setattr("cmoe.common.remote.hub.PAUSE_S", 0)
     store = create()
     numbers = iter(range(100))
     hub.before["commit"] = lambda: hub.put("me/store", {"notes": b"%d" % next(numbers)})

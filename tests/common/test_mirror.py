@@ -9,8 +9,8 @@ import pytest
 import s3fs
 from support.flaky import Flaky, flaky
 
-from cmoe.common import mirror as mirror_module
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote import mirror as mirror_module
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.storage import StorageError, filesystem
 
 

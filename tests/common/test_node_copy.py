@@ -14,7 +14,7 @@ import pytest
 from support.flaky import Flaky
 from support.paths import ROOT
 
-from cmoe.common.node_copy import NodeCopy, latest_copy
+from cmoe.common.remote.node_copy import NodeCopy, latest_copy
 from cmoe.common.storage import StorageAwayError, StorageError, filesystem
 
 FILES = {"a.json": b"{}", "b.bin": b"no", "c.json": b"x" * 1000}
@@ -95,7 +95,7 @@ def test_what_a_killed_process_leaves_does_not_count(
 import os, signal
 from pathlib import Path
 from types import SimpleNamespace
-from cmoe.common.node_copy import NodeCopy
+from cmoe.common.remote.node_copy import NodeCopy
 
 class Killed(NodeCopy):
     def _tag(self, file, name, listed):

@@ -17,10 +17,11 @@ from support.jobs import REPOSITORY
 from support.logs import Place, two_in
 
 from cmoe.cli.main import main
-from cmoe.common.mirror import abandoned_copies, mirrored
+from cmoe.common.remote.mirror import abandoned_copies, mirrored
 from cmoe.common.storage import StorageError, filesystem
 from cmoe.evaluation.predictions import Evaluated, Key, Stage, write_answers, write_stage
 from cmoe.operations.prune import look, prune
+from cmoe.run import holder as holder_module
 from cmoe.run import lease
 
 TASKS = ["GQA", "VQAv2"]
@@ -28,7 +29,7 @@ HALF = f"report.html.{'a' * 32}.tmp"
 HOLD = (
     "import sys, time\n"
     "from cmoe.run.lease import held\n"
-    "from cmoe.common.mirror import mirrored\n"
+    "from cmoe.common.remote.mirror import mirrored\n"
     "with held(sys.argv[1]), mirrored(sys.argv[1]) as mirror:\n"
     "    (mirror.folder / 'config.yaml').write_text('a')\n"
     "    print(mirror.folder, flush=True)\n"
@@ -182,11 +183,11 @@ def test_a_job_of_another_machine_whose_last_sign_is_old_is_watched_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.1)
-    monkeypatch.setattr(lease, "_now", lambda: "2000-01-01 00:00:00 UTC")
+    monkeypatch.setattr(holder_module, "_now", lambda: "2000-01-01 00:00:00 UTC")
     fill(tmp_path / "lively", TASKS)
     fill(tmp_path / "silent", TASKS)
     with lease.held(str(tmp_path / "lively")):
-        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+        monkeypatch.setattr(holder_module, "_machine", lambda: "another machine")
         (tmp_path / "silent" / "lease").mkdir()
         (mine,) = (tmp_path / "lively" / "lease").iterdir()
         (tmp_path / "silent" / "lease" / "0001.json").write_bytes(mine.read_bytes())

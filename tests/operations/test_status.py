@@ -19,14 +19,15 @@ from support.jobs import until
 from support.workers import TASKS, small_config
 
 from cmoe.cli.main import main
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.run_files import write_json
 from cmoe.config.tree import RunConfig
 from cmoe.folder import APART, SWEEP, RunFolder
 from cmoe.operations.status import status_of
 from cmoe.run import lease
 from cmoe.run.display import Display
-from cmoe.run.lease import Holder, held
+from cmoe.run.holder import Holder
+from cmoe.run.lease import held
 from cmoe.run.remaining_time import Remaining, Sizes
 
 SIZES = Sizes(steps=[12] * 3, samples=[96] * 3, tests=[21] * 3)

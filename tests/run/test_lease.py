@@ -29,6 +29,7 @@ from cmoe.experiments.comparison.settings import CompareConfig
 from cmoe.experiments.sweep import sweep
 from cmoe.experiments.sweep.settings import BudgetConfig, SearchConfig
 from cmoe.experiments.sweep.sweep import SweepConfig
+from cmoe.run import holder as holder_module
 from cmoe.run import launch, lease
 from cmoe.run.lease import LeaseError, held
 
@@ -51,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """What is called makes this process one of another machine."""
-    return lambda: monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+    return lambda: monkeypatch.setattr(holder_module, "_machine", lambda: "another machine")
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_killed_holder_of_this_machine_blocks_nobody(
 ) -> None:
     """Also while nobody has asked how it ended."""
     holder.send_signal(signal.SIGKILL)
-    until(lambda: lease._started(holder.pid) in ("", None))
+    until(lambda: holder_module._started(holder.pid) in ("", None))
     with held(url, silent):
         (one,) = files(url).values()
         assert one["pid"] == os.getpid()
@@ -157,9 +158,9 @@ def test_a_dead_holder_elsewhere_is_waited_for_and_taken_over(
 def test_a_living_holder_elsewhere_is_seen_to_live_though_its_clock_is_wrong(
     url: str, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_now", lambda: "1999-12-31 23:59:59 UTC")
+    monkeypatch.setattr(holder_module, "_now", lambda: "1999-12-31 23:59:59 UTC")
     with held(url, silent), monkeypatch.context() as other:
-        other.setattr(lease, "_machine", lambda: "another machine")
+        other.setattr(holder_module, "_machine", lambda: "another machine")
         with (
             pytest.raises(LeaseError, match=r"another job works on it: .*1999-12-31"),
             held(url, lambda _: None),

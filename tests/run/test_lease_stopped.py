@@ -11,6 +11,7 @@ import pytest
 from support.holding import holding
 from support.jobs import until
 
+from cmoe.run import holder as holder_module
 from cmoe.run import lease
 from cmoe.run.lease import LeaseError, held
 
@@ -26,7 +27,7 @@ def test_a_stopped_holder_of_this_machine_is_said_to_be_stopped(tmp_path: Path) 
     url = str(tmp_path / "run")
     with holder_of(url) as holder:
         holder.send_signal(signal.SIGSTOP)
-        until(lambda: (lease._status(holder.pid) or "?")[0] == "T")
+        until(lambda: (holder_module._status(holder.pid) or "?")[0] == "T")
         with pytest.raises(LeaseError) as refused, held(url, silent):
             raise AssertionError("it is held")
         assert f"`kill -CONT {holder.pid}` lets it go on" in str(refused.value)
@@ -44,7 +45,7 @@ def test_a_stopped_holder_elsewhere_is_taken_over_and_ends_when_it_wakes(
     with holder_of(url) as holder:
         (tmp_path / "run" / "config.yaml").touch()  # it was begun
         holder.send_signal(signal.SIGSTOP)
-        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+        monkeypatch.setattr(holder_module, "_machine", lambda: "another machine")
         with held(url, lambda _: None):
             holder.send_signal(signal.SIGCONT)
             _, said = holder.communicate(timeout=60)

@@ -13,7 +13,7 @@ from support.flaky import Flaky, flaky
 from support.jobs import JOB, finish, same_run, start, undisturbed, until
 from support.workers import small_config
 
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.storage import filesystem
 from cmoe.config.tree import RunConfig
 from cmoe.store.log import Store

@@ -37,7 +37,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Worker
 
 from cmoe.common.errors import RunError
 from cmoe.run import lost_ray
-from cmoe.run.lost_ray import Head, Raylet, losses_told
+from cmoe.run.monitoring.lost_ray import Head, Raylet, losses_told
 from cmoe.run.train_failures import Reporter, causes
 
 SIGKILL = """The actor died unexpectedly before finishing this task.

@@ -18,7 +18,7 @@ from support.paths import ROOT as REPOSITORY
 from support.workers import FolderLink, run_group, small_config
 
 from cmoe.common.group import Group
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.results import MEASURED
 from cmoe.mini.tasks import ensure_data

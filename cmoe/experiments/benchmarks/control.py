@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cmoe.common.group import Group
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.config.settings import ClusterConfig
 from cmoe.config.tree import RunConfig
 from cmoe.data.settings import DataConfig, OwnTask

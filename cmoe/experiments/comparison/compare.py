@@ -19,7 +19,7 @@ from typing import Any
 
 from cmoe.common.errors import RunError
 from cmoe.common.log_lines import say
-from cmoe.common.mirror import Mirror, mirrored
+from cmoe.common.remote.mirror import Mirror, mirrored
 from cmoe.common.run_files import write_json
 from cmoe.common.storage import StorageError
 from cmoe.config.tree import RunConfig

@@ -7,7 +7,7 @@ the same, bit for bit; the run takes them, and goes on behind them.
 
 from __future__ import annotations
 
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.evaluation.data_identity import claim_data, trained_on

@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from cmoe.common import metrics, mirror
+from cmoe.common import metrics
 from cmoe.common.metrics import Metric
+from cmoe.common.remote import mirror
 from cmoe.run.monitoring.standing import Standing
 
 DRIVER = "driver"

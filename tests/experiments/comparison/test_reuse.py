@@ -13,7 +13,7 @@ import torch
 from fsspec.core import url_to_fs
 
 from cmoe.common.errors import DataError, RunError
-from cmoe.common.mirror import mirrored
+from cmoe.common.remote.mirror import mirrored
 from cmoe.common.storage import exists
 from cmoe.config.tree import RunConfig
 from cmoe.data.samples import Sample, Task
