@@ -36,7 +36,7 @@ from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
 from cmoe.common.errors import RunError
-from cmoe.run import lost_ray
+from cmoe.run.monitoring import lost_ray
 from cmoe.run.monitoring.lost_ray import Head, Raylet, losses_told
 from cmoe.run.train_failures import Reporter, causes
 

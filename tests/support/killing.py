@@ -20,10 +20,11 @@ from cmoe.cli.main import execute
 from cmoe.cli.stream import coin_stream
 from cmoe.config.parse import parse
 from cmoe.config.tree import RunConfig
-from cmoe.run import heartbeat, lost_ray
+from cmoe.run import heartbeat
 from cmoe.run import monitor as following
 from cmoe.run import stalls as watch
 from cmoe.run import worker_group as ray_train
+from cmoe.run.monitoring import lost_ray
 
 JOB = "coin_stream.py"
 STOPPED_S = 8
