@@ -252,6 +252,7 @@ def test_variables_that_are_named_are_read() -> None:
         *("HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "AWS_ENDPOINT_URL", "RAY_AUTH_MODE"),
         *("RAY_JOB_SUBMIT_HOOK", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "IMAGE", "KEY", "PATH"),
         *("RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS", "PIP_FLAGS", "HOME", "RAY_TMPDIR"),
+        "RAY_JOB_START_TIMEOUT_SECONDS",
     }
     files = [p for room in ("cmoe", "tests/support") for p in (ROOT / room).rglob("*.py")]
     sources = "".join(file.read_text(encoding="utf-8") for file in files)
