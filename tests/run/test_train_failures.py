@@ -11,6 +11,7 @@ import pytest
 from ray._private import worker as rays_worker
 from ray.exceptions import (
     ActorDiedError,
+    OutOfMemoryError,
     RayActorError,
     RayError,
     RaySystemError,
@@ -128,6 +129,15 @@ def test_a_driver_that_loses_ray_itself_says_so_in_one_line(error: RayError, sai
     assert str(raised.value).startswith(f"Ray itself was lost: {said}")
     assert str(raised.value).endswith("the same command goes on with what was saved")
     assert "\n" not in str(raised.value)
+
+
+def test_where_memory_ran_out_it_is_said_what_to_free() -> None:
+    """In Ray's own words, of a run under its memory monitor."""
+    words = "1 worker(s) were killed due to the node running low on memory.\nMemory on the node ..."
+    said = r"memory.*\. Free memory on that machine, or lower"
+    for error in (OutOfMemoryError(words), RayActorError("a1", MEMORY)):
+        with pytest.raises(RunError, match=said), losses_told():
+            raise error
 
 
 def test_what_failed_in_what_ray_carried_is_no_loss_of_ray() -> None:

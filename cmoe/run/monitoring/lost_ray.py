@@ -106,7 +106,7 @@ def losses_told() -> Iterator[None]:
     """
     from ray.exceptions import RayActorError, RayError, RayTaskError
 
-    from cmoe.run.train_failures import NODE_LOST, death, short
+    from cmoe.run.train_failures import LOW_MEMORY, NODE_LOST, death, short
 
     try:
         yield
@@ -114,12 +114,12 @@ def losses_told() -> Iterator[None]:
         raise
     except RayError as error:
         said, text = short(error), str(error)
+        remedy = "Where a cluster is named (cluster.address), see that its head runs"
+        if LOW_MEMORY.search(text):
+            remedy = "Free memory on that machine, or lower data.loader_workers or its workers"
         if isinstance(error, RayActorError) and NODE_LOST.search(text):
             said = f"the raylet of the driver's machine died; {LOGS}"
         elif isinstance(error, RayActorError):  # where the driver is
             of = _ACTOR.search(text)
             said = f"the driver's {of[1] if of else 'process'} {death(error.preempted, text)}"
-        raise RunError(
-            f"Ray itself was lost: {said}. Where a cluster is named (cluster.address), see that "
-            f"its head runs; {GOES_ON}"
-        ) from error
+        raise RunError(f"Ray itself was lost: {said.rstrip('.')}. {remedy}; {GOES_ON}") from error
