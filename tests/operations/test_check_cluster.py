@@ -13,8 +13,8 @@ from pathlib import Path
 
 import boto3
 import pytest
+import ray.cluster_utils
 from conftest import S3Server, running_s3
-from ray.cluster_utils import Cluster
 from support.forking import FORKS, PYTHONPATH
 from support.paths import ROOT
 
@@ -46,7 +46,7 @@ class Place:
         reader: The environment of one who may only read in the bucket.
     """
 
-    nodes: Cluster
+    nodes: ray.cluster_utils.Cluster
     folder: Path
     reader: dict[str, str]
 
@@ -73,7 +73,7 @@ def place(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pl
     with pytest.MonkeyPatch.context() as patch:
         for name, value in admin.items():
             patch.setenv(name, value)
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        nodes = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         try:
             nodes.add_node(num_cpus=1, node_name="second")
             yield Place(nodes, folder, reader)
