@@ -30,8 +30,8 @@ class ModelConfig:
     """The frozen base.
 
     Attributes:
-        name: Hub name or local path of the base, or `s3://bucket/prefix` with the same files;
-            `mini` is the base that comes with cmoe.
+        name: Hub name, local path or `s3://bucket/prefix` of the base; `mini` is the base that
+            comes with cmoe.
         revision: Of a hub name; null takes the default branch's.
         dtype: Of weights and activations.
         pad: Pad pictures to a square first, as CoIN does, also where the base's own processor

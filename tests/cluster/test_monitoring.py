@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from support.cluster_files import CLUSTER, documents, text_of
+import yaml
+from support.cluster_files import CLUSTER, text_of
 
 from cmoe.common.metrics import SERVING, TRAINING, Metric
 
@@ -95,13 +96,13 @@ def test_panels_have_their_own_places(dashboard: Mapping[str, Any]) -> None:
 
 
 def of_kind(kind: str) -> dict[str, Any]:
-    (found,) = [each for each in documents(MONITOR) if each["kind"] == kind]
+    (found,) = [each for each in yaml.safe_load_all(text_of(MONITOR)) if each["kind"] == kind]
     return found
 
 
 def test_the_monitor_and_the_policy_are_of_rays_pods() -> None:
     """By the label that KubeRay gives to head and workers, as the other policies know them."""
-    ours = documents("network-policy.yaml")[0]
+    ours = next(yaml.safe_load_all(text_of("base/network-policy.yaml")))
     monitor, policy = of_kind("PodMonitor"), of_kind("NetworkPolicy")
     assert monitor["spec"]["selector"] == ours["spec"]["podSelector"]
     assert policy["spec"]["podSelector"] == ours["spec"]["podSelector"]
