@@ -32,6 +32,9 @@ from ray.train.v2.api.exceptions import (
     WorkerGroupError,
 )
 
+from cmoe.common.storage import StorageError, storage_error
+from cmoe.common.storage_errors import WRITTEN
+
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.controller.state import TrainControllerState
 
@@ -59,6 +62,12 @@ def causes(error: BaseException) -> list[tuple[int | None, str]]:
         found = [(rank, *_worker(one)) for rank, one in error.worker_failures.items()]
         return [(rank, text) for rank, text, lost in sorted(found, key=lambda f: (not f[2], f[0]))]
     return [(None, short(error))]
+
+
+def storage_failure(error: TrainingFailedError, url: str) -> StorageError | None:
+    """What ended the run where Ray Train itself couldn't keep its state at `url`."""
+    failure = error.controller_failure if isinstance(error, ControllerError) else None
+    return None if failure is None else storage_error(failure, url, WRITTEN)
 
 
 def _startup(error: BaseException) -> str:

@@ -45,7 +45,7 @@ def train(config: RunConfig, display: Display) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cmoe.run.ray_trainer import Trainer
-    from cmoe.run.train_failures import Reporter, causes
+    from cmoe.run.train_failures import Reporter, causes, storage_failure
 
     cluster = config.cluster
     resources = worker_resources(cluster)
@@ -94,6 +94,8 @@ def train(config: RunConfig, display: Display) -> None:
     if cause is not None:
         raise RunError(cause)
     if lost is not None:
+        if (told := storage_failure(lost, f"{config.url}/{TRAIN}")) is not None:
+            raise RunError(str(told)) from lost
         last = "; ".join(
             text if rank is None else f"worker {rank} {text}" for rank, text in causes(lost)
         )

@@ -64,7 +64,7 @@ def test_a_run_that_can_not_be_kept_says_so_and_goes_on_later_over_a_failing_wir
         refused = finish(job)
         assert job.returncode == 1, refused
         assert "s3://" in refused
-        assert "AccessDenied" in refused
+        assert "the access key has no permission, or is wrong" in refused
         assert "of the workers" not in refused, "what waiting can't mend is tried again"
         assert "Traceback" not in refused
         Store.open(f"{config.url}/store").verify()

@@ -39,7 +39,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Worker
 from cmoe.common.errors import RunError
 from cmoe.run.monitoring import lost_ray
 from cmoe.run.monitoring.lost_ray import Head, Raylet, losses_told
-from cmoe.run.train_failures import Reporter, causes
+from cmoe.run.train_failures import Reporter, causes, storage_failure
 
 SIGKILL = """The actor died unexpectedly before finishing this task.
 \tclass_name: RayTrainWorker
@@ -129,6 +129,15 @@ def test_a_driver_that_loses_ray_itself_says_so_in_one_line(error: RayError, sai
     assert str(raised.value).startswith(f"Ray itself was lost: {said}")
     assert str(raised.value).endswith("the same command goes on with what was saved")
     assert "\n" not in str(raised.value)
+
+
+def test_a_storage_that_refuses_ray_is_told_as_one() -> None:
+    """Ray's controller keeps its own state, and hands on an error without what was behind it."""
+    url = "s3://bucket/runs/x/train"
+    told = storage_failure(ControllerError(PermissionError("Access Denied")), url)
+    assert str(told).startswith(f"{url}: can't be written: the access key has no permission")
+    assert storage_failure(ControllerError(WorkerGroupStartupTimeoutError(2)), url) is None
+    assert storage_failure(WorkerGroupError("", {0: PermissionError("of a worker")}), url) is None
 
 
 def test_where_memory_ran_out_it_is_said_what_to_free() -> None:
