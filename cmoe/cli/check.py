@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmoe.common.bounds import require
-from cmoe.common.command_line import LISTED_BY_HELP, refuse
-from cmoe.common.nearest import did_you_mean, near
+from cmoe.common.command_line import refuse, refuse_unknown
 from cmoe.config.tree import RunConfig
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ def main(words: Sequence[str], prog: str) -> int:
         print(_overview(prog))
         sys.exit()
     if subject not in SUBJECTS:
-        meant = did_you_mean(near(subject, SUBJECTS)) or LISTED_BY_HELP
-        refuse(prog, [f"unknown subject {subject}{meant}"])
+        refuse_unknown(prog, "subject", subject, SUBJECTS)
     return _cluster(rest, f"{prog} {subject}")
 
 

@@ -11,10 +11,9 @@ from importlib import import_module
 from typing import NamedTuple
 
 from cmoe import __version__
-from cmoe.common.command_line import LISTED_BY_HELP, refuse
+from cmoe.common.command_line import refuse_unknown
 from cmoe.common.errors import KnownError
 from cmoe.common.log_lines import log_line
-from cmoe.common.nearest import did_you_mean, near
 from cmoe.common.storage import storage_error
 
 Program = Callable[[Sequence[str], str], int]
@@ -80,8 +79,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         kind, known = ("flag", FLAGS) if name.startswith("-") else ("command", tuple(COMMANDS))
-        meant = did_you_mean(near(name, known)) or LISTED_BY_HELP
-        refuse("cmoe", [f"unknown {kind} {name}{meant}"])
+        refuse_unknown("cmoe", kind, name, known)
     return execute(COMMANDS[name].program(), f"cmoe {name}", rest)
 
 

@@ -24,7 +24,8 @@ def main(words: Sequence[str], prog: str) -> int:
     parser.add_argument("--json", action="store_true", help="one object of JSON")
     asked = parser.parse_args(words)
     from cmoe.common.storage import require_reachable
-    from cmoe.operations.status import is_run, runs_in, status_of, statuses
+    from cmoe.operations.runs import is_run
+    from cmoe.operations.status import runs_in, status_of, statuses
     from cmoe.operations.status_text import page, table
 
     url = asked.run.rstrip("/") or asked.run

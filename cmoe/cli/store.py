@@ -14,8 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cmoe.common.command_line import LISTED_BY_HELP, Parser, refuse
-from cmoe.common.nearest import did_you_mean, near
+from cmoe.common.command_line import Parser, refuse_unknown
 from cmoe.common.storage import S3, StorageError, exists
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ def main(words: Sequence[str], prog: str) -> int:
             "action", metavar="ACTION", help=f"{', '.join(ACTIONS)}: each has --help"
         )
         parser.parse_args([action])  # ends here if that is a flag
-        meant = did_you_mean(near(action, ACTIONS)) or LISTED_BY_HELP
-        refuse(prog, [f"unknown action {action}{meant}"])
+        refuse_unknown(prog, "action", action, ACTIONS)
     return ACTIONS[action](rest, f"{prog} {action}")
 
 
@@ -81,11 +79,10 @@ def verify(words: Sequence[str], prog: str) -> int:
     store = Store.follow(store_of(asked.url))
     damages = list(_damages(store))
     files = [file for record in store.records() for file in record.files.values()]
-    versions = {store.header.schema, *(record.schema for record in store.records())}
     print(
         f"{store.url}: {len(store)} tasks, {len(files)} data files, "
         f"{in_bytes(sum(file.size for file in files))}, schema version "
-        f"{' and '.join(map(str, sorted(versions)))}"
+        f"{' and '.join(map(str, sorted(store.schemas)))}"
     )
     if damages:
         raise StoreError(f"{store.url}: damaged: {len(damages)} of what was read; see above")
@@ -127,20 +124,17 @@ def _damages(store: Store) -> Iterator[str]:
 def _remove(store: Store, left: Sequence[Leftover]) -> None:
     """Remove what broken commits have left, while no job may drive the run of the store."""
     from cmoe.folder import CONFIG, STORE
-    from cmoe.run.lease import LeaseError, held
+    from cmoe.run.lease import held
     from cmoe.store.leftovers import clock, remove
 
     run = store.url.removesuffix(f"/{STORE}")
-    try:
-        with ExitStack() as stack:
-            if run != store.url and exists(f"{run}/{CONFIG}"):
-                stack.enter_context(held(run))
-            now = clock(store)
-            for each in left:
-                why = remove(store, each, now)
-                print(f"{each.name}: {'removed' if why is None else f'left there, {why}'}")
-    except LeaseError as error:
-        raise StorageError(str(error)) from error
+    with ExitStack() as stack:
+        if run != store.url and exists(f"{run}/{CONFIG}"):
+            stack.enter_context(held(run))
+        now = clock(store)
+        for each in left:
+            why = remove(store, each, now)
+            print(f"{each.name}: {'removed' if why is None else f'left there, {why}'}")
 
 
 def _line(name: str, why: str, files: int, size: int, age: float | None = None) -> str:
@@ -180,13 +174,13 @@ def upgrade(words: Sequence[str], prog: str) -> int:
     has the newest version, so that programs can read it which no longer read the older one. Its
     records are chained anew: they have other digests. A run goes on with its own store.
     """
-    from cmoe.store.copying import copy, is_newest, upgraded
+    from cmoe.store.copying import copy, upgraded
     from cmoe.store.log import Store
     from cmoe.store.schema import SCHEMA
 
     asked, theirs, ours = _from_and_to(upgrade.__doc__, words, prog)
     source = Store.open(store_of(asked.source, **theirs), **theirs)
-    if is_newest(source):
+    if source.schemas == {SCHEMA}:
         print(f"{source.url}: nothing to do: all of it has schema version {SCHEMA}")
         return 0
     made = copy(source, asked.out, change=upgraded, **ours)

@@ -61,6 +61,11 @@ def refuse(prog: str, problems: Sequence[str]) -> NoReturn:
     sys.exit(2)
 
 
+def refuse_unknown(prog: str, kind: str, word: str, known: Collection[str]) -> NoReturn:
+    """End the program as `refuse` does, with the nearest of the known words of a kind."""
+    refuse(prog, [f"unknown {kind} {word}{did_you_mean(near(word, known)) or LISTED_BY_HELP}"])
+
+
 def has_flag(words: Iterable[str], flag: str) -> bool:
     """Whether a command line gives a flag: what else is required may depend on it."""
     return any(word.partition("=")[0] == flag for word in words)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from cmoe.common.remote.mirror import Abandoned, abandoned_copies, mirrored
 from cmoe.common.run_files import RunFileError
-from cmoe.common.storage import StorageError, explained, filesystem, is_missing
+from cmoe.common.storage import StorageError, explained, filesystem
 from cmoe.common.storage_errors import LISTED, WRITTEN
 from cmoe.evaluation.predictions import unneeded_answers
 from cmoe.folder import CONFIG, LEASE, MATRIX, PREDICTIONS, STORE, TRAIN, RunFolder
+from cmoe.operations.runs import is_run, runs_below
 from cmoe.run.lease import LeaseError, alive, held, holder_of
 
 State = Literal["finished", "stopped", "running", "damaged"]
@@ -74,17 +75,15 @@ def look(url: str, *, stopped: bool) -> tuple[list[Run], list[Abandoned]]:
 
     Raises:
         StorageError: There is no such folder, or it can't be read.
+        LeaseError: The file of a lease is damaged.
     """
     url = url.rstrip("/")
-    runs = _runs(url)
+    runs = [url] if is_run(url) else [*runs_below(url, 1)]
     copies = abandoned_copies(url)
     if not runs and not copies:
         raise StorageError(f"{url}: no run is there; give a folder of runs, or one run's")
-    try:
-        holders = [holder_of(run) for run in runs]
-        driven = alive(runs, holders)
-    except LeaseError as error:
-        raise StorageError(str(error)) from error
+    holders = [holder_of(run) for run in runs]
+    driven = alive(runs, holders)
     found = [
         Run(run, "running", str(holder)) if driven_now else _looked(run, stopped)
         for run, holder, driven_now in zip(runs, holders, driven, strict=True)
@@ -113,23 +112,6 @@ def prune(run: Run, show: Callable[[str], object] = print) -> None:
                     fs.rm(f"{root}/{each.name}", recursive=True)
     except LeaseError as error:
         raise StorageError(str(error)) from error
-
-
-def _runs(url: str) -> list[str]:
-    """URLs of the runs in a folder, or of the one that it is."""
-    fs, root = filesystem(url)
-    with explained(url, LISTED):
-        try:
-            there = fs.ls(root, detail=True)
-        except FileNotFoundError as error:
-            if is_missing(error):
-                return []
-            raise
-        kinds = {each["name"].rstrip("/").rpartition("/")[2]: each["type"] for each in there}
-        if kinds.get(CONFIG) == "file":
-            return [url]
-        folders = sorted(name for name, kind in kinds.items() if kind == "directory")
-        return [f"{url}/{name}" for name in folders if fs.isfile(f"{root}/{name}/{CONFIG}")]
 
 
 def _looked(url: str, stopped: bool) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,9 +13,10 @@ from typing import Any, Literal
 from cmoe.common.errors import DataError, KnownError
 from cmoe.common.remote.mirror import mirrored
 from cmoe.common.run_files import read_object
-from cmoe.common.storage import exists, explained, filesystem
+from cmoe.common.storage import explained, filesystem
 from cmoe.common.storage_errors import LISTED
 from cmoe.folder import APART, CONFIG, LOG, MATRIX, REPORT, STATUS, SWEEP, RunFolder
+from cmoe.operations.runs import runs_below
 from cmoe.run.holder import Holder
 from cmoe.run.lease import alive, holder_of, seen
 
@@ -113,7 +114,7 @@ def runs_in(url: str) -> list[str]:
         DataError: There is none, or there are too many.
         StorageError: The folder can't be read.
     """
-    found = [*islice(_runs(url, 2), MOST + 1)]
+    found = [*islice(runs_below(url, 2), MOST + 1)]
     if not found and seen(holder := holder_of(url)):
         raise DataError(f"{url}: a job prepares it: {holder}; there is no more to tell yet")
     if not found:
@@ -121,27 +122,6 @@ def runs_in(url: str) -> list[str]:
     if len(found) > MOST:
         raise DataError(f"{url}: has more than {MOST} runs; give a folder with fewer, or one run")
     return found
-
-
-def is_run(url: str) -> bool:
-    """Whether a folder is a run's; errors as of `exists`."""
-    return exists(f"{url}/{CONFIG}")
-
-
-def _runs(url: str, depth: int) -> Iterator[str]:
-    fs, root = filesystem(url)
-    with explained(url, LISTED):
-        try:
-            entries = fs.ls(root, detail=True)
-        except FileNotFoundError:
-            return
-    folders = (e["name"].rstrip("/") for e in entries if e["type"] == "directory")
-    for name in sorted(path.rpartition("/")[2] for path in folders):
-        inner = f"{url}/{name}"
-        if is_run(inner):
-            yield inner
-        elif depth > 1:
-            yield from _runs(inner, depth - 1)
 
 
 # What the files say

@@ -9,6 +9,7 @@ QUIET_S = 60.0  # without any progress, until it is said
 WAITING_S = 10.0  # for workers to be placed, until it is said
 SILENT_S = 20.0  # without a beat: several of a worker's are missing
 NAMED = 4  # workers at most, of each kind
+GOES_ON = "the same command goes on with what was saved"
 
 
 class Spaced:
@@ -57,8 +58,7 @@ def silent(lasted: float, driver: int) -> str:
     """
     return (
         f"Ray's processes on this machine have not answered for {lasted:.0f} s. If its raylet is "
-        f"gone, `kill -KILL {driver}` ends this job, and the same command goes on with what was "
-        "saved"
+        f"gone, `kill -KILL {driver}` ends this job, and {GOES_ON}"
     )
 
 
@@ -159,7 +159,7 @@ def waiting(
     elif lasted >= QUIET_S:
         text += (
             ". If nobody else uses the rest, Ray has lost count of it (it does where a clock was "
-            "set back): end this job, and the same command goes on with what was saved"
+            f"set back): end this job, and {GOES_ON}"
         )
     return text
 

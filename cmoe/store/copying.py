@@ -30,12 +30,6 @@ def upgraded(fields: dict[str, Any]) -> dict[str, Any]:
     return fields if fields["schema"] == SCHEMA else stamped(newest(fields))
 
 
-def is_newest(source: Store) -> bool:
-    """Whether all files of a log are of the newest version."""
-    schemas = {source.header.schema, *(record.schema for record in source.records())}
-    return schemas == {SCHEMA}
-
-
 def copy(
     source: Store,
     url: str | os.PathLike[str],

@@ -99,6 +99,11 @@ class Store:
         """The tasks learned, in order."""
         return tuple(record.task for record in self._records)
 
+    @property
+    def schemas(self) -> set[int]:
+        """The schema versions that its header and records have."""
+        return {self.header.schema, *(record.schema for record in self._records)}
+
     def records(self) -> tuple[Record, ...]:
         """The validated chain, as of the last `open`, `append` or `refresh`."""
         return self._records

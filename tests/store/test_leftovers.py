@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from s3fs import S3FileSystem
 from support.hub import HubServer
-from support.logs import Place, patch_s3, primitive, two_in
+from support.logs import (
+    PART,
+    KilledError,
+    Place,
+    in_small_parts,
+    killed_in_an_upload,
+    large_primitive,
+    primitive,
+    two_in,
+)
 
 from cmoe.store.leftovers import clock, leftovers, remove
 from cmoe.store.log import Store, StoreError
 
 DAY = 24 * 3600
-
-
-class KilledError(Exception):
-    """The process ends here."""
 
 
 def killed(place: Place, task: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -125,39 +128,18 @@ def test_an_empty_folder_is_one_too(two_on_disk: Place) -> None:
 def test_an_upload_in_parts_that_broke_off_is_found_and_aborted(
     s3: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = 5 * 2**20
-    monkeypatch.setattr(S3FileSystem._pipe_file, "__defaults__", (part, None, "overwrite"))
-    s3 = replace(s3, options={**s3.options, "default_block_size": part})
+    s3 = in_small_parts(s3, monkeypatch)
     s3.create()
-    large = replace(
-        primitive("GQA"),
-        experts={"layers.0.up_proj.A": torch.arange(3 * 2**20, dtype=torch.float32)},
-    )
-    calls: list[str] = []
-
-    def crash(method: str) -> None:
-        calls.append(method)
-        if calls.count("upload_part") == 2:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch_s3(patch, crash)
-        patch.setattr(S3FileSystem, "_abort_mpu", no_abort, raising=False)
-        with pytest.raises(KilledError):
-            s3.open().append(large)
+    killed_in_an_upload(s3.open(), large_primitive(), monkeypatch)
     store = s3.open()
     (found,) = [each for each in leftovers(store) if each.upload]
     assert found.name.endswith("/experts.safetensors")
     assert 1 <= found.files < 3
-    assert part // 2 < found.size < 12 * 2**20
+    assert PART // 2 < found.size < 12 * 2**20
     # moto has begun every upload in 2010.
     assert "younger than 24 hours" in str(remove(store, found, found.written + DAY - 60))
     assert remove(store, found, clock(store) + DAY + 60) is None
     assert not [each for each in leftovers(store) if each.upload]
-
-
-async def no_abort(*_: Any, **__: Any) -> None:
-    """Who is dead aborts nothing."""
 
 
 def test_who_may_not_list_uploads_is_told_the_rest(

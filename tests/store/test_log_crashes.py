@@ -14,9 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from s3fs import S3FileSystem
-from support.logs import Place, assert_same, patch_s3, primitive
+from support.logs import (
+    Place,
+    assert_same,
+    in_small_parts,
+    killed_in_an_upload,
+    large_primitive,
+    patch_s3,
+    primitive,
+)
 
 from cmoe.common import exclusive
 from cmoe.store.log import StoreError
@@ -178,24 +184,8 @@ def test_crash_before_any_request_to_s3(s3: Place, monkeypatch: pytest.MonkeyPat
 
 
 def test_object_in_many_parts_survives_a_crash(s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    # s3fs splits what is 100 MiB and more; smaller parts take the same way in less time.
-    part = 5 * 2**20
-    monkeypatch.setattr(S3FileSystem._pipe_file, "__defaults__", (part, None, "overwrite"))
-    s3 = replace(s3, options={**s3.options, "default_block_size": part})
-    weights = torch.arange(3 * 2**20, dtype=torch.float32)
-    want = replace(primitive("GQA"), experts={"layers.0.up_proj.A": weights})
-    store = s3.create()
-    methods: list[str] = []
-
-    def crash(method: str) -> None:
-        methods.append(method)
-        if methods.count("upload_part") == 2:
-            raise CrashError
-
-    with monkeypatch.context() as patch:
-        patch_s3(patch, crash)
-        with pytest.raises(CrashError):
-            store.append(want)
+    s3, want = in_small_parts(s3, monkeypatch), large_primitive()
+    killed_in_an_upload(s3.create(), want, monkeypatch, aborts=True)
     assert s3.open().tasks == ()
     s3.open().append(want)
     assert_same(s3.open().read(0), want)

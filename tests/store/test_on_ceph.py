@@ -17,7 +17,17 @@ import pytest
 import s3fs
 import torch
 from support.ceph import Ceph
-from support.logs import Place, assert_same, patch_s3, primitive, two_in
+from support.logs import (
+    PART,
+    Place,
+    assert_same,
+    in_small_parts,
+    killed_in_an_upload,
+    large_primitive,
+    patch_s3,
+    primitive,
+    two_in,
+)
 
 from cmoe.cli.main import main
 from cmoe.common.exclusive import require_exclusive
@@ -27,8 +37,6 @@ from cmoe.store.copying import copy
 from cmoe.store.leftovers import clock, leftovers, remove
 from cmoe.store.log import Store, StoreError
 from cmoe.store.schema import MAX_JSON
-
-PART = 5 * 2**20
 
 
 @dataclass(frozen=True)
@@ -120,27 +128,9 @@ def test_writers_that_race_for_every_index(account: Account) -> None:
 def test_a_file_in_many_parts_and_one_that_broke_off(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """s3fs splits what is 100 MiB and more; smaller parts take the same way in less time."""
-    monkeypatch.setattr(s3fs.S3FileSystem._pipe_file, "__defaults__", (PART, None, "overwrite"))
-    options = {**account.place.options, "default_block_size": PART}
-    place = replace(account.place, options=options)
-    weights = torch.arange(3 * 2**20, dtype=torch.float32)
-    want = replace(primitive("GQA"), experts={"layers.0.up_proj.A": weights})
-    store, methods = place.create(), []
-
-    def crash(method: str) -> None:
-        methods.append(method)
-        if methods.count("upload_part") == 2:
-            raise KeyError("killed")
-
-    async def no_abort(*_: object) -> None:
-        """Who is dead aborts nothing."""
-
-    with monkeypatch.context() as patch:
-        patch_s3(patch, crash)
-        patch.setattr(s3fs.S3FileSystem, "_abort_mpu", no_abort)
-        with pytest.raises(KeyError, match="killed"):
-            store.append(want)
+    place, want = in_small_parts(account.place, monkeypatch), large_primitive()
+    store = place.create()
+    killed_in_an_upload(store, want, monkeypatch)
     assert place.open().tasks == ()
     (broken,) = leftovers(place.open())
     assert (broken.why, broken.upload is None) == ("an upload that wasn't completed", False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -128,6 +128,57 @@ def patch_s3(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], object]) -
         return await call(self, method, *args, **kwargs)
 
     monkeypatch.setattr(S3FileSystem, "_call_s3", patched)
+
+
+PART = 5 * 2**20  # the least that S3 takes for a part, but the last
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+def in_small_parts(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """The same place, where files beyond `PART` are uploaded in parts.
+
+    s3fs splits what is 100 MiB and more; smaller parts take the same way in less time.
+    """
+    monkeypatch.setattr(S3FileSystem._pipe_file, "__defaults__", (PART, None, "overwrite"))
+    return replace(place, options={**place.options, "default_block_size": PART})
+
+
+def large_primitive() -> Primitive:
+    """One whose experts are three parts of `in_small_parts`."""
+    weights = torch.arange(3 * 2**20, dtype=torch.float32)
+    return replace(primitive("GQA"), experts={"layers.0.up_proj.A": weights})
+
+
+def killed_in_an_upload(
+    store: Store, primitive: Primitive, monkeypatch: pytest.MonkeyPatch, *, aborts: bool = False
+) -> None:
+    """Let a writer die at the second part of an upload.
+
+    Args:
+        store: Where it appends.
+        primitive: Of more than one part.
+        monkeypatch: Of the test.
+        aborts: Whether it has time to abort the upload.
+    """
+    methods: list[str] = []
+
+    def crash(method: str) -> None:
+        methods.append(method)
+        if methods.count("upload_part") == 2:
+            raise KilledError
+
+    async def no_abort(*_: object, **__: object) -> None:
+        """Who is dead aborts nothing."""
+
+    with monkeypatch.context() as patch:
+        patch_s3(patch, crash)
+        if not aborts:
+            patch.setattr(S3FileSystem, "_abort_mpu", no_abort)
+        with pytest.raises(KilledError):
+            store.append(primitive)
 
 
 def two_in(place: Place) -> Place:

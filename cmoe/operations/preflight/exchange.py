@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from cmoe.config.settings import ClusterConfig
-from cmoe.operations.preflight.machines import Machine, told
+from cmoe.operations.preflight.machines import Machine, by_value, told
 from cmoe.run.stalls import fitting, has, lacking, listed, needed
 from cmoe.run.worker_failures import LOST
 from cmoe.run.worker_group import worker_resources
@@ -153,13 +153,11 @@ class Group:
 
     def _start(self) -> None:
         import ray
-        from ray import cloudpickle
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         from cmoe.operations.preflight import member
 
-        cloudpickle.register_pickle_by_value(member)
-        try:
+        with by_value(member):
             kind: Any = ray.remote(member.Member)
             self._members = [
                 kind.options(
@@ -171,8 +169,6 @@ class Group:
                 ).remote()
                 for n in range(self._workers)
             ]
-        finally:
-            cloudpickle.unregister_pickle_by_value(member)
 
     def _join(self, abouts: Sequence[Mapping[str, Any]], at: Sequence[str]) -> Any:
         address = f"{abouts[0]['address']}:{abouts[0]['port']}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 PINGS = 5  # of a clock; the quickest counts
@@ -56,6 +58,20 @@ def _called(node: Mapping[str, Any]) -> str:
     return given if given not in ("", node["NodeManagerAddress"]) else node["NodeManagerHostname"]
 
 
+@contextmanager
+def by_value(*modules: ModuleType) -> Iterator[None]:
+    """Let the code of modules travel with the actors that are made in the body."""
+    from ray import cloudpickle
+
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
 class Asked:
     """Machines with a scout on each.
 
@@ -69,15 +85,12 @@ class Asked:
 
     def __init__(self, machines: Iterable[Machine], wait_s: float) -> None:
         import ray
-        from ray import cloudpickle
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from cmoe.common import versions
         from cmoe.operations.preflight import scout
 
-        for module in (scout, versions):
-            cloudpickle.register_pickle_by_value(module)
-        try:
+        with by_value(scout, versions):
             kind: Any = ray.remote(num_cpus=0)(scout.Scout)
             self._scouts = {
                 each.name: kind.options(
@@ -85,9 +98,6 @@ class Asked:
                 ).remote()
                 for each in machines
             }
-        finally:
-            for module in (scout, versions):
-                cloudpickle.unregister_pickle_by_value(module)
         self._wait_s = wait_s
         self.lost: dict[str, str] = {}
 

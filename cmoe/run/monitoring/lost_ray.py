@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cmoe.common.errors import RunError
+from cmoe.run.stalls import GOES_ON
 
 LOOK_S = 5.0  # between two looks at the head
 PATIENCE_S = 3.0  # for its answer
 AWAY_S = 10.0  # without one, until it is said
 ENDS_S = os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60")  # noqa: SIM112
 """Without one: Ray ends the driver's process, so that what is to be read is said before."""
-GOES_ON = "the same command goes on with what was saved"
 LOGS = "`dmesg` there, and session_latest/logs of Ray's folder, may tell why"
 _ACTOR = re.compile(r"class_name: (\w+)")
 
